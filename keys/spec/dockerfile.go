@@ -1,0 +1,251 @@
+package spec
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// DockerfileOptions chooses the form of a Dockerfile.
+type DockerfileOptions struct {
+	BuildKit bool   // RUN --mount for caches and secrets
+	Escape   string // "unix" (the default) or "windows"
+}
+
+// Dockerfile converts a spec for a reader who wants to reproduce a build with docker.
+//
+// It is OBuilder's conversion: networks and the excluded names of copies are left out, and a command of several lines
+// becomes one, its lines joined by spaces. What a Dockerfile cannot say, as a variable of several lines, is an error.
+func (s *Spec) Dockerfile(o DockerfileOptions) (string, error) {
+	d := &dockerfile{file: s.File, buildkit: o.BuildKit, escape: `\`, taken: map[string]int{}}
+	switch o.Escape {
+	case "", "unix":
+	case "windows":
+		d.escape = "`"
+		d.root.Name = "ContainerAdministrator"
+		d.out.WriteString("#escape=`\n")
+	default:
+		return "", fmt.Errorf("unknown escape %q of a Dockerfile: expected unix or windows", o.Escape)
+	}
+	d.images(&s.Stage)
+	d.stage("", &s.Stage, map[string]string{})
+	if err := d.errs.err(); err != nil {
+		return "", err
+	}
+	return d.out.String(), nil
+}
+
+type dockerfile struct {
+	file     string
+	buildkit bool
+	escape   string
+	root     User
+	taken    map[string]int // names that no further stage may have, and how often they were asked for
+	out      strings.Builder
+	errs     ErrorList
+}
+
+// images takes the names of base images: FROM prefers a stage of the same name.
+func (d *dockerfile) images(st *Stage) {
+	d.taken[strings.ToLower(st.From.Image)] = 1
+	for _, b := range st.Builds {
+		if b.Stage != nil {
+			d.images(b.Stage)
+		}
+	}
+}
+
+// stage writes the nested builds of a stage, then the stage itself. Scope maps the builds before it to their stages'
+// names.
+func (d *dockerfile) stage(name string, st *Stage, scope map[string]string) {
+	scope = maps.Clone(scope)
+	for _, b := range st.Builds {
+		stage := d.name(b.Name)
+		if b.Stage != nil {
+			d.stage(stage, b.Stage, scope)
+		}
+		scope[b.Name] = stage
+	}
+	from := "FROM " + st.From.Image
+	if name != "" {
+		from += " as " + name
+	}
+	d.line(st.From.Pos, from)
+	user := d.root
+	for _, op := range st.Ops {
+		switch o := op.(type) {
+		case *Comment:
+			for _, line := range strings.Split(o.Text, "\n") {
+				d.line(o.Pos, "# "+strings.TrimSuffix(line, "\r"))
+			}
+		case *Workdir:
+			d.line(o.Pos, "WORKDIR "+o.Dir)
+		case *Shell:
+			d.line(o.Pos, "SHELL "+words(o.Argv))
+		case *Env:
+			d.line(o.Pos, "ENV "+o.Name+`="`+d.literal(o.Value)+`"`)
+		case *User:
+			user = *o
+			if o.Name != "" {
+				d.line(o.Pos, "USER "+o.Name)
+			} else {
+				d.line(o.Pos, fmt.Sprintf("USER %d:%d", o.UID, o.GID))
+			}
+		case *Run:
+			d.run(o, user)
+		case *Copy:
+			d.copy(o, user, scope)
+		}
+	}
+	d.out.WriteByte('\n')
+}
+
+// line writes an instruction of one line.
+func (d *dockerfile) line(pos Pos, text string) {
+	d.write(pos, text)
+	d.out.WriteByte('\n')
+}
+
+// write writes a part of a line.
+func (d *dockerfile) write(pos Pos, text string) {
+	if strings.Contains(text, "\n") {
+		d.errs = append(d.errs, &Error{d.file, pos, "a Dockerfile cannot hold a line break in " + text[:strings.IndexAny(text, " =\n")]})
+	}
+	d.out.WriteString(text)
+}
+
+// name makes a stage's name: the build's, unless that is not one for Docker or is taken. Docker does not nest scopes.
+func (d *dockerfile) name(build string) string {
+	name := strings.Map(func(r rune) rune {
+		switch {
+		case 'a' <= r && r <= 'z', 'A' <= r && r <= 'Z', '0' <= r && r <= '9', strings.ContainsRune("._-", r):
+			return r
+		}
+		return '-'
+	}, build)
+	if name == "" || !('a' <= name[0]|0x20 && name[0]|0x20 <= 'z') {
+		name = "build-" + name
+	}
+	free := name
+	for d.taken[strings.ToLower(free)] > 0 {
+		key := strings.ToLower(name)
+		d.taken[key]++
+		free = fmt.Sprintf("%s-%d", name, d.taken[key])
+	}
+	d.taken[strings.ToLower(free)] = 1
+	return free
+}
+
+func (d *dockerfile) run(o *Run, user User) {
+	d.write(o.Pos, "RUN ")
+	if d.buildkit {
+		for _, m := range o.Secrets {
+			d.write(o.Pos, d.mount("secret", m, user))
+		}
+		for _, m := range o.Caches {
+			d.write(o.Pos, d.mount("cache", m, user))
+		}
+	}
+	lines := strings.Split(o.Command, "\n")
+	for i, line := range lines {
+		line = strings.TrimSpace(line)
+		if i < len(lines)-1 && d.escape == `\` {
+			line = joined(line)
+		}
+		lines[i] = line
+	}
+	d.out.WriteString(strings.Join(lines, " "+d.escape+"\n    ") + "\n")
+}
+
+// joined drops the backslash by which the shell would have joined a line to the next: the Dockerfile joins them.
+func joined(line string) string {
+	text := strings.TrimRight(line, `\`)
+	if (len(line)-len(text))%2 == 0 {
+		return line
+	}
+	return strings.TrimRight(line[:len(line)-1], " \t")
+}
+
+// mount writes a --mount flag and a space.
+func (d *dockerfile) mount(kind string, m Mount, user User) string {
+	fields := []Option{{"type", kind}, {"id", m.ID}, {"target", m.Target}}
+	if user.Name == "" {
+		fields = append(fields, Option{"uid", strconv.Itoa(user.UID)})
+	}
+	fields = append(fields, m.Options...)
+	odd := slices.ContainsFunc(fields, func(f Option) bool { return strings.ContainsAny(f.Value, " \t,$'\"") })
+	list := make([]string, len(fields))
+	for i, f := range fields {
+		if odd {
+			f.Value = d.path(f.Value)
+		}
+		list[i] = f.Key + "=" + f.Value
+		if strings.ContainsAny(f.Value, ",\"") {
+			list[i] = `"` + strings.ReplaceAll(list[i], `"`, `""`) + `"` // CSV
+		}
+	}
+	flag := strings.Join(list, ",")
+	if odd {
+		flag = `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(flag) + `"`
+	}
+	return "--mount=" + flag + " "
+}
+
+func (d *dockerfile) copy(o *Copy, user User, scope map[string]string) {
+	parts := []string{"COPY"}
+	if user.Name == "" && (user.UID != 0 || user.GID != 0) {
+		parts = append(parts, fmt.Sprintf("--chown=%d:%d", user.UID, user.GID))
+	}
+	if o.From != "" {
+		stage, ok := scope[o.From]
+		if !ok {
+			stage = o.From // Check refuses it
+		}
+		parts = append(parts, "--from="+stage)
+	}
+	paths := make([]string, 0, len(o.Src)+1)
+	for _, src := range o.Src {
+		if src == "" || strings.HasPrefix(src, "--") {
+			src = "./" + src
+		}
+		paths = append(paths, d.path(unglob(src)))
+	}
+	paths = append(paths, d.path(o.Dst))
+	if slices.ContainsFunc(paths, func(p string) bool { return strings.ContainsAny(p, " \t\r\n\f\v") }) {
+		paths = []string{words(paths)}
+	}
+	d.line(o.Pos, strings.Join(append(parts, paths...), " "))
+}
+
+// unglob makes a path match itself only: to Docker, a source is a pattern.
+func unglob(p string) string {
+	return strings.NewReplacer("*", "[*]", "?", "[?]", "[", "[[]").Replace(p)
+}
+
+// path keeps Docker from reading quotes and variables into a path.
+func (d *dockerfile) path(p string) string {
+	return strings.NewReplacer(`"`, d.escape+`"`, `'`, d.escape+`'`, `$`, d.escape+`$`, d.escape, d.escape+d.escape).Replace(p)
+}
+
+// literal keeps Docker from reading an end, an escape or a variable into a value in double quotes.
+func (d *dockerfile) literal(v string) string {
+	return strings.NewReplacer(`"`, d.escape+`"`, `$`, d.escape+`$`, d.escape, d.escape+d.escape).Replace(v)
+}
+
+// words is a JSON list as Dockerfiles have them.
+func words(ws []string) string {
+	quoted := make([]string, len(ws))
+	for i, w := range ws {
+		var b strings.Builder
+		e := json.NewEncoder(&b)
+		e.SetEscapeHTML(false)
+		if err := e.Encode(w); err != nil {
+			panic(err) // a string always encodes
+		}
+		quoted[i] = strings.TrimSuffix(b.String(), "\n")
+	}
+	return "[ " + strings.Join(quoted, ", ") + " ]"
+}
