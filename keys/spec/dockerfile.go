@@ -17,8 +17,9 @@ type DockerfileOptions struct {
 
 // Dockerfile converts a spec for a reader who wants to reproduce a build with docker.
 //
-// It is OBuilder's conversion: networks and the excluded names of copies are left out, and a command of several lines
-// becomes one, its lines joined by spaces. What a Dockerfile cannot say, as a variable of several lines, is an error.
+// It is OBuilder's conversion: networks and the excluded names of copies are left out, a command of several lines
+// becomes one, its lines joined by spaces, and working directories stand as they are, so that Docker expands a $ in one.
+// What a Dockerfile cannot say, as a variable of several lines, is an error.
 func (s *Spec) Dockerfile(o DockerfileOptions) (string, error) {
 	d := &dockerfile{file: s.File, buildkit: o.BuildKit, escape: `\`, taken: map[string]int{}}
 	switch o.Escape {
