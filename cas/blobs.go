@@ -1,0 +1,229 @@
+package cas
+
+import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"os"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// smallBlob is the size up to which a blob is hashed again rather than synced before it becomes visible.
+const smallBlob = 1 << 20
+
+// blobPath is where a blob is, or an error for a digest that no blob can have.
+func (s *Store) blobPath(d digest.Digest) (string, error) {
+	if err := d.Validate(); err != nil {
+		return "", fmt.Errorf("blob %q: %w", d, err)
+	}
+	if d.Algorithm() != digest.SHA256 {
+		return "", fmt.Errorf("blob %s: %w: only sha256 digests are kept", d, ErrNotFound)
+	}
+	return s.path(blobsDir, "sha256", d.Encoded()), nil
+}
+
+// Blob opens the bytes of d. ErrNotFound.
+func (s *Store) Blob(d digest.Digest) (*os.File, error) {
+	path, err := s.blobPath(d)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := s.HasBlob(d); !ok {
+		return nil, fmt.Errorf("blob %s: %w", d, ErrNotFound)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("blob %s: %w", d, err)
+	}
+	return f, nil
+}
+
+// HasBlob tells a blob's size. A blob that is there stays until Close.
+func (s *Store) HasBlob(d digest.Digest) (int64, bool) {
+	path, err := s.blobPath(d)
+	if err != nil {
+		return 0, false
+	}
+	size, err := blobSize(path, d)
+	if err != nil {
+		return 0, false
+	}
+	if s.isLeased(blobRef(d)) {
+		return size, true
+	}
+	err = s.commit([]string{blobRef(d)}, func() (err error) {
+		size, err = blobSize(path, d)
+		return err
+	})
+	return size, err == nil
+}
+
+// blobSize looks whether a blob is there, and what was written.
+func blobSize(path string, d digest.Digest) (int64, error) {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return 0, ErrNotFound
+	}
+	if isMarked(info) {
+		return info.Size(), nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return checkBlob(f, d)
+}
+
+// checkBlob hashes a small blob, which a power cut may have spoiled.
+func checkBlob(f *os.File, d digest.Digest) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	if info.Size() > smallBlob {
+		return 0, fmt.Errorf("blob %s: never synced, and too large to have been meant so", d)
+	}
+	b, err := readSmall(f)
+	if err != nil {
+		return 0, err
+	}
+	if digest.FromBytes(b) != d {
+		return 0, fmt.Errorf("blob %s: its bytes have another digest", d)
+	}
+	return info.Size(), nil
+}
+
+// PutBlob stores small bytes. Up to a MiB it does not wait for the disk.
+func (s *Store) PutBlob(b []byte) (digest.Digest, error) {
+	if len(b) > smallBlob {
+		w, err := s.NewBlob()
+		if err != nil {
+			return "", err
+		}
+		defer w.Close()
+		if _, err := w.Write(b); err != nil {
+			return "", err
+		}
+		d, _, err := w.Commit("")
+		return d, err
+	}
+	d := digest.FromBytes(b)
+	if _, ok := s.HasBlob(d); ok {
+		return d, nil
+	}
+	tmp := s.temp("blob")
+	if err := writeFile(tmp, b); err != nil {
+		return "", fmt.Errorf("store blob %s: %w", d, err)
+	}
+	if err := s.installBlob(tmp, d, false); err != nil {
+		return "", err
+	}
+	return d, s.settle()
+}
+
+// installBlob makes a file visible as a blob, unless it is there.
+func (s *Store) installBlob(tmp string, d digest.Digest, synced bool) error {
+	path := s.path(blobsDir, "sha256", d.Encoded())
+	err := s.commit([]string{blobRef(d)}, func() error {
+		if _, err := blobSize(path, d); err == nil {
+			return os.Remove(tmp)
+		}
+		if !synced {
+			if err := s.note(path); err != nil {
+				return err
+			}
+		}
+		return install(tmp, path)
+	})
+	if err != nil {
+		_ = os.Remove(tmp)
+		return fmt.Errorf("store blob %s: %w", d, err)
+	}
+	return nil
+}
+
+// NewBlob begins a blob. The caller writes, then Commits or Closes.
+func (s *Store) NewBlob() (*BlobWriter, error) {
+	f, err := os.OpenFile(s.temp("blob"), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("new blob: %w", err)
+	}
+	return &BlobWriter{store: s, file: f, hash: sha256.New()}, nil
+}
+
+// A BlobWriter hashes and collects bytes in tmp.
+type BlobWriter struct {
+	store *Store
+	file  *os.File // nil after Commit or Close
+	hash  hash.Hash
+	size  int64
+	err   error // of the first failed write
+}
+
+func (w *BlobWriter) Write(p []byte) (int, error) {
+	if w.file == nil {
+		return 0, fs.ErrClosed
+	}
+	if w.err != nil {
+		return 0, w.err
+	}
+	n, err := w.file.Write(p)
+	w.hash.Write(p[:n])
+	w.size += int64(n)
+	w.err = err
+	return n, err
+}
+
+// Commit syncs and makes the bytes visible; want may be "", else it must be their digest. Idempotent across writers.
+func (w *BlobWriter) Commit(want digest.Digest) (digest.Digest, int64, error) {
+	if w.file == nil {
+		return "", 0, fmt.Errorf("commit blob: %w", fs.ErrClosed)
+	}
+	defer w.Close()
+	if w.err != nil {
+		return "", 0, fmt.Errorf("commit blob: %w", w.err)
+	}
+	d := digest.NewDigest(digest.SHA256, w.hash)
+	if want != "" && want != d {
+		return "", 0, fmt.Errorf("commit blob: the digest is %s, expected %s", d, want)
+	}
+	if _, ok := w.store.HasBlob(d); ok {
+		return d, w.size, nil
+	}
+	if err := errors.Join(w.file.Sync(), mark(w.file)); err != nil {
+		return "", 0, fmt.Errorf("commit blob %s: %w", d, err)
+	}
+	// Windows renames no open files.
+	path := w.file.Name()
+	err := w.file.Close()
+	w.file = nil
+	if err != nil {
+		_ = os.Remove(path)
+		return "", 0, fmt.Errorf("commit blob %s: %w", d, err)
+	}
+	if err := w.store.installBlob(path, d, true); err != nil {
+		return "", 0, err
+	}
+	return d, w.size, nil
+}
+
+// Close drops what was not committed. Safe after Commit.
+func (w *BlobWriter) Close() error {
+	if w.file == nil {
+		return nil
+	}
+	f := w.file
+	w.file = nil
+	err := errors.Join(f.Close(), os.Remove(f.Name()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the store was closed before
+	}
+	return err
+}

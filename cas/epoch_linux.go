@@ -1,0 +1,57 @@
+package cas
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// epoch names this boot, and the mount of dir in this boot. Both are "" when the boot cannot be told. The kernel never
+// uses a unique mount id twice: a copy of the file system is another epoch even when it is mounted in the
+// same place from the same device number. Linux before 6.8 has only ids that are used again.
+func epoch(dir string) (boot, mount string) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || len(bytes.TrimSpace(id)) == 0 {
+		return "", ""
+	}
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE, &st); err != nil {
+		return "", ""
+	}
+	if st.Mask&(unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE) == 0 {
+		st.Mnt_id = 0
+	}
+	h := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s)))[:32] }
+	return h(string(id)), h(fmt.Sprintf("%s %d:%d %d", id, st.Dev_major, st.Dev_minor, st.Mnt_id))
+}
+
+// flush makes durable what was written to the store.
+func (s *Store) flush([]*os.File) error {
+	d, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return unix.Syncfs(int(d.Fd()))
+}
+
+// placeWarnings looks where a store is.
+func placeWarnings(dir string) []string {
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) != nil {
+		return nil
+	}
+	const advice = " Use --store or $OBX_STORE to put it on a local ext4, xfs or btrfs."
+	switch uint32(st.Type) {
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return []string{"The store " + dir + " is on overlayfs, on which no other overlay can write: steps will fail." + advice}
+	case unix.NFS_SUPER_MAGIC, unix.SMB_SUPER_MAGIC, unix.SMB2_SUPER_MAGIC, unix.CIFS_SUPER_MAGIC, unix.V9FS_MAGIC,
+		unix.CEPH_SUPER_MAGIC:
+		return []string{"The store " + dir + " is on a network file system: it is slow, has no overlays, and its locks may " +
+			"not end with their holder." + advice}
+	}
+	return nil
+}

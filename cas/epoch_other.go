@@ -1,0 +1,53 @@
+//go:build !linux
+
+package cas
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// epoch cannot tell boots and mounts apart here: each commit is made durable at once.
+func epoch(string) (boot, mount string) { return "", "" }
+
+// flush makes durable what was written to the store: each of files, and what it stands for.
+func (s *Store) flush(files []*os.File) error {
+	for _, f := range files {
+		if err := s.flushOne(f.Name()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Store) flushOne(path string) error {
+	top, _, _ := strings.Cut(s.rel(path), "/")
+	if top != layersDir && top != cachesDir {
+		return syncFile(path)
+	}
+	return filepath.WalkDir(filepath.Dir(path), func(p string, e fs.DirEntry, err error) error {
+		if err != nil || !e.Type().IsRegular() {
+			return err
+		}
+		return syncFile(p)
+	})
+}
+
+func syncFile(path string) error {
+	// Windows syncs only what is open for writing.
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		if f, err = os.Open(path); err != nil {
+			return err
+		}
+		defer f.Close()
+		_ = f.Sync() // read-only: nobody has written it since it was made so
+		return nil
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+func placeWarnings(string) []string { return nil }

@@ -1,0 +1,486 @@
+package cas
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// PruneOptions says what to evict beside garbage: what no result refers to, and results that are spoiled or lack
+// something that they refer to. Leased results and what they need stay. The zero PruneOptions evicts only garbage.
+type PruneOptions struct {
+	All       bool
+	OlderThan time.Duration // by last use; 0: no limit
+	KeepBytes int64         // evict least recently used until blobs, layers and caches are this small; <=0: no limit
+	DryRun    bool
+}
+
+// A PruneReport says what went.
+type PruneReport struct {
+	Results, Blobs, Layers, Caches int
+	Bytes                          int64
+	Kept                           int // results in use
+}
+
+// Prune evicts. A result is used when any result that needs it is, and goes after those.
+func (s *Store) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
+	report, err := s.prune(ctx, o)
+	if err != nil {
+		return report, fmt.Errorf("prune %s: %w", s.dir, err)
+	}
+	if o.DryRun {
+		return report, nil
+	}
+	s.sweepLocks()
+	s.sweepMemos(o)
+	// Whoever asked for space wants it now. What cannot be deleted stays in the trash, which is no failure of the
+	// prune.
+	_ = s.emptyTrash(ctx)
+	return report, ctx.Err()
+}
+
+func (s *Store) prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
+	// The slow part first, while others go on.
+	if !o.DryRun {
+		if _, err := s.reap(); err != nil {
+			return PruneReport{}, err
+		}
+	}
+	sz, err := s.measure(ctx)
+	if err != nil {
+		return PruneReport{}, err
+	}
+	before, err := s.readAll(nil)
+	if err != nil {
+		return PruneReport{}, err
+	}
+	lock, err := acquire(ctx, s.path(gcLock), true)
+	if err != nil {
+		return PruneReport{}, err
+	}
+	defer lock.Close()
+	p := pruner{store: s, options: o, now: time.Now(), sizes: sz}
+	if err := p.read(ctx, before); err != nil {
+		return p.report, err
+	}
+	p.dropSpoiled()
+	p.protect()
+	p.dropBroken()
+	p.count()
+	p.choose()
+	p.makeRoom()
+	return p.report, p.remove()
+}
+
+// readAll reads all files of results.
+func (s *Store) readAll(before map[string]resultFile) (map[string]resultFile, error) {
+	files := map[string]resultFile{}
+	for r, err := range s.resultFiles(before) {
+		if err != nil {
+			return nil, err
+		}
+		files[r.path] = r
+	}
+	return files, nil
+}
+
+// A node is a result in the graph of what needs what.
+type node struct {
+	file      resultFile
+	parents   []*node
+	children  []*node
+	used      time.Time // by itself or any that needs it
+	depth     int
+	protected bool // in use, or needed by one in use
+	evicted   bool
+}
+
+// A pruner is one decision. It holds gc.lock exclusively from read to remove.
+type pruner struct {
+	store   *Store
+	options PruneOptions
+	now     time.Time
+	sizes   sizes
+	leases  map[string]bool
+	nodes   []*node
+	layers  map[string]int // existing layers: how many results that stay refer to them, and leases
+	blobs   map[string]int // same
+	caches  map[string]time.Time
+	evicted []*node // in the order in which they go
+	goes    []string
+	report  PruneReport
+}
+
+// read looks at everything, again.
+func (p *pruner) read(ctx context.Context, before map[string]resultFile) error {
+	s := p.store
+	var err error
+	if p.leases, err = s.liveLeases(); err != nil {
+		return err
+	}
+	files, err := s.readAll(before)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		p.nodes = append(p.nodes, &node{file: f, used: f.info.ModTime()})
+	}
+	slices.SortFunc(p.nodes, func(a, b *node) int { return cmp.Compare(a.file.path, b.file.path) })
+	p.link()
+
+	p.layers, p.blobs, p.caches = map[string]int{}, map[string]int{}, map[string]time.Time{}
+	for path, err := range filesBelow(s.path(layersDir), 1) {
+		if err != nil {
+			return err
+		}
+		name := filepath.Base(path)
+		p.layers[name] = 0
+		if _, ok := p.sizes.layers[name]; !ok {
+			if p.sizes.layers[name], err = s.layerSize(ctx, name); err != nil {
+				return err
+			}
+		}
+	}
+	for path, err := range filesBelow(s.path(blobsDir, "sha256"), 1) {
+		if err != nil {
+			return err
+		}
+		p.blobs[filepath.Base(path)] = 0
+		if info, err := os.Lstat(path); err == nil {
+			p.sizes.blobs[filepath.Base(path)], _, _ = diskUse(info)
+		}
+	}
+	for path, err := range filesBelow(s.path(cachesDir), 2) {
+		if err != nil {
+			return err
+		}
+		info, err := os.Lstat(filepath.Join(path, cacheLock))
+		if errors.Is(err, fs.ErrNotExist) {
+			info, err = os.Lstat(path)
+		}
+		if err == nil {
+			p.caches[path] = info.ModTime()
+		}
+	}
+	return nil
+}
+
+// link makes the graph, and spreads last uses to what was needed for them.
+func (p *pruner) link() {
+	type name struct{ domain, key string }
+	own, all := map[name]*node{}, map[string][]*node{}
+	for _, n := range p.nodes {
+		if n.file.err != nil {
+			continue
+		}
+		own[name{n.file.domain, n.file.res.Key}] = n
+		all[n.file.res.Key] = append(all[n.file.res.Key], n)
+	}
+	for _, n := range p.nodes {
+		if n.file.err != nil {
+			continue
+		}
+		for _, key := range n.file.res.needs() {
+			// As in holdersOf.
+			parents := all[key]
+			if parent := own[name{n.file.domain, key}]; parent != nil {
+				parents = []*node{parent}
+			}
+			for _, parent := range parents {
+				n.parents = append(n.parents, parent)
+				parent.children = append(parent.children, n)
+			}
+		}
+	}
+	// Longest paths; the bound ends cycles, which nobody makes.
+	for again, round := true, 0; again && round <= len(p.nodes); round++ {
+		again = false
+		for _, n := range p.nodes {
+			for _, parent := range n.parents {
+				if parent.used.Before(n.used) {
+					parent.used, again = n.used, true
+				}
+				if n.depth <= parent.depth && parent.depth < len(p.nodes) {
+					n.depth, again = parent.depth+1, true
+				}
+			}
+		}
+	}
+}
+
+// dropSpoiled evicts what does not exist for anybody: even for who holds it.
+func (p *pruner) dropSpoiled() {
+	for _, n := range p.nodes {
+		if n.file.err == nil {
+			// As isValid, by the leases that are complete now.
+			epoch := n.file.res.Epoch
+			if n.file.durable || epoch == p.store.epoch || p.leases[epochRef(epoch)] {
+				continue
+			}
+		}
+		n.evicted = true
+		p.evicted = append(p.evicted, n)
+	}
+}
+
+// protect marks what is in use.
+func (p *pruner) protect() {
+	var keep func(n *node)
+	keep = func(n *node) {
+		if n.protected || n.evicted {
+			return
+		}
+		n.protected = true
+		p.report.Kept++
+		for _, parent := range n.parents {
+			keep(parent)
+		}
+	}
+	for _, n := range p.nodes {
+		if p.leases["key "+n.file.domain+" "+filepath.Base(n.file.path)] {
+			keep(n)
+		}
+	}
+}
+
+// dropBroken evicts results that lack what they refer to.
+func (p *pruner) dropBroken() {
+	for _, n := range p.nodes {
+		if !n.evicted && !n.protected && p.lacks(n) {
+			p.evict(n)
+		}
+	}
+}
+
+// lacks reports whether something that a result refers to is missing.
+func (p *pruner) lacks(n *node) bool {
+	r := n.file.res
+	for _, l := range r.Layers {
+		if _, ok := p.layers[l]; !ok || !p.store.layerIsValid(l) {
+			return true
+		}
+	}
+	for _, d := range r.Blobs {
+		if _, ok := p.blobs[hexOf(d)]; !ok {
+			return true
+		}
+	}
+	found := map[string]bool{}
+	for _, parent := range n.parents {
+		if !parent.evicted {
+			found[parent.file.res.Key] = true
+		}
+	}
+	for _, key := range r.needs() {
+		if !found[key] {
+			return true
+		}
+	}
+	return false
+}
+
+// evict takes a result and all that need it off, those first.
+func (p *pruner) evict(n *node) {
+	if n.evicted {
+		return
+	}
+	n.evicted = true
+	for _, c := range n.children {
+		if !c.protected {
+			p.evict(c)
+		}
+	}
+	p.evicted = append(p.evicted, n)
+}
+
+// count counts the references of what stays.
+func (p *pruner) count() {
+	for name := range p.layers {
+		if p.leases[layerRef(name)] {
+			p.layers[name]++
+		}
+	}
+	for hex := range p.blobs {
+		if p.leases["blob "+hex] {
+			p.blobs[hex]++
+		}
+	}
+	for _, n := range p.nodes {
+		if !n.evicted {
+			p.refer(n, 1)
+		}
+	}
+}
+
+// refer counts the references of a result up or down, and returns the bytes that nothing refers to after it.
+func (p *pruner) refer(n *node, by int) int64 {
+	var freed int64
+	add := func(counts map[string]int, sizes map[string]int64, name string) {
+		if _, ok := counts[name]; !ok {
+			return
+		}
+		counts[name] += by
+		if counts[name] == 0 {
+			freed += sizes[name]
+		}
+	}
+	for _, l := range n.file.res.Layers {
+		add(p.layers, p.sizes.layers, l)
+	}
+	for _, d := range n.file.res.Blobs {
+		add(p.blobs, p.sizes.blobs, hexOf(d))
+	}
+	return freed
+}
+
+// evictUnused evicts a result, with all that need it, and returns the bytes that this frees.
+func (p *pruner) evictUnused(n *node) int64 {
+	if n.evicted || n.protected {
+		return 0
+	}
+	from := len(p.evicted)
+	p.evict(n)
+	var freed int64
+	for _, gone := range p.evicted[from:] {
+		freed += p.refer(gone, -1)
+	}
+	return freed
+}
+
+// choose evicts by the options that do not count bytes.
+func (p *pruner) choose() {
+	isOld := func(used time.Time) bool {
+		return p.options.All || p.options.OlderThan > 0 && p.now.Sub(used) > p.options.OlderThan
+	}
+	for _, n := range p.nodes {
+		if isOld(n.used) {
+			p.evictUnused(n)
+		}
+	}
+	for path, used := range p.caches {
+		if isOld(used) {
+			p.evictCache(path)
+		}
+	}
+}
+
+func (p *pruner) evictCache(path string) {
+	delete(p.caches, path)
+	p.goes = append(p.goes, path)
+}
+
+// makeRoom evicts the least recently used until what stays is small enough.
+func (p *pruner) makeRoom() {
+	if p.options.KeepBytes <= 0 {
+		return
+	}
+	type candidate struct {
+		used  time.Time
+		depth int
+		node  *node
+		cache string
+	}
+	var cs []candidate
+	for _, n := range p.nodes {
+		if !n.evicted && !n.protected {
+			cs = append(cs, candidate{used: n.used, depth: n.depth, node: n})
+		}
+	}
+	for path, used := range p.caches {
+		cs = append(cs, candidate{used: used, cache: path})
+	}
+	slices.SortFunc(cs, func(a, b candidate) int {
+		// Of a chain that was last used as a whole, the end first.
+		return cmp.Or(a.used.Compare(b.used), cmp.Compare(b.depth, a.depth), cmp.Compare(a.cache, b.cache))
+	})
+	size := p.size()
+	for _, c := range cs {
+		if size <= p.options.KeepBytes {
+			return
+		}
+		if c.node != nil {
+			size -= p.evictUnused(c.node)
+			continue
+		}
+		p.evictCache(c.cache)
+		size -= p.sizes.caches[c.cache]
+	}
+}
+
+// size is what stays.
+func (p *pruner) size() int64 {
+	var n int64
+	for name, refs := range p.layers {
+		if refs > 0 {
+			n += p.sizes.layers[name]
+		}
+	}
+	for hex, refs := range p.blobs {
+		if refs > 0 {
+			n += p.sizes.blobs[hex]
+		}
+	}
+	for path := range p.caches {
+		n += p.sizes.caches[path]
+	}
+	return n
+}
+
+// remove does what was decided. Children go before their parents, and results before what they refer to, so that a
+// prune that is killed leaves only garbage.
+func (p *pruner) remove() error {
+	var errs []error
+	gone := func(path string, n int64, count *int) {
+		if !p.options.DryRun {
+			if err := p.store.discard(path); err != nil {
+				errs = append(errs, err)
+				return
+			}
+		}
+		*count++
+		p.report.Bytes += n
+	}
+	for _, n := range p.evicted {
+		size, _, _ := diskUse(n.file.info)
+		gone(n.file.path, size, &p.report.Results)
+	}
+	if errs != nil {
+		return errors.Join(errs...)
+	}
+	for name, refs := range p.layers {
+		if refs == 0 {
+			gone(p.store.path(layersDir, name), p.sizes.layers[name], &p.report.Layers)
+		}
+	}
+	for hex, refs := range p.blobs {
+		if refs == 0 {
+			gone(p.store.path(blobsDir, "sha256", hex), p.sizes.blobs[hex], &p.report.Blobs)
+		}
+	}
+	for _, path := range p.goes {
+		free, err := p.store.discardCache(path, p.options.DryRun)
+		if err != nil {
+			errs = append(errs, err)
+		} else if free {
+			p.report.Caches++
+			p.report.Bytes += p.sizes.caches[path]
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hexOf is the name of a blob's file. Digests in a result may be anything.
+func hexOf(d digest.Digest) string {
+	if d.Validate() != nil {
+		return ""
+	}
+	return d.Encoded()
+}

@@ -1,0 +1,304 @@
+package cas
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// ErrNotFound says that the store has no such thing.
+var ErrNotFound = errors.New("not found in the store")
+
+// format is the content of the file version.
+const format = "1"
+
+// The directories of a store.
+const (
+	blobsDir    = "blobs"
+	layersDir   = "layers"
+	resultsDir  = "results"
+	cachesDir   = "caches"
+	locksDir    = "locks"
+	leasesDir   = "leases"
+	deadDir     = "dead"
+	unsyncedDir = "unsynced"
+	hashesDir   = "hashes"
+	tmpDir      = "tmp"
+	trashDir    = "trash"
+
+	gcLock      = "gc.lock"
+	versionFile = "version"
+)
+
+func topDirs() []string {
+	return []string{
+		blobsDir, layersDir, resultsDir, cachesDir, locksDir, leasesDir, deadDir, unsyncedDir, hashesDir, tmpDir, trashDir,
+	}
+}
+
+// A Store is one process's use of a store directory. Its methods may be called at the same time.
+type Store struct {
+	dir      string
+	run      string
+	boot     string // which boot of the machine, hashed; "" where that cannot be told
+	epoch    string // of what is written now; "" where that cannot be told
+	warnings []string
+	dead     []string
+
+	serial atomic.Uint64 // makes names in this run's directories
+
+	mu      sync.Mutex // guards the following, and serialises commits
+	closed  bool
+	gc      *os.File        // locked shared during a commit
+	lease   *os.File        // locked for as long as this run lives
+	leased  map[string]bool // lines of lease
+	journal *os.File        // of unsynced; nil if nothing was committed since the last sync
+	noted   map[string]bool // lines of journal
+	held    map[closer]struct{}
+
+	kinMu sync.Mutex
+	kin   map[string]bool // epochs that are as good as ours
+
+	syncing sync.Mutex // one Sync at a time
+	ctx     context.Context
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+	trashed chan struct{} // wakes the sweeper
+}
+
+// A closer is released with the Store, if nobody did before.
+type closer interface{ Close() error }
+
+// Open makes or opens a store, removes what dead processes have left in tmp, and makes this process's own directory
+// in tmp.
+//
+// It works on a full disk, so that the store can be pruned.
+func Open(dir string) (*Store, error) {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	if err := prepare(dir); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	s := &Store{
+		dir:      dir,
+		leased:   map[string]bool{},
+		kin:      map[string]bool{},
+		held:     map[closer]struct{}{},
+		trashed:  make(chan struct{}, 1),
+		warnings: placeWarnings(dir),
+	}
+	s.boot, s.epoch = epoch(dir)
+	if err := s.begin(); err != nil {
+		s.end()
+		return nil, fmt.Errorf("open store %s: %w", dir, err)
+	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	s.wg.Go(s.syncNowAndThen)
+	s.wg.Go(s.sweepTrash)
+	return s, nil
+}
+
+// prepare makes the tree, or checks its format.
+func prepare(dir string) error {
+	version := filepath.Join(dir, versionFile)
+	b, err := os.ReadFile(version)
+	if err == nil && len(b) > 0 {
+		if got := strings.TrimSpace(string(b)); got != format {
+			return fmt.Errorf("its format is %q, this program knows only %q: use a newer obx, or another store", got, format)
+		}
+		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// Layers hold other systems' setuid programs and devices: nobody else may walk in.
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		// Another process may be making the store just now, and a file system of its own has its lost+found.
+		known := append(topDirs(), gcLock, "lost+found")
+		if !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), versionFile) {
+			return fmt.Errorf("it is not empty and not a store: it has %q", e.Name())
+		}
+	}
+	for _, d := range append(topDirs(), filepath.Join(blobsDir, "sha256")) {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	tmp := version + "." + randomHex()
+	if err := writeFile(tmp, []byte(format+"\n")); err != nil {
+		return err
+	}
+	if err := rename(tmp, version); err != nil {
+		_ = os.Remove(tmp)
+		return err
+	}
+	return nil
+}
+
+// begin opens the lock files, cleans up after the dead, and makes this run's directory.
+func (s *Store) begin() error {
+	var err error
+	if s.gc, err = os.OpenFile(s.path(gcLock), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+		return err
+	}
+	// The directory in tmp is made under the lock of the lease, and nobody takes the directory away without it.
+	for s.lease == nil {
+		// The part that tells the boot lets clean-up forget runs that cannot have left anything outside of the store.
+		s.run = s.bootPrefix() + randomHex()
+		if s.lease, err = createLocked(s.path(leasesDir, s.run)); err != nil {
+			return err
+		}
+	}
+	if s.dead, err = s.reap(); err != nil {
+		return err
+	}
+	err = os.Mkdir(s.TempDir(), 0o700)
+	if isFull(err) {
+		if s.emptyTrash(context.Background()) == nil {
+			err = os.Mkdir(s.TempDir(), 0o700)
+		}
+		if isFull(err) {
+			return nil
+		}
+	}
+	return err
+}
+
+// bootPrefix begins the names of runs of this boot.
+func (s *Store) bootPrefix() string { return (s.boot + "000000")[:6] }
+
+func (s *Store) isOfThisBoot(run string) bool { return strings.HasPrefix(run, s.bootPrefix()) }
+
+// Close releases locks and leases, and removes this process's directory in tmp. It waits for a background sync that
+// is under way, as the end of the process would; it begins none.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	held := s.held
+	s.held = nil
+	s.mu.Unlock()
+
+	s.stop()
+	for c := range held {
+		_ = c.Close()
+	}
+	s.wg.Wait()
+	return s.end()
+}
+
+// end undoes begin.
+func (s *Store) end() error {
+	var errs []error
+	if s.lease != nil {
+		// Mostly empty; what is not is no reason to keep anyone waiting.
+		if err := os.Remove(s.TempDir()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, s.discard(s.TempDir()))
+		}
+		errs = append(errs, removeLocked(s.lease))
+	}
+	if s.journal != nil {
+		errs = append(errs, s.journal.Close())
+	}
+	if s.gc != nil {
+		errs = append(errs, s.gc.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("close store %s: %w", s.dir, err)
+	}
+	return nil
+}
+
+// Dir is the absolute path of the store.
+func (s *Store) Dir() string { return s.dir }
+
+// Warnings tells in sentences what is wrong with where the store is (overlayfs, NFS), and what to do.
+func (s *Store) Warnings() []string { return s.warnings }
+
+// RunID names this process's use, unique among the living and the dead: the base name of TempDir().
+func (s *Store) RunID() string { return s.run }
+
+// TempDir is this process's own directory below STORE/tmp, on the same file system as all else. It goes with Close,
+// or with the next Open by anyone after this process has died.
+func (s *Store) TempDir() string { return s.path(tmpDir, s.run) }
+
+// path is a path in the store.
+func (s *Store) path(elem ...string) string {
+	return filepath.Join(append([]string{s.dir}, elem...)...)
+}
+
+// rel is the inverse of path, with slashes.
+func (s *Store) rel(path string) string {
+	return filepath.ToSlash(strings.TrimPrefix(path[len(s.dir):], string(filepath.Separator)))
+}
+
+// fresh is a new name within this run.
+func (s *Store) fresh() string { return fmt.Sprintf("%s-%d", s.run, s.serial.Add(1)) }
+
+// temp is a new path in TempDir.
+func (s *Store) temp(what string) string {
+	return filepath.Join(s.TempDir(), fmt.Sprintf("%s-%d", what, s.serial.Add(1)))
+}
+
+// commit leases refs and calls f, which makes things visible or sees that they are there, while no prune decides.
+func (s *Store) commit(refs []string, f func() error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	if err := lockFile(s.gc, false); err != nil {
+		return fmt.Errorf("lock %s: %w", s.gc.Name(), err)
+	}
+	defer func() { _ = unlockFile(s.gc) }()
+	if err := s.addLeases(refs); err != nil {
+		return err
+	}
+	return errors.Join(f(), s.addLeases(s.kinRefs()))
+}
+
+// hold has c closed with the store, unless letGo comes first.
+func (s *Store) hold(c closer) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return os.ErrClosed
+	}
+	s.held[c] = struct{}{}
+	return nil
+}
+
+func (s *Store) letGo(c closer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.held, c)
+}
+
+// isFull reports whether err is for want of space.
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errQuota)
+}
+
+// ageOf tells how long ago a file was last changed or touched.
+func ageOf(info fs.FileInfo) time.Duration { return time.Since(info.ModTime()) }
