@@ -1,0 +1,378 @@
+package layers
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// WriteChange writes a layer directory as an uncompressed OCI layer tar (whiteouts as .wh. files). It never changes
+// the directory; sockets are left out.
+func WriteChange(ctx context.Context, w io.Writer, dir string) error {
+	fd, err := openRoot(dir)
+	if err != nil {
+		return fmt.Errorf("write layer: %w", err)
+	}
+	t := changeWriter{tarWriter: newTarWriter(w), ctx: ctx}
+	if err := t.dir(fd, "."); err != nil {
+		return fmt.Errorf("write layer: %w", err)
+	}
+	return t.close()
+}
+
+type changeWriter struct {
+	*tarWriter
+	ctx context.Context
+}
+
+// dir writes a directory with everything below it, and closes fd.
+func (t *changeWriter) dir(fd int, name string) error {
+	closed := false
+	defer func() {
+		if !closed {
+			unix.Close(fd)
+		}
+	}()
+	m, opaque, err := fdMeta(fd)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	h := tar.Header{
+		Typeflag: tar.TypeDir, Name: name, Mode: int64(m.mode), Uid: m.uid, Gid: m.gid, ModTime: m.mtime,
+	}
+	if err := t.add(&h, inode{}, m.xattrs, nil); err != nil {
+		return err
+	}
+	if opaque == "y" {
+		if err := t.mark(name, opaqueMarker); err != nil {
+			return err
+		}
+	}
+	list, err := unix.Dup(fd) // readDir closes what it reads
+	if err != nil {
+		return err
+	}
+	entries, err := readDir(list, name)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := t.ctx.Err(); err != nil {
+			return err
+		}
+		// An opaque "x" says that whiteouts may have their other form, an attribute of an empty file.
+		if err := t.entry(fd, e, path.Join(name, e.Name()), opaque == "x"); err != nil {
+			return err
+		}
+	}
+	closed = true
+	return unix.Close(fd)
+}
+
+func (t *changeWriter) entry(dirfd int, e fs.DirEntry, name string, xwhiteouts bool) error {
+	base := e.Name()
+	if strings.HasPrefix(base, whiteoutPrefix) {
+		return reservedName(name)
+	}
+	switch e.Type() {
+	case fs.ModeDir:
+		fd, err := openDirAt(dirfd, base)
+		if err != nil {
+			return &fs.PathError{Op: "open", Path: name, Err: err}
+		}
+		return t.dir(fd, name)
+	case 0:
+		return t.file(dirfd, base, name, xwhiteouts)
+	case fs.ModeSocket:
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstatat(dirfd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return &fs.PathError{Op: "lstat", Path: name, Err: err}
+	}
+	if isWhiteout(&st) {
+		return t.mark(path.Dir(name), whiteoutPrefix+base)
+	}
+	h, ino := headerOfStat(&st)
+	h.Name = name
+	if h.Typeflag == tar.TypeSymlink {
+		target, err := readLinkAt(dirfd, base)
+		if err != nil {
+			return &fs.PathError{Op: "readlink", Path: name, Err: err}
+		}
+		h.Linkname = target
+	}
+	xattrs, err := pathXattrs(fdPath(dirfd) + "/" + base)
+	if err != nil {
+		return &fs.PathError{Op: "listxattr", Path: name, Err: err}
+	}
+	return t.add(&h, ino, xattrs, nil)
+}
+
+func (t *changeWriter) file(dirfd int, base, name string, xwhiteouts bool) error {
+	fd, err := openFileAt(dirfd, base)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: name, Err: err}
+	}
+	xattrs, err := fdXattrs(fd)
+	if err != nil {
+		return &fs.PathError{Op: "listxattr", Path: name, Err: err}
+	}
+	if _, ok := xattrs[whiteoutXattr]; ok {
+		if xwhiteouts && st.Size == 0 {
+			return t.mark(path.Dir(name), whiteoutPrefix+base)
+		}
+		delete(xattrs, whiteoutXattr)
+	}
+	delete(xattrs, opaqueXattr)
+	h, ino := headerOfStat(&st)
+	h.Name = name
+	return t.add(&h, ino, xattrs, func(w io.Writer) error {
+		return t.content(w, fd, st.Size, st.Blocks*512 < st.Size)
+	})
+}
+
+// content writes a file's bytes. Holes are found, not read.
+func (t *changeWriter) content(w io.Writer, fd int, size int64, sparse bool) error {
+	for at := int64(0); at < size; {
+		end := size
+		if sparse {
+			data, err := unix.Seek(fd, at, unix.SEEK_DATA)
+			if err == unix.ENXIO { // a hole up to the end
+				data, err = size, nil
+			}
+			if err != nil {
+				return err
+			}
+			if err := t.zeros(w, min(data, size)-at); err != nil {
+				return err
+			}
+			if at = data; at >= size {
+				return nil
+			}
+			if end, err = unix.Seek(fd, at, unix.SEEK_HOLE); err != nil {
+				return err
+			}
+			end = min(end, size)
+		}
+		for at < end {
+			n, err := unix.Pread(fd, t.buf[:min(int64(len(t.buf)), end-at)], at)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return errors.New("it became shorter while it was read")
+			}
+			if _, err := w.Write(t.buf[:n]); err != nil {
+				return err
+			}
+			at += int64(n)
+			if err := t.ctx.Err(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (t *changeWriter) zeros(w io.Writer, n int64) error {
+	if n == 0 {
+		return nil
+	}
+	clear(t.buf)
+	for n > 0 {
+		k, err := w.Write(t.buf[:min(int64(len(t.buf)), n)])
+		if err != nil {
+			return err
+		}
+		if err := t.ctx.Err(); err != nil {
+			return err
+		}
+		n -= int64(k)
+	}
+	return nil
+}
+
+func reservedName(name string) error {
+	return fmt.Errorf("%s: names that begin with %q cannot be kept in a layer", name, whiteoutPrefix)
+}
+
+// Seal prepares a directory that overlayfs has written, over lower directories (base first), for being a layer: it
+// removes sockets, as packing leaves them out and the next step must see what an unpacked layer gives. A removed
+// socket leaves its directory's modification time as it was, and a whiteout where it hid something of the lower directories. A
+// name that no layer can hold is an error. empty says that the directory has no entries; its own attributes are
+// another matter (SameDir).
+func Seal(dir string, lower ...string) (empty bool, err error) {
+	fd, err := openRoot(dir)
+	if err != nil {
+		return false, fmt.Errorf("seal layer: %w", err)
+	}
+	s := sealer{dir: dir, lower: lower}
+	if empty, err = s.seal(fd, "."); err != nil {
+		return false, fmt.Errorf("seal layer: %w", err)
+	}
+	return empty, nil
+}
+
+type sealer struct {
+	dir   string
+	lower []string
+}
+
+// seal needs only the names and types that reading a directory gives: no call per file. It closes fd.
+func (s *sealer) seal(fd int, name string) (empty bool, err error) {
+	defer unix.Close(fd)
+	list, err := unix.Dup(fd)
+	if err != nil {
+		return false, err
+	}
+	entries, err := readDir(list, name)
+	if err != nil {
+		return false, err
+	}
+	var before *unix.Stat_t // set once the directory was changed
+	empty = true
+	for _, e := range entries {
+		p := path.Join(name, e.Name())
+		if strings.HasPrefix(e.Name(), whiteoutPrefix) {
+			return false, reservedName(p)
+		}
+		if e.Type() == fs.ModeSocket {
+			if before == nil {
+				before = new(unix.Stat_t)
+				if err := unix.Fstat(fd, before); err != nil {
+					return false, &fs.PathError{Op: "stat", Path: name, Err: err}
+				}
+			}
+			hidden, err := s.removeSocket(fd, e.Name(), p)
+			if err != nil {
+				return false, err
+			}
+			empty = empty && !hidden
+			continue
+		}
+		empty = false
+		if e.Type() == fs.ModeDir {
+			sub, err := openDirAt(fd, e.Name())
+			if err != nil {
+				return false, &fs.PathError{Op: "open", Path: p, Err: err}
+			}
+			if _, err := s.seal(sub, p); err != nil {
+				return false, err
+			}
+		}
+	}
+	if before != nil {
+		times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, before.Mtim}
+		if err := unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH); err != nil {
+			return false, &fs.PathError{Op: "utimensat", Path: name, Err: err}
+		}
+	}
+	return empty, nil
+}
+
+func (s *sealer) removeSocket(dirfd int, base, name string) (hidden bool, err error) {
+	if hidden, err = s.hides(name); err != nil {
+		return false, err
+	}
+	if err := unix.Unlinkat(dirfd, base, 0); err != nil {
+		return false, &fs.PathError{Op: "remove", Path: name, Err: err}
+	}
+	if hidden {
+		if err := unix.Mknodat(dirfd, base, unix.S_IFCHR, 0); err != nil {
+			return false, &fs.PathError{Op: "make whiteout", Path: name, Err: err}
+		}
+	}
+	return hidden, nil
+}
+
+// hides reports whether the lower directories would show something of a name without what the layer has there.
+func (s *sealer) hides(name string) (bool, error) {
+	var dirs []int // topmost first: the directories that are merged on the way to name
+	defer func() { closeAll(dirs) }()
+	for _, d := range slices.Backward(append(slices.Clone(s.lower), s.dir)) {
+		fd, err := openRoot(d)
+		if err != nil {
+			return false, err
+		}
+		dirs = append(dirs, fd)
+	}
+	names := strings.Split(name, "/")
+	for _, n := range names[:len(names)-1] {
+		var next []int
+		for _, d := range dirs {
+			fd, err := openDirAt(d, n)
+			if err == unix.ENOENT {
+				continue
+			}
+			if err != nil { // a file or a whiteout, which hides what is below it
+				break
+			}
+			next = append(next, fd)
+			if _, opaque, err := fdMeta(fd); err != nil || opaque == "y" {
+				break
+			}
+		}
+		closeAll(dirs)
+		dirs = next
+	}
+	for i, d := range dirs {
+		var st unix.Stat_t
+		err := unix.Fstatat(d, names[len(names)-1], &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err == unix.ENOENT || i == 0 { // the first is the layer's own
+			continue
+		}
+		return err == nil && !isWhiteout(&st), err
+	}
+	return false, nil
+}
+
+// MakeUpper makes the new directory dir with the attributes of another, for overlayfs to write to: the root of a
+// merged file system is that of its topmost layer, so without them a step would change the root by running.
+func MakeUpper(dir, below string) error {
+	m, err := dirMeta(below)
+	if err != nil {
+		return err
+	}
+	if err := unix.Mkdir(dir, 0o700); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: dir, Err: err}
+	}
+	fd, err := openRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := m.setFD(fd); err != nil {
+		return fmt.Errorf("%s: %w", dir, err)
+	}
+	return nil
+}
+
+// SameDir reports whether two directories' own attributes agree, as far as a layer keeps them.
+func SameDir(a, b string) (bool, error) {
+	m, err := dirMeta(a)
+	if err != nil {
+		return false, err
+	}
+	n, err := dirMeta(b)
+	if err != nil {
+		return false, err
+	}
+	return m.equal(n), nil
+}

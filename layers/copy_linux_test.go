@@ -1,0 +1,287 @@
+package layers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sys/unix"
+)
+
+// plant makes files as words say: "d/" a directory, "f" a file, "l->to" a link, ":MODE" after one its mode.
+func plant(t testing.TB, root, words string) {
+	t.Helper()
+	for _, w := range strings.Fields(words) {
+		w, mode, _ := strings.Cut(w, ":")
+		name, to, isLink := strings.Cut(w, "->")
+		path := filepath.Join(root, name)
+		check(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		switch {
+		case isLink:
+			check(t, os.Symlink(to, path))
+		case strings.HasSuffix(w, "/"):
+			check(t, os.MkdirAll(path, 0o755))
+		default:
+			check(t, os.WriteFile(path, []byte("of "+filepath.Base(name)), 0o644))
+		}
+		if mode != "" {
+			var m uint32
+			_, err := fmt.Sscanf(mode, "%o", &m)
+			check(t, err)
+			check(t, unix.Chmod(path, m))
+		}
+	}
+}
+
+func TestCopy(t *testing.T) {
+	needRoot(t)
+	for _, tt := range []struct {
+		name, parent, source, srcs, dst string
+		want                            string // what the layer has; the user is 7:8
+	}{
+		{"file to a name", "", "a", "a", "/x",
+			"x f 644 4 7:8"},
+		{"file into a directory that is missing", "", "a", "a", "/new/deep/",
+			"new d 755; new/deep d 755 7:8; new/deep/a f 644 4 7:8"},
+		{"file below a directory that is missing", "", "a", "a", "/new/x",
+			"new d 755; new/x f 644 4 7:8"},
+		{"file into the root", "etc/", "a", "a", "/",
+			"a f 644 4 7:8"},
+		{"file over a file", "f:600", "a", "a", "/f",
+			"f f 644 4 7:8"},
+		{"file over a link, which it replaces", "real f->real", "a", "a", "/f",
+			"f f 644 4 7:8"},
+		{"file through a link to a directory", "usr/bin/ bin->usr/bin", "a", "a", "/bin/",
+			"usr d 755; usr/bin d 755; usr/bin/a f 644 4 7:8"},
+		{"file to a name through a link", "usr/bin/ bin->usr/bin", "a", "a", "/bin/x",
+			"usr d 755; usr/bin d 755; usr/bin/x f 644 4 7:8"},
+		{"through an absolute link", "real/ lnk->/real", "a", "a", "/lnk/",
+			"real d 755; real/a f 644 4 7:8"},
+		{"through a link that goes up beyond the root", "real/ d/lnk->../../../real", "a", "a", "/d/lnk/",
+			"real d 755; real/a f 644 4 7:8"},
+		{"through links to links", "real/ a->b b->/c c->./real/.", "x", "x", "/a/y",
+			"real d 755; real/y f 644 4 7:8"},
+		{"through a link to nothing", "lnk->no/where", "a", "a", "/lnk/",
+			"no d 755; no/where d 755 7:8; no/where/a f 644 4 7:8"},
+		{"existing directories as they are", "tmp/:1777 tmp/s/:2700", "a", "a", "/tmp/s/",
+			"tmp d 1777; tmp/s d 2700; tmp/s/a f 644 4 7:8"},
+		{"several files", "", "a b:700 c:4654", "a b c", "/m/",
+			"m d 755 7:8; m/a f 644 4 7:8; m/b f 755 4 7:8; m/c f 755 4 7:8"},
+		{"a source twice", "", "a", "a a", "/m/",
+			"m d 755 7:8; m/a f 644 4 7:8"},
+		{"directory to a name", "", "d/a d/e/ d/l->a", "d", "/x",
+			"x d 755 7:8; x/a f 644 4 7:8; x/e d 755 7:8; x/l l a 7:8"},
+		{"directory into a directory", "", "d/a", "d", "/x/",
+			"x d 755 7:8; x/d d 755 7:8; x/d/a f 644 4 7:8"},
+		{"directory into one that exists, and keeps its attributes", "x/:700 x/keep x/sub/:711 x/a:600", "d/a d/sub/b", "d", "/x",
+			"x d 700; x/a f 644 4 7:8; x/sub d 711; x/sub/b f 644 4 7:8"},
+		{"directory over a file", "x", "d/a", "d", "/x",
+			"x d 755 7:8; x/a f 644 4 7:8"},
+		{"directory over a link to a directory, which it follows", "real/keep x->real", "d/a", "d", "/x",
+			"real d 755; real/a f 644 4 7:8"},
+		{"directory inside a source over a link to a directory", "usr/lib/ lib->usr/lib", "lib/a", ".", "/",
+			"usr d 755; usr/lib d 755; usr/lib/a f 644 4 7:8"},
+		{"everything to a name", "", "a d/b", ".", "/all",
+			"all d 755 7:8; all/a f 644 4 7:8; all/d d 755 7:8; all/d/b f 644 4 7:8"},
+		{"everything into a directory", "", "a d/b", ".", "/all/",
+			"all d 755 7:8; all/a f 644 4 7:8; all/d d 755 7:8; all/d/b f 644 4 7:8"},
+		{"everything into the root", "etc/:700", "a etc/b", ".", "/",
+			"a f 644 4 7:8; etc d 700; etc/b f 644 4 7:8"},
+		{"everything to a workdir that is spelled with dots", "", "a", ".", "/w/./.",
+			"w d 755 7:8; w/a f 644 4 7:8"},
+		{"two directories of one name", "", "x/d/a y/d/b", "x/d y/d", "/o/",
+			"o d 755 7:8; o/d d 755 7:8; o/d/a f 644 4 7:8; o/d/b f 644 4 7:8"},
+		{"a directory over a file of the same copy", "", "x/n y/n/b", "x/n y/n", "/o/",
+			"o d 755 7:8; o/n d 755 7:8; o/n/b f 644 4 7:8"},
+		{"through a link of the same copy", "etc/", "x/n->/etc y/n/b", "x/n y/n", "/o/",
+			"etc d 755; etc/b f 644 4 7:8; o d 755 7:8; o/n l /etc 7:8"},
+		{"a link as itself", "", "l->/etc/passwd", "l", "/x",
+			"x l /etc/passwd 7:8"},
+		{"empty directory", "", "e/", "e", "/e1",
+			"e1 d 755 7:8"},
+		{"slashes twice", "", "a", "a", "//x///y//",
+			"x d 755; x/y d 755 7:8; x/y/a f 644 4 7:8"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tmp := t.TempDir()
+			got, err := copyOf(t, tmp, tt.parent, tt.source, tt.srcs, tt.dst)
+			check(t, err)
+			if got != tt.want {
+				t.Errorf("\n got %s\nwant %s", got, tt.want)
+			}
+		})
+	}
+}
+
+// copyOf plants a parent and a source directory and runs one copy.
+func copyOf(t *testing.T, tmp, parentWords, sourceWords, srcs, dst string) (string, error) {
+	t.Helper()
+	parent, source, out := mkdir(t, tmp, "parent"), mkdir(t, tmp, "source"), mkdir(t, tmp, "out")
+	plant(t, parent, parentWords)
+	plant(t, source, sourceWords)
+	to, from := openTree(t, parent), openTree(t, source)
+	c := Copy{From: from, Parent: to, Dst: dst, UID: 7, GID: 8}
+	for _, src := range strings.Fields(srcs) {
+		name := filepath.Base(src)
+		if src == "." {
+			name = ""
+		}
+		c.Items = append(c.Items, items(t, from, src, name))
+	}
+	if err := makeCopy(t.Context(), out, c); err != nil {
+		return "", err
+	}
+	return describe(t, out, ""), nil
+}
+
+func openTree(t testing.TB, path string) *Dir {
+	t.Helper()
+	d, err := DirTree(path)
+	check(t, err)
+	t.Cleanup(func() { d.Close() })
+	return d
+}
+
+func TestCopyFails(t *testing.T) {
+	needRoot(t)
+	for _, tt := range []struct {
+		name, parent, source, srcs, dst string
+		path, msg                       string
+	}{
+		{"file over a directory", "dir/", "a", "a", "/dir", "/dir", "is a directory"},
+		{"file over a directory in a directory", "x/a/", "a", "a", "/x/", "/x/a", "is a directory"},
+		{"file inside a source over a directory", "x/a/", "d/a", "d", "/x", "/x/a", "is a directory"},
+		{"link over a directory", "x/", "l->a", "l", "/x", "/x", "is a directory"},
+		{"file over a directory of the same copy", "", "x/n/b y/n", "x/n y/n", "/o/", "/o/n", "is a directory"},
+		{"file to the working directory's name", "", "a", "a", "/w/.", "/w/.", "is a directory"},
+		{"file to the root's name", "", "a", "a", "/.", "/.", "is a directory"},
+		{"below a file", "f", "a", "a", "/f/x", "/f", "is not a directory"},
+		{"into a file", "f", "a", "a", "/f/", "/f", "is not a directory"},
+		{"dots", "w/", "a", "a", "/w/../y", "/w/../y", `".."`},
+		{"a loop of links", "a->b b->a", "x", "x", "/a/y", "/", "too many links"},
+		{"several to a name", "", "a b", "a b", "/m", "/m", "must end with /"},
+		{"a name that no layer can hold", "", "d/.wh.x", "d", "/m", "/m/.wh.x", "cannot be kept"},
+		{"a destination that no layer can hold", "", "a", "a", "/.wh.m/x", "/.wh.m", "cannot be kept"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			_, err := copyOf(t, t.TempDir(), tt.parent, tt.source, tt.srcs, tt.dst)
+			var ce *CopyError
+			if !errors.As(err, &ce) || !strings.HasPrefix(ce.Path, tt.path) || !strings.Contains(ce.Msg, tt.msg) {
+				t.Errorf("error %v, want a CopyError of %s: %s", err, tt.path, tt.msg)
+			}
+		})
+	}
+}
+
+// TestCopySourceChanged holds that what lands is what was hashed.
+func TestCopySourceChanged(t *testing.T) {
+	needRoot(t)
+	for _, tt := range []struct {
+		name   string
+		change func(dir string) error
+	}{
+		{"other content", func(dir string) error { return os.WriteFile(dir+"/d/f", []byte("OF f"), 0o644) }},
+		{"longer", func(dir string) error { return os.WriteFile(dir+"/d/f", []byte("of f and more"), 0o644) }},
+		{"gone", func(dir string) error { return os.Remove(dir + "/d/f") }},
+		{"a link now", func(dir string) error {
+			return errors.Join(os.Rename(dir+"/d/f", dir+"/g"), os.Symlink("../g", dir+"/d/f"))
+		}},
+		{"a pipe now", func(dir string) error {
+			return errors.Join(os.Remove(dir+"/d/f"), unix.Mkfifo(dir+"/d/f", 0o644))
+		}},
+		{"another link", func(dir string) error {
+			return errors.Join(os.Remove(dir+"/d/l"), os.Symlink("elsewhere", dir+"/d/l"))
+		}},
+		{"directory gone", func(dir string) error { return os.Rename(dir+"/d", dir+"/e") }},
+		{"a file for a directory", func(dir string) error {
+			return errors.Join(os.RemoveAll(dir+"/d"), os.WriteFile(dir+"/d", nil, 0o644))
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			source := t.TempDir()
+			plant(t, source, "d/f d/l->f")
+			from := openTree(t, source)
+			c := Copy{From: from, Parent: openTree(t, t.TempDir()), Dst: "/x", Items: []Item{items(t, from, "d", "d")}}
+			check(t, tt.change(source))
+			err := makeCopy(t.Context(), t.TempDir(), c)
+			var ce *CopyError
+			if err == nil || errors.As(err, &ce) || !strings.Contains(err.Error(), `source "d`) {
+				t.Errorf("error %v, want a plain one that names the source", err)
+			}
+		})
+	}
+}
+
+// TestCopyTimes holds that times are kept in whole seconds, that directories on the way stay exactly as they are, and
+// that the same copy packs into the same bytes.
+func TestCopyTimes(t *testing.T) {
+	needRoot(t)
+	at := time.Unix(1_500_000_000, 987_654_321)
+	parent, source := t.TempDir(), t.TempDir()
+	plant(t, parent, "usr/bin/:2751")
+	check(t, unix.Setxattr(parent+"/usr/bin", "user.x", []byte("y"), 0))
+	check(t, os.Chown(parent+"/usr/bin", 3, 4))
+	check(t, unix.Chmod(parent+"/usr/bin", 0o2751))
+	plant(t, source, "d/f d/l->f")
+	for _, p := range []string{parent, parent + "/usr", parent + "/usr/bin", source + "/d/f", source + "/d/l", source + "/d"} {
+		check(t, unix.UtimesNanoAt(unix.AT_FDCWD, p, []unix.Timespec{{}, unix.NsecToTimespec(at.UnixNano())}, unix.AT_SYMLINK_NOFOLLOW))
+	}
+	from, to := openTree(t, source), openTree(t, parent)
+	c := Copy{From: from, Parent: to, Dst: "/usr/bin/new/", Items: []Item{items(t, from, "d", "d")}}
+	out := mkdir(t, t.TempDir(), "out")
+	check(t, makeCopy(t.Context(), out, c))
+	before, after := snapshot(t, parent), snapshot(t, out)
+	for _, p := range []string{".", "usr", "usr/bin"} {
+		if before[p] != after[p] {
+			t.Errorf("%s: %s, was %s", p, after[p], before[p])
+		}
+	}
+	for _, p := range []string{"d", "d/f", "d/l"} {
+		if got := after["usr/bin/new/"+p]; !strings.Contains(got, " 1500000000.000000000") {
+			t.Errorf("%s: %s", p, got)
+		}
+	}
+	again := mkdir(t, t.TempDir(), "out")
+	check(t, makeCopy(t.Context(), again, c))
+	if a, b := diffOf(t, out), diffOf(t, again); a != b {
+		t.Errorf("%s, then %s", a, b)
+	}
+}
+
+// diffOf is the digest of a layer directory's tar.
+func diffOf(t testing.TB, dir string) digest.Digest {
+	t.Helper()
+	h := digest.SHA256.Digester()
+	check(t, WriteChange(context.Background(), h.Hash(), dir))
+	return h.Digest()
+}
+
+// TestCopyLarge copies files in several reads, from any fs.FS.
+func TestCopyLarge(t *testing.T) {
+	needRoot(t)
+	source := t.TempDir()
+	data := strings.Repeat("0123456789abcdef", 100_000)
+	write(t, source+"/large", data)
+	write(t, source+"/exact", data[:256<<10])
+	root, err := os.OpenRoot(source)
+	check(t, err)
+	defer root.Close()
+	it := items(t, openTree(t, source), ".", "")
+	out := t.TempDir()
+	check(t, makeCopy(t.Context(), out, Copy{From: root.FS(), Parent: openTree(t, t.TempDir()), Dst: "/", Items: []Item{it}}))
+	for _, name := range []string{"large", "exact"} {
+		want, err := os.ReadFile(filepath.Join(source, name))
+		check(t, err)
+		got, err := os.ReadFile(filepath.Join(out, name))
+		check(t, err)
+		if string(got) != string(want) {
+			t.Errorf("%s differs", name)
+		}
+	}
+}

@@ -1,0 +1,282 @@
+package layers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// FlattenDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links. The
+// result means over any lower layers what the directories meant: it keeps whiteouts and opaque marks, and a
+// directory that hides something of another kind between the layers becomes opaque. A directory has the attributes
+// that its topmost one has.
+//
+// Where nothing is below, use FlattenBaseDirs: in a directory that only one layer has, overlayfs lists whiteouts as
+// names that cannot be opened.
+func FlattenDirs(ctx context.Context, dst string, dirs []string) error {
+	return flattenDirs(ctx, dst, dirs, false)
+}
+
+// FlattenBaseDirs is FlattenDirs for the lowest directories of a chain: the result is an ordinary directory, without
+// whiteouts and opaque marks.
+func FlattenBaseDirs(ctx context.Context, dst string, dirs []string) error {
+	return flattenDirs(ctx, dst, dirs, true)
+}
+
+func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) error {
+	if len(dirs) == 0 {
+		return errors.New("flatten: no directories")
+	}
+	var fds []int // topmost first
+	defer func() { closeAll(fds) }()
+	for _, dir := range slices.Backward(dirs) {
+		fd, err := openRoot(dir)
+		if err != nil {
+			return fmt.Errorf("flatten: %w", err)
+		}
+		fds = append(fds, fd)
+	}
+	if err := unix.Mkdir(dst, 0o700); err != nil {
+		return fmt.Errorf("flatten: %w", &fs.PathError{Op: "mkdir", Path: dst, Err: err})
+	}
+	out, err := openRoot(dst)
+	if err != nil {
+		return fmt.Errorf("flatten: %w", err)
+	}
+	defer unix.Close(out)
+	if err := flatten(ctx, out, fds, view{alone: base}, "."); err != nil {
+		return fmt.Errorf("flatten: %w", err)
+	}
+	return nil
+}
+
+// A view says what a merged directory has below it.
+type view struct {
+	hides bool // something between the layers hides lower layers' directory
+	alone bool // nothing can be below: an opaque directory or the base is around it
+}
+
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
+// A contribution is what one name of a merged directory is made of: the topmost entry, and for a directory those of
+// lower layers that it does not hide.
+type contribution struct {
+	from   int // descriptor of the topmost entry's directory
+	typ    fs.FileMode
+	dirs   []int // directories that hold the entry as a directory, topmost first
+	closed bool  // whatever lies below is hidden
+}
+
+// flatten merges the directories in, topmost first, into out.
+func flatten(ctx context.Context, out int, in []int, v view, name string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	merged := make(map[string]*contribution)
+	var order []string
+	var top *meta
+	for _, fd := range in {
+		m, mark, err := fdMeta(fd)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		if top == nil {
+			top = m
+		}
+		list, err := unix.Dup(fd)
+		if err != nil {
+			return err
+		}
+		entries, err := readDir(list, name)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			base := e.Name()
+			c := merged[base]
+			if c == nil {
+				typ, err := typeOf(fd, e, mark == "x")
+				if err != nil {
+					return fmt.Errorf("%s: %w", path.Join(name, base), err)
+				}
+				c = &contribution{from: fd, typ: typ}
+				merged[base] = c
+				order = append(order, base)
+			}
+			switch {
+			case c.closed:
+			case e.IsDir() && c.typ.IsDir():
+				c.dirs = append(c.dirs, fd)
+			default:
+				c.closed = true
+			}
+		}
+		if mark == "y" {
+			v.hides = true
+			break
+		}
+	}
+	for _, base := range order {
+		c := merged[base]
+		sub := view{hides: c.closed, alone: v.alone || v.hides}
+		if err := flattenEntry(ctx, out, base, c, sub, path.Join(name, base)); err != nil {
+			return err
+		}
+	}
+	if v.hides && !v.alone {
+		if err := unix.Fsetxattr(out, opaqueXattr, []byte("y"), 0); err != nil {
+			return &fs.PathError{Op: "setxattr " + opaqueXattr, Path: name, Err: err}
+		}
+	}
+	if err := top.setFD(out); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+const typeWhiteout = fs.ModeIrregular
+
+// typeOf gives an entry's type; whiteouts have one of their own. With xwhiteouts, they may be empty files with an
+// attribute.
+func typeOf(dirfd int, e fs.DirEntry, xwhiteouts bool) (fs.FileMode, error) {
+	switch typ := e.Type(); {
+	case typ == fs.ModeDevice|fs.ModeCharDevice:
+		var st unix.Stat_t
+		if err := unix.Fstatat(dirfd, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return 0, err
+		}
+		if isWhiteout(&st) {
+			return typeWhiteout, nil
+		}
+		return typ, nil
+	case typ == 0 && xwhiteouts:
+		x, err := pathXattrs(fdPath(dirfd) + "/" + e.Name())
+		if err != nil {
+			return 0, err
+		}
+		if _, ok := x[whiteoutXattr]; ok {
+			return typeWhiteout, nil
+		}
+		return typ, nil
+	default:
+		return typ, nil
+	}
+}
+
+func flattenEntry(ctx context.Context, out int, base string, c *contribution, v view, name string) error {
+	switch {
+	case c.typ == typeWhiteout:
+		if v.alone {
+			return nil
+		}
+		if err := unix.Mknodat(out, base, unix.S_IFCHR, 0); err != nil {
+			return &fs.PathError{Op: "make whiteout", Path: name, Err: err}
+		}
+		return nil
+	case !c.typ.IsDir():
+		err := unix.Linkat(c.from, base, out, base, 0)
+		if err == unix.EMLINK {
+			err = duplicate(c.from, out, base)
+		}
+		if err != nil {
+			return fmt.Errorf("link %s: %w", name, err)
+		}
+		return nil
+	}
+	var in []int
+	defer func() { closeAll(in) }()
+	for _, fd := range c.dirs {
+		sub, err := openDirAt(fd, base)
+		if err != nil {
+			return &fs.PathError{Op: "open", Path: name, Err: err}
+		}
+		in = append(in, sub)
+	}
+	if err := unix.Mkdirat(out, base, 0o700); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: err}
+	}
+	sub, err := openDirAt(out, base)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	defer unix.Close(sub)
+	return flatten(ctx, sub, in, v, name)
+}
+
+// duplicate copies a file that can have no more links.
+func duplicate(from, to int, base string) error {
+	var st unix.Stat_t
+	if err := unix.Fstatat(from, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		return duplicateFile(from, to, base, st.Size)
+	case unix.S_IFLNK:
+		target, err := readLinkAt(from, base)
+		if err != nil {
+			return err
+		}
+		if err := unix.Symlinkat(target, to, base); err != nil {
+			return err
+		}
+	default:
+		if err := unix.Mknodat(to, base, st.Mode&unix.S_IFMT|0o600, int(st.Rdev)); err != nil {
+			return err
+		}
+	}
+	m, err := pathMeta(from, base, &st)
+	if err != nil {
+		return err
+	}
+	return m.setAt(to, base, st.Mode&unix.S_IFMT == unix.S_IFLNK)
+}
+
+func pathMeta(dirfd int, base string, st *unix.Stat_t) (*meta, error) {
+	x, err := pathXattrs(fdPath(dirfd) + "/" + base)
+	if err != nil {
+		return nil, err
+	}
+	h, _ := headerOfStat(st)
+	return &meta{mode: uint32(h.Mode), uid: h.Uid, gid: h.Gid, mtime: h.ModTime, xattrs: x}, nil
+}
+
+func duplicateFile(from, to int, base string, size int64) error {
+	src, err := openFileAt(from, base)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(src)
+	m, _, err := fdMeta(src)
+	if err != nil {
+		return err
+	}
+	dst, err := create(to, base)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dst)
+	for left := size; left > 0; {
+		n, err := unix.CopyFileRange(src, nil, dst, nil, int(min(left, 1<<30)), 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return errors.New("it became shorter while it was read")
+		}
+		left -= int64(n)
+	}
+	return m.setFD(dst)
+}

@@ -1,0 +1,51 @@
+// Package layers turns file system changes into layer bytes and back.
+//
+// A change has two forms. As a layer directory of the store it is what overlayfs reads and writes: a whiteout is a
+// character device 0:0, an opaque directory has trusted.overlay.opaque=y. As bytes it is an OCI layer: a tar with
+// .wh. files, compressed. This package owns both forms and every way between them:
+//
+//	Pack, WriteChange        directory -> bytes
+//	Load, Unpack             bytes -> directory
+//	Flatten, FlattenDirs     directories -> one directory
+//	MakeCopy                 sources of a copy step -> directory
+//	WriteTree, CopyTree      a whole root file system -> a tar, a local directory
+//
+// Invariants:
+//
+//   - Round trip: a directory that was packed and unpacked gives the same file system over the same lower layers: types,
+//     bytes, modes, owners, link groups, extended attributes, devices, and modification times to the nanosecond. The
+//     root directory's own attributes are part of a layer. What does not survive (a name that begins with ".wh.")
+//     is an error that names the path, sockets are left out: Seal brings a directory into the form that does.
+//   - The same directory packs into the same uncompressed bytes anywhere, and into the same compressed bytes for one
+//     version of obx.
+//   - Bytes are hostile: unpacking resolves each name one component at a time below the root, follows no link, and
+//     is bounded in bytes, entries and memory.
+//   - No other trusted.overlay.* attribute than the opaque mark is ever read, packed or unpacked.
+//
+// The package does not know what a layer is the result of, nor where its bytes come from or go.
+package layers
+
+import (
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// A Layer is one file system change. The zero Layer changes nothing. At least one of Dir and Blob is set otherwise.
+type Layer struct {
+	Dir    string             `json:"dir,omitempty"`    // name of a layer directory in the store
+	DiffID digest.Digest      `json:"diffID,omitempty"` // of the uncompressed tar; "" if never packed
+	Blob   ocispec.Descriptor `json:"blob,omitzero"`    // the packed bytes; zero if never packed
+	Size   int64              `json:"size,omitempty"`   // of the uncompressed tar, in bytes
+}
+
+// IsZero reports a layer that changes nothing.
+func (l Layer) IsZero() bool { return l.Dir == "" && l.Blob.Digest == "" }
+
+const (
+	whiteoutPrefix = ".wh."
+	opaqueMarker   = ".wh..wh..opq"
+	metaPrefix     = ".wh..wh." // aufs's own files; only opaqueMarker has a meaning in OCI layers
+)
+
+// dirName is the name of the layer directory that unpacking diffID gives.
+func dirName(diffID digest.Digest) string { return "d-" + diffID.Encoded() }

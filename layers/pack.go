@@ -1,0 +1,145 @@
+package layers
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ocurrent/obx/cas"
+)
+
+// Pack makes sure that a layer has bytes: packs its directory into a blob of st if it has none. Deterministic: the same
+// directory gives the same DiffID anywhere. Bounded memory.
+func Pack(ctx context.Context, st *cas.Store, l Layer, c Compression) (Layer, error) {
+	if l.IsZero() || l.Blob.Digest != "" {
+		return l, nil
+	}
+	blob, err := st.NewBlob()
+	if err != nil {
+		return Layer{}, fmt.Errorf("pack layer: %w", err)
+	}
+	defer blob.Close()
+	diffID, size, err := pack(ctx, blob, st.LayerPath(l.Dir), c)
+	if err != nil {
+		return Layer{}, fmt.Errorf("pack layer: %w", err)
+	}
+	d, n, err := blob.Commit("")
+	if err != nil {
+		return Layer{}, fmt.Errorf("pack layer: %w", err)
+	}
+	l.DiffID, l.Size = diffID, size
+	l.Blob = ocispec.Descriptor{MediaType: c.mediaType(), Digest: d, Size: n}
+	return l, nil
+}
+
+// pack writes a layer directory compressed, and tells the digest and size of the uncompressed bytes.
+func pack(ctx context.Context, w io.Writer, dir string, c Compression) (digest.Digest, int64, error) {
+	z, err := c.writer(w, packJobs())
+	if err != nil {
+		return "", 0, err
+	}
+	h := digest.SHA256.Digester()
+	var size int64
+	t := newTee(2)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		err := WriteChange(ctx, t, dir)
+		t.close(err)
+		return err
+	})
+	g.Go(func() (err error) {
+		defer func() { t.readers[0].close(err) }()
+		size, err = io.Copy(h.Hash(), t.readers[0])
+		return err
+	})
+	g.Go(func() (err error) {
+		defer func() { t.readers[1].close(err) }()
+		if _, err := io.Copy(z, t.readers[1]); err != nil {
+			z.Close() // ends its goroutines
+			return err
+		}
+		return z.Close()
+	})
+	if err := g.Wait(); err != nil {
+		return "", 0, err
+	}
+	return h.Digest(), size, nil
+}
+
+// WriteTree writes a whole tree as an uncompressed tar, without an entry for its root. Sockets are left out.
+func WriteTree(ctx context.Context, w io.Writer, t Tree) error {
+	tw := newTarWriter(w)
+	if err := tw.tree(ctx, t, "."); err != nil {
+		return fmt.Errorf("write tree: %w", err)
+	}
+	return tw.close()
+}
+
+func (t *tarWriter) tree(ctx context.Context, tree Tree, dir string) error {
+	entries, err := tree.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		name := path.Join(dir, e.Name())
+		fi, err := tree.Lstat(name)
+		if err != nil {
+			return err
+		}
+		if fi.Mode().Type() == fs.ModeSocket {
+			continue
+		}
+		h, ino := headerOf(fi)
+		h.Name = name
+		if fi.Mode().Type() == fs.ModeSymlink {
+			if h.Linkname, err = tree.ReadLink(name); err != nil {
+				return err
+			}
+		}
+		xattrs, err := tree.Xattrs(name)
+		if err != nil {
+			return err
+		}
+		if err := t.add(&h, ino, xattrs, func(w io.Writer) error { return t.copyFile(ctx, w, tree, name) }); err != nil {
+			return err
+		}
+		if fi.IsDir() {
+			if err := t.tree(ctx, tree, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (t *tarWriter) copyFile(ctx context.Context, w io.Writer, tree Tree, name string) error {
+	f, err := tree.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	for {
+		n, err := f.Read(t.buf)
+		if _, werr := w.Write(t.buf[:n]); werr != nil {
+			return werr
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+	}
+}

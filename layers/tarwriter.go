@@ -1,0 +1,114 @@
+package layers
+
+import (
+	"archive/tar"
+	"encoding/base64"
+	"fmt"
+	"io"
+	"net/url"
+	"path"
+	"strings"
+)
+
+const (
+	schilyXattr = "SCHILY.xattr."
+	// A PAX key ends at the first "=". libarchive's form of an attribute whose name has one: the name as in URLs, the
+	// value in base64.
+	libarchiveXattr = "LIBARCHIVE.xattr."
+)
+
+// A tarWriter writes one tar, deterministically, in PAX format where plain fields do not do.
+type tarWriter struct {
+	tw    *tar.Writer
+	names map[inode]string // first name of each file that has several
+	buf   []byte
+}
+
+func newTarWriter(w io.Writer) *tarWriter {
+	return &tarWriter{tw: tar.NewWriter(w), names: make(map[inode]string), buf: make([]byte, teeBlock)}
+}
+
+// add writes one file. h.Name is its path, without a slash at its end. content is called for a regular file that is not a hard link
+// to an earlier one, and writes h.Size bytes.
+func (t *tarWriter) add(h *tar.Header, ino inode, xattrs map[string]string, content func(io.Writer) error) error {
+	name := h.Name
+	if h.Typeflag == tar.TypeDir {
+		h.Name += "/"
+	}
+	if ino != (inode{}) {
+		if first, ok := t.names[ino]; ok {
+			return t.header(&tar.Header{
+				Typeflag: tar.TypeLink, Name: h.Name, Linkname: first,
+				Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime,
+			})
+		}
+		t.names[ino] = name
+	}
+	for k, v := range xattrs {
+		if h.PAXRecords == nil {
+			h.PAXRecords = make(map[string]string, len(xattrs))
+		}
+		if strings.Contains(k, "=") {
+			h.PAXRecords[libarchiveXattr+strings.ReplaceAll(url.QueryEscape(k), "+", "%20")] = base64.RawStdEncoding.EncodeToString([]byte(v))
+		} else {
+			h.PAXRecords[schilyXattr+k] = v
+		}
+	}
+	if err := t.header(h); err != nil {
+		return err
+	}
+	if h.Typeflag != tar.TypeReg || h.Size == 0 {
+		return nil
+	}
+	if err := content(t.tw); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// mark writes an empty file that means something: a whiteout, an opaque directory.
+func (t *tarWriter) mark(dir, name string) error {
+	return t.header(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(dir, name)})
+}
+
+func (t *tarWriter) header(h *tar.Header) error {
+	h.Format = tar.FormatPAX
+	if err := t.tw.WriteHeader(h); err != nil {
+		return fmt.Errorf("%s: %w", h.Name, err)
+	}
+	return nil
+}
+
+func (t *tarWriter) close() error { return t.tw.Close() }
+
+// paxXattrs reads the extended attributes of a header that a layer keeps.
+func paxXattrs(h *tar.Header) (map[string]string, error) {
+	var m map[string]string
+	for k, v := range h.PAXRecords {
+		key, ok := strings.CutPrefix(k, schilyXattr)
+		if !ok {
+			if key, ok = strings.CutPrefix(k, libarchiveXattr); !ok {
+				continue
+			}
+			var err error
+			if key, err = url.PathUnescape(key); err != nil {
+				return nil, fmt.Errorf("extended attribute %q: %w", k, err)
+			}
+			b, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "="))
+			if err != nil {
+				return nil, fmt.Errorf("extended attribute %q: %w", k, err)
+			}
+			v = string(b)
+		}
+		if strings.HasPrefix(key, overlayXattrs) {
+			return nil, fmt.Errorf("extended attribute %s: a layer must not set it", key)
+		}
+		if keepXattr(key) {
+			if m == nil {
+				m = make(map[string]string)
+			}
+			m[key] = v
+		}
+	}
+	return m, nil
+}
