@@ -1,0 +1,11 @@
+package registry
+
+import "time"
+
+// Hurry shortens what tests would wait for.
+func Hurry(im *Images, header, stall, throttle time.Duration) {
+	im.patience = patience{header: header, stall: stall, throttle: throttle, backoff: 5 * time.Millisecond}
+}
+
+// SetCertsDir replaces the directory of certificates.
+func SetCertsDir(im *Images, dir string) { im.certs = dir }

@@ -1,0 +1,432 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/keys"
+)
+
+// The domains of the store in which this package records: what names meant, and the images that were pulled.
+const (
+	NamesDomain  = "obx.names"
+	ImagesDomain = "obx.images"
+)
+
+// Images resolves names of base images and fetches images. It implements keys.Resolver. Safe for concurrent use; its fields are not to be changed
+// after the first use.
+type Images struct {
+	Store     *cas.Store
+	Bases     map[string]string   // what a name in a spec means; names are compared in their full form
+	Mirrors   map[string][]string // HOST[/PREFIX]es to try before a registry's host, in order
+	PlainHTTP []string            // hosts spoken to without TLS; loopback addresses always may be
+	Offline   bool                // resolve only from what was recorded, and fetch nothing
+	Lock      *Lockfile           // may be nil
+	UserAgent string
+
+	patience patience // for tests
+	certs    string   // for tests
+
+	once   sync.Once
+	err    error // of once
+	bases  map[string]imageName
+	client *client
+
+	mu       sync.Mutex
+	resolved map[string]*resolving
+	origins  map[digest.Digest]imageName // of what was resolved: under which name it can be had
+}
+
+// A resolution is what a name means for a platform.
+type resolution struct {
+	Name     string           `json:"name"` // normalized
+	For      ocispec.Platform `json:"for"`  // what was asked for
+	Digest   digest.Digest    `json:"digest"`
+	Platform ocispec.Platform `json:"platform"` // what the image is for
+}
+
+func compareResolutions(a, b resolution) int {
+	return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(platformString(a.For), platformString(b.For)))
+}
+
+// key is the name of the store's record.
+func (r resolution) key() string {
+	sum := sha256.Sum256([]byte(r.Name + "\n" + platformString(r.For)))
+	return hex.EncodeToString(sum[:])
+}
+
+// resolving is a resolution under way or done.
+type resolving struct {
+	done      chan struct{}
+	res       resolution
+	err       error
+	cancelled bool // who asked, not what was asked for
+}
+
+// A source is where images are: a repository or a layout. What it gives is not verified.
+type source interface {
+	// find looks up a tag or a digest: an index or a manifest, or several manifests for different platforms.
+	find(ctx context.Context, n imageName) ([]ocispec.Descriptor, error)
+	manifest(ctx context.Context, d digest.Digest) ([]byte, error)
+	blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+}
+
+func (im *Images) init() error {
+	im.once.Do(func() {
+		im.resolved = make(map[string]*resolving)
+		im.origins = make(map[digest.Digest]imageName)
+		im.bases = make(map[string]imageName)
+		for from, to := range im.Bases {
+			f, err := parseName(from)
+			t, err2 := parseName(to)
+			if err := cmp.Or(err, err2); err != nil {
+				im.err = fmt.Errorf("base %s=%s: %w", from, to, err)
+				return
+			}
+			im.bases[f.String()] = t
+		}
+		im.client, im.err = newClient(im.PlainHTTP, im.UserAgent, im.patience, cmp.Or(im.certs, certsDir()))
+	})
+	return im.err
+}
+
+// Resolve finds the manifest of a platform for a name, with one HEAD (and a GET of an index where needed). The answer is kept for the process's
+// life and recorded in the store for Offline. Base.Ref is the full form of ref itself, also where Bases says that it means another.
+func (im *Images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (keys.Base, error) {
+	if err := im.init(); err != nil {
+		return keys.Base{}, err
+	}
+	named, err := parseName(ref)
+	if err != nil {
+		return keys.Base{}, err
+	}
+	if p = normalizePlatform(p); p.OS == "" || p.Architecture == "" {
+		return keys.Base{}, fmt.Errorf("resolve %s: %q is no platform", named, platformString(p))
+	}
+	n := im.meaning(named)
+	if n.isScratch() {
+		return keys.Base{Ref: named.String(), Platform: p}, nil
+	}
+	res, err := im.resolveOnce(ctx, n, p)
+	if err != nil {
+		if n != named {
+			return keys.Base{}, fmt.Errorf("resolve %s, which is %s here: %w", named, n, err)
+		}
+		return keys.Base{}, fmt.Errorf("resolve %s: %w", named, err)
+	}
+	return keys.Base{Ref: named.String(), Digest: res.Digest, Platform: res.Platform}, nil
+}
+
+// meaning applies Bases.
+func (im *Images) meaning(n imageName) imageName {
+	if to, ok := im.bases[n.String()]; ok {
+		return to
+	}
+	return n
+}
+
+// resolveOnce shares one resolution among all that ask. Failures are not kept.
+func (im *Images) resolveOnce(ctx context.Context, n imageName, p ocispec.Platform) (resolution, error) {
+	res := resolution{Name: n.String(), For: p}
+	for {
+		im.mu.Lock()
+		r := im.resolved[res.key()]
+		mine := r == nil
+		if mine {
+			r = &resolving{done: make(chan struct{})}
+			im.resolved[res.key()] = r
+		}
+		im.mu.Unlock()
+
+		if mine {
+			r.res, r.err = im.resolve(ctx, n, res)
+			r.cancelled = ctx.Err() != nil
+			im.mu.Lock()
+			if r.err != nil {
+				delete(im.resolved, res.key())
+			} else {
+				im.origins[r.res.Digest] = n
+			}
+			im.mu.Unlock()
+			close(r.done)
+			return r.res, r.err
+		}
+		select {
+		case <-ctx.Done():
+			return res, ctx.Err()
+		case <-r.done:
+		}
+		if r.err == nil || !r.cancelled {
+			return r.res, r.err
+		}
+		if err := ctx.Err(); err != nil {
+			return res, err
+		}
+	}
+}
+
+// resolve fills in what res.Name means for res.For.
+func (im *Images) resolve(ctx context.Context, n imageName, res resolution) (resolution, error) {
+	if locked, ok := im.Lock.lookup(res.Name, res.For); ok {
+		return locked, nil
+	}
+	if n.dir == "" && (im.Offline || n.digest != "") {
+		switch recorded, err := im.recorded(res); {
+		case err == nil:
+			im.Lock.add(recorded)
+			return recorded, nil
+		case !errors.Is(err, cas.ErrNotFound):
+			return res, err
+		case im.Offline:
+			return res, fmt.Errorf("no record says what it means for %s: resolve it once without --offline", platformString(res.For))
+		}
+	}
+	srcs := im.sources(n)
+	found, err := try(ctx, srcs, func(s source) (ocispec.Descriptor, error) {
+		entries, err := s.find(ctx, n)
+		if err != nil {
+			return ocispec.Descriptor{}, err
+		}
+		return im.choose(ctx, srcs, entries, res.For)
+	})
+	if err != nil {
+		return res, err
+	}
+	res.Digest, res.Platform = found.Digest, *found.Platform
+	if n.dir == "" { // a layout is here without a network, too
+		if err := im.record(res); err != nil {
+			return res, err
+		}
+	}
+	im.Lock.add(res)
+	return res, nil
+}
+
+// recorded finds what a name meant when it was last resolved.
+func (im *Images) recorded(res resolution) (resolution, error) {
+	r, err := im.Store.Result(NamesDomain, res.key())
+	if err != nil {
+		return res, err
+	}
+	var rec resolution
+	if err := json.Unmarshal(r.Data, &rec); err != nil || compareResolutions(rec, res) != 0 || checkDigest(rec.Digest) != nil {
+		return res, fmt.Errorf("record of %s: %w", res.Name, cas.ErrNotFound)
+	}
+	im.Store.Touch(NamesDomain, res.key())
+	return rec, nil
+}
+
+func (im *Images) record(res resolution) error {
+	if rec, err := im.recorded(res); err == nil && rec.Digest == res.Digest && platformString(rec.Platform) == platformString(res.Platform) {
+		return nil
+	}
+	data, err := json.Marshal(res)
+	if err != nil {
+		return fmt.Errorf("record of %s: %w", res.Name, err)
+	}
+	return im.Store.PutResult(NamesDomain, &cas.Result{Key: res.key(), Created: time.Now(), Data: data})
+}
+
+// sources lists where an image may be had, in the order to try. It is empty for a registry when offline.
+func (im *Images) sources(n imageName) []source {
+	if n.dir != "" {
+		return []source{layout{n.dir}}
+	}
+	if im.Offline {
+		return nil
+	}
+	var srcs []source
+	for _, mirror := range im.Mirrors[n.host] {
+		host, prefix, _ := strings.Cut(mirror, "/")
+		if prefix = strings.Trim(prefix, "/"); prefix != "" {
+			prefix += "/"
+		}
+		srcs = append(srcs, im.client.repository(host, prefix+n.path))
+	}
+	return append(srcs, im.client.repository(n.host, n.path))
+}
+
+var errOffline = errors.New("it is not in the store, and nothing is fetched with --offline")
+
+// try asks each source until one has an answer. If none has, the error is that of the last, which is the registry that was named.
+func try[T any](ctx context.Context, srcs []source, ask func(source) (T, error)) (T, error) {
+	var zero T
+	err := errOffline
+	var before []string
+	for i, s := range srcs {
+		var v T
+		if v, err = ask(s); err == nil {
+			return v, nil
+		}
+		if ctx.Err() != nil {
+			return zero, ctx.Err()
+		}
+		if i < len(srcs)-1 {
+			before = append(before, err.Error())
+		}
+	}
+	if before != nil {
+		err = fmt.Errorf("%w (before, from mirrors: %s)", err, strings.Join(before, "; "))
+	}
+	return zero, err
+}
+
+// maxNesting bounds indexes in indexes.
+const maxNesting = 4
+
+// choose finds the manifest for a platform. The result's Platform is set.
+func (im *Images) choose(ctx context.Context, srcs []source, entries []ocispec.Descriptor, p ocispec.Platform) (ocispec.Descriptor, error) {
+	if len(entries) == 1 && !isIndex(entries[0].MediaType) {
+		// A manifest for all platforms, so to speak: that it is for this one is seen when its config is here. Only Windows wants to know more.
+		only := entries[0]
+		if err := checkDocumentType(only.MediaType); err != nil {
+			return only, err
+		}
+		only.Platform = &p
+		if p.OS == "windows" {
+			have, err := im.platformOf(ctx, srcs, only)
+			if err != nil {
+				return only, err
+			}
+			only.Platform = &have
+		}
+		return only, nil
+	}
+	all, err := im.expand(ctx, srcs, entries, maxNesting)
+	if err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	var fit []ocispec.Descriptor
+	var have []string
+	for _, d := range all {
+		if runsOn(p, *d.Platform) {
+			fit = append(fit, d)
+		}
+		have = append(have, platformString(*d.Platform))
+	}
+	if fit == nil {
+		slices.Sort(have)
+		return ocispec.Descriptor{}, fmt.Errorf("there is no image for %s, only for %s", platformString(p), cmp.Or(strings.Join(slices.Compact(have), ", "), "none"))
+	}
+	return slices.MaxFunc(fit, func(a, b ocispec.Descriptor) int { return comparePlatforms(*a.Platform, *b.Platform) }), nil
+}
+
+// expand lists the images of entries and of the indexes among them, with their platforms.
+func (im *Images) expand(ctx context.Context, srcs []source, entries []ocispec.Descriptor, nesting int) ([]ocispec.Descriptor, error) {
+	var all []ocispec.Descriptor
+	for _, d := range entries {
+		switch {
+		case isIndex(d.MediaType):
+			if nesting == 0 {
+				return nil, errors.New("its indexes are nested too deeply")
+			}
+			b, err := im.document(ctx, srcs, d.Digest)
+			if err != nil {
+				return nil, err
+			}
+			inner, err := parseIndex(b)
+			if err != nil {
+				return nil, err
+			}
+			if inner, err = im.expand(ctx, srcs, inner, nesting-1); err != nil {
+				return nil, err
+			}
+			all = append(all, inner...)
+		case checkDocumentType(d.MediaType) != nil:
+			// What is not an image is for other readers.
+		case d.Platform == nil:
+			p, err := im.platformOf(ctx, srcs, d)
+			if errors.Is(err, errNotImage) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			d.Platform = &p
+			all = append(all, d)
+		case d.Platform.OS != "unknown": // attestations are for unknown/unknown
+			p := normalizePlatform(*d.Platform)
+			d.Platform = &p
+			all = append(all, d)
+		}
+	}
+	return all, nil
+}
+
+// platformOf reads what an image is for in its config.
+func (im *Images) platformOf(ctx context.Context, srcs []source, d ocispec.Descriptor) (ocispec.Platform, error) {
+	b, err := im.document(ctx, srcs, d.Digest)
+	if err != nil {
+		return ocispec.Platform{}, err
+	}
+	conf, ls, err := parseManifest(b)
+	if err != nil {
+		return ocispec.Platform{}, err
+	}
+	img, err := im.config(ctx, srcs, conf, len(ls))
+	if err != nil {
+		return ocispec.Platform{}, err
+	}
+	return normalizePlatform(img.Platform), nil
+}
+
+// document reads an index or manifest from the store, or else from a source into the store.
+func (im *Images) document(ctx context.Context, srcs []source, d digest.Digest) ([]byte, error) {
+	return im.small(ctx, srcs, d, func(s source) ([]byte, error) { return s.manifest(ctx, d) })
+}
+
+func (im *Images) config(ctx context.Context, srcs []source, desc ocispec.Descriptor, layers int) (*ocispec.Image, error) {
+	if desc.Size > maxDocument {
+		return nil, fmt.Errorf("its config has %d bytes: at most %d are read", desc.Size, maxDocument)
+	}
+	b, err := im.small(ctx, srcs, desc.Digest, func(s source) ([]byte, error) {
+		rc, err := s.blob(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		defer rc.Close()
+		return io.ReadAll(io.LimitReader(rc, desc.Size))
+	})
+	if err != nil {
+		return nil, fmt.Errorf("fetch its config: %w", err)
+	}
+	return parseConfig(b, layers)
+}
+
+func (im *Images) small(ctx context.Context, srcs []source, d digest.Digest, fetch func(source) ([]byte, error)) ([]byte, error) {
+	if f, err := im.Store.Blob(d); err == nil {
+		defer f.Close()
+		if b, err := io.ReadAll(io.LimitReader(f, maxDocument+1)); err == nil && checkBytes(b, d) == nil {
+			return b, nil
+		}
+	} else if !errors.Is(err, cas.ErrNotFound) {
+		return nil, err
+	}
+	return try(ctx, srcs, func(s source) ([]byte, error) {
+		b, err := fetch(s)
+		if err != nil {
+			return nil, err
+		}
+		if err := checkBytes(b, d); err != nil {
+			return nil, err
+		}
+		if _, err := im.Store.PutBlob(b); err != nil {
+			return nil, err
+		}
+		return b, nil
+	})
+}

@@ -1,0 +1,174 @@
+package registry
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// Docker's media types; they differ from OCI's in name only.
+const (
+	dockerIndex      = "application/vnd.docker.distribution.manifest.list.v2+json"
+	dockerManifest   = "application/vnd.docker.distribution.manifest.v2+json"
+	dockerSchema1    = "application/vnd.docker.distribution.manifest.v1+json"
+	dockerSchema1Sig = "application/vnd.docker.distribution.manifest.v1+prettyjws"
+	dockerConfig     = "application/vnd.docker.container.image.v1+json"
+	dockerLayer      = "application/vnd.docker.image.rootfs.diff.tar"
+	dockerLayerGzip  = "application/vnd.docker.image.rootfs.diff.tar.gzip"
+	dockerLayerZstd  = "application/vnd.docker.image.rootfs.diff.tar.zstd"
+	dockerForeign    = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
+)
+
+// maxDocument bounds indexes, manifests and configs. Registries accept no larger manifests.
+const maxDocument = 4 << 20
+
+// acceptedDocuments are the media types that a reference may name, best first.
+func acceptedDocuments() []string {
+	return []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, dockerIndex, dockerManifest}
+}
+
+func isIndex(mediaType string) bool {
+	return mediaType == ocispec.MediaTypeImageIndex || mediaType == dockerIndex
+}
+
+// checkDocumentType refuses what is neither an index nor a manifest.
+func checkDocumentType(mediaType string) error {
+	switch {
+	case slices.Contains(acceptedDocuments(), mediaType):
+		return nil
+	case mediaType == dockerSchema1 || mediaType == dockerSchema1Sig:
+		return errors.New("it is in Docker's first image format (schema 1), which is not supported: push it again with a current docker or skopeo")
+	default:
+		return fmt.Errorf("%w: its media type is %q", errNotImage, mediaType)
+	}
+}
+
+var errNotImage = errors.New("it is no image")
+
+// ociLayerType gives a layer's media type in OCI's terms, whoever's it is.
+func ociLayerType(mediaType string) (string, error) {
+	switch mediaType {
+	case ocispec.MediaTypeImageLayer, dockerLayer:
+		return ocispec.MediaTypeImageLayer, nil
+	case ocispec.MediaTypeImageLayerGzip, dockerLayerGzip:
+		return ocispec.MediaTypeImageLayerGzip, nil
+	case ocispec.MediaTypeImageLayerZstd, dockerLayerZstd:
+		return ocispec.MediaTypeImageLayerZstd, nil
+	}
+	return "", fmt.Errorf("layers of type %q are not supported", mediaType)
+}
+
+// A document holds the fields of an index and of a manifest: one that has both kinds could be read in two ways, and is refused.
+type document struct {
+	SchemaVersion int                  `json:"schemaVersion"`
+	MediaType     string               `json:"mediaType"`
+	Manifests     []ocispec.Descriptor `json:"manifests"`
+	Config        *ocispec.Descriptor  `json:"config"`
+	Layers        []ocispec.Descriptor `json:"layers"`
+	FSLayers      json.RawMessage      `json:"fsLayers"` // of schema 1
+}
+
+func parseDocument(b []byte) (*document, error) {
+	var d document
+	if err := json.Unmarshal(b, &d); err != nil {
+		return nil, fmt.Errorf("read the manifest: %w", err)
+	}
+	if d.SchemaVersion == 1 || d.FSLayers != nil {
+		return nil, checkDocumentType(dockerSchema1)
+	}
+	if d.SchemaVersion != 2 {
+		return nil, fmt.Errorf("read the manifest: schema version %d is not supported", d.SchemaVersion)
+	}
+	if d.Manifests != nil && (d.Layers != nil || d.Config != nil) {
+		return nil, errors.New("the manifest is ambiguous: it is both an index and an image")
+	}
+	for _, desc := range slices.Concat(d.Manifests, d.Layers) {
+		if err := checkDescriptor(desc); err != nil {
+			return nil, err
+		}
+	}
+	return &d, nil
+}
+
+// parseIndex reads an index's entries.
+func parseIndex(b []byte) ([]ocispec.Descriptor, error) {
+	d, err := parseDocument(b)
+	if err != nil {
+		return nil, err
+	}
+	if d.Config != nil || d.Layers != nil || d.MediaType != "" && !isIndex(d.MediaType) {
+		return nil, errors.New("what should be an index is none")
+	}
+	return d.Manifests, nil
+}
+
+// parseManifest reads an image's config and layers, and refuses layers that could not be fetched.
+func parseManifest(b []byte) (config ocispec.Descriptor, layers []ocispec.Descriptor, err error) {
+	d, err := parseDocument(b)
+	if err != nil {
+		return config, nil, err
+	}
+	if d.Config == nil || d.Manifests != nil || isIndex(d.MediaType) {
+		return config, nil, errors.New("what should be an image's manifest is none")
+	}
+	if d.MediaType != "" {
+		if err := checkDocumentType(d.MediaType); err != nil {
+			return config, nil, err
+		}
+	}
+	if err := checkDescriptor(*d.Config); err != nil {
+		return config, nil, err
+	}
+	if t := d.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != dockerConfig {
+		return config, nil, fmt.Errorf("%w but an artifact: its config's type is %q", errNotImage, t)
+	}
+	for i, l := range d.Layers {
+		if len(l.URLs) > 0 || l.MediaType == dockerForeign {
+			return config, nil, fmt.Errorf("layer %d is not kept by the registry (a foreign layer), and is not fetched from elsewhere: "+
+				"copy the image into a registry with its layers first", i+1)
+		}
+		if _, err := ociLayerType(l.MediaType); err != nil {
+			return config, nil, fmt.Errorf("layer %d: %w", i+1, err)
+		}
+	}
+	return *d.Config, d.Layers, nil
+}
+
+func checkDescriptor(d ocispec.Descriptor) error {
+	if err := checkDigest(d.Digest); err != nil {
+		return fmt.Errorf("read the manifest: %w", err)
+	}
+	if d.Size < 0 {
+		return fmt.Errorf("read the manifest: the size of %s is %d", d.Digest, d.Size)
+	}
+	return nil
+}
+
+// parseConfig reads an image's config, which has to tell the diff id of each layer.
+func parseConfig(b []byte, layers int) (*ocispec.Image, error) {
+	var c ocispec.Image
+	if err := json.Unmarshal(b, &c); err != nil {
+		return nil, fmt.Errorf("read the image's config: %w", err)
+	}
+	if len(c.RootFS.DiffIDs) != layers {
+		return nil, fmt.Errorf("read the image's config: it has %d diff ids, but the manifest has %d layers", len(c.RootFS.DiffIDs), layers)
+	}
+	for _, d := range c.RootFS.DiffIDs {
+		if err := checkDigest(d); err != nil {
+			return nil, fmt.Errorf("read the image's config: diff id: %w", err)
+		}
+	}
+	return &c, nil
+}
+
+// checkBytes holds a small document against its digest.
+func checkBytes(b []byte, want digest.Digest) error {
+	if got := digest.FromBytes(b); got != want {
+		return fmt.Errorf("the bytes of %s are wrong: their digest is %s", want, got)
+	}
+	return nil
+}

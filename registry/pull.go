@@ -1,0 +1,229 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/layers"
+)
+
+// An Image is what a manifest describes. For outputs, Layers may hold zero layers (steps that changed nothing): they are skipped, and DiffIDs
+// are taken from the layers.
+type Image struct {
+	Config ocispec.Image
+	Layers []layers.Layer
+}
+
+// A Progress is told of the bytes of layers as they arrive. A blob begins again at 0 if another source has to be tried. Calls come from several
+// goroutines.
+type Progress func(blob digest.Digest, done, total int64)
+
+// maxTransfers is how many layers of an image come at once. Each is unpacked by several writers already.
+const maxTransfers = 4
+
+// Pull makes the image of a resolved base available in the store: its config, and its layers, unpacked as they arrive
+// if unpack is set, several at once. What is there already is not fetched. Everything is verified. Processes that want the same layer fetch it once.
+func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progress) (*Image, error) {
+	if err := im.init(); err != nil {
+		return nil, err
+	}
+	if base.Digest == "" {
+		return &Image{Config: ocispec.Image{Platform: base.Platform, RootFS: ocispec.RootFS{Type: "layers"}}}, nil
+	}
+	img, err := im.pull(ctx, base, unpack, p)
+	if err != nil {
+		return nil, fmt.Errorf("pull %s: %w", base.Ref, err)
+	}
+	return img, nil
+}
+
+func (im *Images) pull(ctx context.Context, base keys.Base, unpack bool, p Progress) (*Image, error) {
+	if err := checkDigest(base.Digest); err != nil {
+		return nil, err
+	}
+	n, err := im.origin(base)
+	if err != nil {
+		return nil, err
+	}
+	srcs := im.sources(n)
+	key := base.Digest.Encoded()
+	if err := im.Store.Hold(ImagesDomain, key); err != nil {
+		return nil, err
+	}
+	manifest, err := im.document(ctx, srcs, base.Digest)
+	if err != nil {
+		return nil, err
+	}
+	confDesc, descs, err := parseManifest(manifest)
+	if err != nil {
+		return nil, err
+	}
+	conf, err := im.config(ctx, srcs, confDesc, len(descs))
+	if err != nil {
+		return nil, err
+	}
+	have, want := normalizePlatform(conf.Platform), normalizePlatform(base.Platform)
+	if have.OS != want.OS || have.Architecture != want.Architecture {
+		return nil, fmt.Errorf("it is for %s, not for %s (--platform)", platformString(have), platformString(want))
+	}
+
+	pulled := im.pulled(key)
+	img := &Image{Config: *conf, Layers: make([]layers.Layer, len(descs))}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxTransfers)
+	first := make(map[digest.Digest]int) // index of the first layer with these bytes
+	for i, d := range descs {
+		if j, ok := first[d.Digest]; ok {
+			if conf.RootFS.DiffIDs[i] != conf.RootFS.DiffIDs[j] {
+				return nil, fmt.Errorf("layers %d and %d have the same bytes, but different diff ids", j+1, i+1)
+			}
+			continue
+		}
+		first[d.Digest] = i
+		g.Go(func() error {
+			l, err := im.pullLayer(gctx, srcs, d, conf.RootFS.DiffIDs[i], unpack, p)
+			if err != nil {
+				return fmt.Errorf("layer %d of %d: %w", i+1, len(descs), err)
+			}
+			img.Layers[i] = l
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, cmp.Or(ctx.Err(), err)
+	}
+	for i, d := range descs {
+		l := img.Layers[first[d.Digest]]
+		if i < len(pulled) && l.Size == 0 {
+			l.Size = pulled[i].Size
+		}
+		img.Layers[i] = l
+	}
+	if slices.EqualFunc(pulled, img.Layers, sameLayer) {
+		im.Store.Touch(ImagesDomain, key)
+		return img, nil
+	}
+	return img, im.recordImage(key, []digest.Digest{base.Digest, confDesc.Digest}, img.Layers)
+}
+
+// origin finds the name under which a base can be had.
+func (im *Images) origin(base keys.Base) (imageName, error) {
+	im.mu.Lock()
+	n, ok := im.origins[base.Digest]
+	im.mu.Unlock()
+	if ok {
+		return n, nil
+	}
+	n, err := parseName(base.Ref)
+	if err != nil {
+		return n, err
+	}
+	return im.meaning(n), nil
+}
+
+func sameLayer(a, b layers.Layer) bool {
+	return a.Dir == b.Dir && a.DiffID == b.DiffID && a.Blob.Digest == b.Blob.Digest && a.Size == b.Size
+}
+
+// pulled is what the store's record says of the layers of an image; nil without one.
+func (im *Images) pulled(key string) []layers.Layer {
+	r, err := im.Store.Result(ImagesDomain, key)
+	if err != nil {
+		return nil
+	}
+	var ls []layers.Layer
+	if json.Unmarshal(r.Data, &ls) != nil {
+		return nil
+	}
+	return ls
+}
+
+// recordImage keeps an image from being pruned while it is used now and then.
+func (im *Images) recordImage(key string, blobs []digest.Digest, ls []layers.Layer) error {
+	data, err := json.Marshal(ls)
+	if err != nil {
+		return fmt.Errorf("record image: %w", err)
+	}
+	r := &cas.Result{Key: key, Created: time.Now(), Data: data, Blobs: blobs}
+	for _, l := range ls {
+		if !slices.Contains(r.Blobs, l.Blob.Digest) {
+			r.Blobs = append(r.Blobs, l.Blob.Digest)
+		}
+		if l.Dir != "" && !slices.Contains(r.Layers, l.Dir) {
+			r.Layers = append(r.Layers, l.Dir)
+		}
+	}
+	return im.Store.PutResult(ImagesDomain, r)
+}
+
+func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Descriptor, diffID digest.Digest, unpack bool, p Progress) (layers.Layer, error) {
+	mediaType, err := ociLayerType(desc.MediaType)
+	if err != nil {
+		return layers.Layer{}, err
+	}
+	desc = ocispec.Descriptor{MediaType: mediaType, Digest: desc.Digest, Size: desc.Size}
+	l, hasBlob := im.present(desc, diffID)
+	if hasBlob && (l.Dir != "" || !unpack) {
+		return l, nil
+	}
+	lock, err := im.Store.Lock(ctx, ImagesDomain, desc.Digest.Encoded())
+	if err != nil {
+		return l, err
+	}
+	defer lock.Unlock()
+	switch l, hasBlob = im.present(desc, diffID); { // somebody else may have brought it
+	case hasBlob && (l.Dir != "" || !unpack):
+		return l, nil
+	case hasBlob:
+		return layers.Unpack(ctx, im.Store, l)
+	}
+	return try(ctx, srcs, func(s source) (layers.Layer, error) {
+		rc, err := s.blob(ctx, desc)
+		if err != nil {
+			return layers.Layer{}, err
+		}
+		defer rc.Close()
+		var r io.Reader = rc
+		if p != nil {
+			r = &progressReader{r: rc, tell: func(done int64) { p(desc.Digest, done, desc.Size) }}
+		}
+		return layers.Load(ctx, im.Store, desc, diffID, r, unpack, layers.Limits{})
+	})
+}
+
+// present says what of a layer is in the store.
+func (im *Images) present(desc ocispec.Descriptor, diffID digest.Digest) (l layers.Layer, hasBlob bool) {
+	l = layers.Layer{DiffID: diffID, Blob: desc}
+	if dir := "d-" + diffID.Encoded(); im.Store.HasLayer(dir) {
+		l.Dir = dir
+	}
+	size, ok := im.Store.HasBlob(desc.Digest)
+	return l, ok && size == desc.Size
+}
+
+// progressReader tells how many bytes were read.
+type progressReader struct {
+	r    io.Reader
+	done int64
+	tell func(done int64)
+}
+
+func (r *progressReader) Read(b []byte) (int, error) {
+	n, err := r.r.Read(b)
+	if n > 0 {
+		r.done += int64(n)
+		r.tell(r.done)
+	}
+	return n, err
+}

@@ -1,0 +1,325 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"oras.land/oras-go/v2/content"
+	"oras.land/oras-go/v2/errdef"
+	orasregistry "oras.land/oras-go/v2/registry"
+	"oras.land/oras-go/v2/registry/remote"
+	"oras.land/oras-go/v2/registry/remote/auth"
+	"oras.land/oras-go/v2/registry/remote/credentials"
+	"oras.land/oras-go/v2/registry/remote/errcode"
+)
+
+// A client speaks to registries: connections, credentials, tokens. One serves a whole process, so that all of it shares these.
+type client struct {
+	http      *auth.Client
+	transport *transport
+	plainHTTP []string
+
+	probing sync.Mutex
+	plain   map[string]bool // loopback hosts: whether they speak HTTP
+
+	mu       sync.Mutex
+	credErrs map[string]error // why the credentials of a host could not be had
+}
+
+func newClient(plainHTTP []string, userAgent string, p patience, certs string) (*client, error) {
+	c := &client{
+		transport: newTransport(p, certs),
+		plainHTTP: plainHTTP,
+		plain:     make(map[string]bool),
+		credErrs:  make(map[string]error),
+	}
+	c.http = &auth.Client{
+		Client:   &http.Client{Transport: c.transport},
+		Header:   http.Header{"User-Agent": {cmp.Or(userAgent, "obx")}},
+		ClientID: "obx",
+		Cache:    auth.NewCache(),
+	}
+	conf := dockerConfigFile()
+	if conf == "" {
+		return c, nil
+	}
+	store, err := credentials.NewStore(conf, credentials.StoreOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("read Docker's config file: %w", err)
+	}
+	get := credentials.Credential(store)
+	c.http.Credential = func(ctx context.Context, hostport string) (auth.Credential, error) {
+		cred, err := get(ctx, hostport)
+		if err != nil && ctx.Err() == nil {
+			// Docker's own tools go on without: most images are public. The reason is told if access is refused.
+			c.mu.Lock()
+			c.credErrs[hostport] = fmt.Errorf("get the credentials of %s as %s says: %w", hostport, conf, err)
+			c.mu.Unlock()
+			return auth.EmptyCredential, nil
+		}
+		return cred, err
+	}
+	return c, nil
+}
+
+// A repository is one repository of a registry, with the oras-go client for it.
+type repository struct {
+	client *client
+	ref    orasregistry.Reference
+}
+
+func (c *client) repository(host, path string) *repository {
+	return &repository{client: c, ref: orasregistry.Reference{Registry: host, Repository: path}}
+}
+
+func (r *repository) oras(ctx context.Context) *remote.Repository {
+	return &remote.Repository{
+		Client:             r.client.http,
+		Reference:          r.ref,
+		PlainHTTP:          r.client.isPlain(ctx, r.ref.Host()),
+		ManifestMediaTypes: acceptedDocuments(),
+		MaxMetadataBytes:   maxDocument,
+	}
+}
+
+// find implements source.
+func (r *repository) find(ctx context.Context, n imageName) ([]ocispec.Descriptor, error) {
+	desc, err := r.resolve(ctx, cmp.Or(n.digest.String(), n.tag))
+	if err != nil {
+		return nil, err
+	}
+	return []ocispec.Descriptor{desc}, nil
+}
+
+// resolve asks what a tag or digest names, by HEAD: registries that count pulls do not count it.
+func (r *repository) resolve(ctx context.Context, reference string) (ocispec.Descriptor, error) {
+	oras := r.oras(ctx)
+	desc, err := oras.Resolve(ctx, reference)
+	var status *errcode.ErrorResponse
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errdef.ErrNotFound) && (!errors.As(err, &status) || status.StatusCode == http.StatusMethodNotAllowed) && !isNetwork(err) {
+		// Some registries leave the digest or the size out of the answer to a HEAD, or know no HEAD.
+		var rc io.ReadCloser
+		if desc, rc, err = oras.FetchReference(ctx, reference); err == nil {
+			rc.Close()
+		}
+	}
+	if errors.Is(err, errdef.ErrNotFound) {
+		return desc, fmt.Errorf("%w: check the name and the tag, or say what it means with --base NAME=REF", r.explain(err))
+	}
+	if err != nil {
+		return desc, r.explain(err)
+	}
+	return desc, nil
+}
+
+// manifest reads an index or a manifest.
+func (r *repository) manifest(ctx context.Context, d digest.Digest) ([]byte, error) {
+	desc, rc, err := r.oras(ctx).FetchReference(ctx, d.String())
+	if err != nil {
+		return nil, fmt.Errorf("fetch manifest %s: %w", d, r.explain(err))
+	}
+	defer rc.Close()
+	if desc.Size > maxDocument {
+		return nil, fmt.Errorf("manifest %s has %d bytes, which is too large: at most %d", d, desc.Size, maxDocument)
+	}
+	b, err := content.ReadAll(rc, desc)
+	if err != nil {
+		return nil, fmt.Errorf("fetch manifest %s: %w", d, r.explain(err))
+	}
+	return b, nil
+}
+
+// blob opens a blob. The reader takes up broken connections where they ended; it does not verify.
+func (r *repository) blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	open := func(ctx context.Context, offset int64) (io.ReadCloser, error) {
+		rc, err := r.openBlob(ctx, desc, offset)
+		if err != nil {
+			return nil, r.explain(err)
+		}
+		return rc, nil
+	}
+	return newResumingReader(ctx, desc.Size, r.client.transport.patience.backoff, open), nil
+}
+
+// openBlob is remote.Repository's Fetch with an offset: that one has to begin a transfer before it can seek.
+func (r *repository) openBlob(ctx context.Context, desc ocispec.Descriptor, offset int64) (io.ReadCloser, error) {
+	scheme := "https"
+	if r.client.isPlain(ctx, r.ref.Host()) {
+		scheme = "http"
+	}
+	url := fmt.Sprintf("%s://%s/v2/%s/blobs/%s", scheme, r.ref.Host(), r.ref.Repository, desc.Digest)
+	ctx = auth.AppendRepositoryScope(ctx, r.ref, auth.ActionPull)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	if offset > 0 {
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, desc.Size-1))
+	}
+	resp, err := r.client.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	switch resp.StatusCode {
+	case http.StatusPartialContent:
+		if want := fmt.Sprintf("bytes %d-%d/", offset, desc.Size-1); !strings.HasPrefix(resp.Header.Get("Content-Range"), want) {
+			err = fmt.Errorf("%w: asked for %s, got %q", errWrongRange, want, resp.Header.Get("Content-Range"))
+		}
+	case http.StatusOK:
+		if resp.ContentLength >= 0 && resp.ContentLength != desc.Size {
+			err = fmt.Errorf("%w: what is there has %d bytes, not the %d that the manifest says", ErrNotFound, resp.ContentLength, desc.Size)
+		} else if offset > 0 { // the server does not know ranges
+			_, err = io.CopyN(io.Discard, resp.Body, offset)
+		}
+	case http.StatusNotFound:
+		err = errdef.ErrNotFound
+	default:
+		err = &errcode.ErrorResponse{Method: req.Method, URL: resp.Request.URL, StatusCode: resp.StatusCode}
+		if host := resp.Request.URL.Host; host != req.URL.Host {
+			err = fmt.Errorf("it redirects to %s, which answers %s", host, resp.Status) // no login would help
+		}
+	}
+	if err != nil {
+		resp.Body.Close()
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// isPlain decides between HTTP and HTTPS. A loopback host is asked: it may speak either.
+func (c *client) isPlain(ctx context.Context, addr string) bool {
+	hostname, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		hostname = addr
+	}
+	if slices.Contains(c.plainHTTP, addr) || slices.Contains(c.plainHTTP, hostname) {
+		return true
+	}
+	if !isLoopback(hostname) {
+		return false
+	}
+	c.probing.Lock()
+	defer c.probing.Unlock()
+	plain, known := c.plain[addr]
+	if !known {
+		if plain, known = speaksHTTP(ctx, addr); known {
+			c.plain[addr] = plain
+		}
+	}
+	return plain
+}
+
+func isLoopback(hostname string) bool {
+	if hostname == "localhost" || strings.HasSuffix(hostname, ".localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(strings.Trim(hostname, "[]"))
+	return err == nil && ip.IsLoopback()
+}
+
+// speaksHTTP begins a TLS handshake, and sees whether the answer is one. known is false if nobody answers.
+func speaksHTTP(ctx context.Context, addr string) (plain, known bool) {
+	dial, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		addr = net.JoinHostPort(strings.Trim(addr, "[]"), "443")
+	}
+	conn, err := new(net.Dialer).DialContext(dial, "tcp", addr)
+	if err != nil {
+		return true, false
+	}
+	defer conn.Close()
+	// Nothing is sent over this connection: that the certificate is right is seen to by the real one. The protocol's name holds an
+	// empty line, so that an HTTP server sees the end of a bad request, and does not wait for more.
+	err = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"\r\n\r\n"}}).HandshakeContext(dial)
+	var header tls.RecordHeaderError
+	return errors.As(err, &header) || err != nil && isTransient(nil, err), ctx.Err() == nil
+}
+
+// dockerConfigFile is the path of Docker's config file; "" where there can be none.
+func dockerConfigFile() string {
+	dir := os.Getenv("DOCKER_CONFIG")
+	if dir == "" {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return "" // a service without a home has no logins
+		}
+		dir = filepath.Join(home, ".docker")
+	}
+	return filepath.Join(dir, "config.json")
+}
+
+func isNetwork(err error) bool {
+	var op *net.OpError
+	var verify *tls.CertificateVerificationError
+	return isTransient(nil, err) || errors.As(err, &op) || errors.As(err, &verify) || errors.Is(err, http.ErrSchemeMismatch)
+}
+
+// explain says what the registry's answer means, and what to do.
+func (r *repository) explain(err error) error {
+	host := r.ref.Registry
+	login := "docker login " + host
+	if host == "docker.io" {
+		login = "docker login"
+	}
+	var (
+		status  *errcode.ErrorResponse
+		unknown x509.UnknownAuthorityError
+		verify  *tls.CertificateVerificationError
+		dns     *net.DNSError
+	)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, errdef.ErrNotFound):
+		return fmt.Errorf("%s: %w", host, ErrNotFound)
+	case errors.Is(err, auth.ErrBasicCredentialNotFound),
+		errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden):
+		r.client.mu.Lock()
+		credErr := r.client.credErrs[r.ref.Host()]
+		r.client.mu.Unlock()
+		if credErr != nil {
+			return fmt.Errorf("%s: access is refused: %w", host, redact(credErr))
+		}
+		return fmt.Errorf("%s: access to %s is refused, or there is no such repository: check the name, and log in with `%s`", host, r.ref.Repository, login)
+	case errors.As(err, &status) && status.StatusCode == http.StatusTooManyRequests:
+		return fmt.Errorf("%s: too many requests: wait, log in with `%s`, or use a mirror (--mirror %s=HOST)", host, login, host)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return fmt.Errorf("%s: it speaks HTTP, not HTTPS: allow that with --plain-http %s", host, host)
+	case errors.As(err, &unknown):
+		return fmt.Errorf("%s: its certificate is of an unknown authority: put the authority's into %s, or name it in SSL_CERT_FILE",
+			host, filepath.Join(r.client.transport.certs, certsDirName(r.ref.Host()), "ca.crt"))
+	case errors.As(err, &verify):
+		return fmt.Errorf("%s: its certificate is not valid: %w", host, verify.Err)
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return fmt.Errorf("%s: there is no host %s: check the name and the network", host, dns.Name)
+	}
+	return fmt.Errorf("%s: %w", host, redact(err))
+}
+
+// redacted is an error whose text may hold URLs with credentials: those of storage that registries redirect to are signed, and
+// requests for tokens name the account.
+type redacted struct{ err error }
+
+var urlSecrets = regexp.MustCompile(`(https?://)(?:[^/\s"@]*@)?([^\s"?]*)(?:\?[^\s"]*)?`)
+
+func redact(err error) error     { return redacted{err} }
+func (e redacted) Error() string { return urlSecrets.ReplaceAllString(e.err.Error(), "$1$2") }
+func (e redacted) Unwrap() error { return e.err }

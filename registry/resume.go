@@ -1,0 +1,107 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+)
+
+var errWrongRange = errors.New("the registry sent other bytes than asked for")
+
+// resumingReader reads a blob of known size from a server, and goes on behind the last byte when a connection breaks. It reads no more
+// than the size, and reports an end before it as an error. It does not verify the bytes.
+type resumingReader struct {
+	ctx     context.Context
+	open    func(ctx context.Context, offset int64) (io.ReadCloser, error)
+	backoff time.Duration
+	size    int64
+
+	offset   int64
+	body     io.ReadCloser // nil without a connection
+	began    int64         // offset of the connection's first byte
+	failures int
+	err      error // final
+}
+
+const (
+	maxFailures   = 6       // of connections one after another: some 8 s of waiting
+	enoughBetween = 1 << 20 // bytes of a connection after which it counts as a good one
+)
+
+func newResumingReader(ctx context.Context, size int64, backoff time.Duration, open func(context.Context, int64) (io.ReadCloser, error)) *resumingReader {
+	return &resumingReader{ctx: ctx, open: open, backoff: backoff, size: size}
+}
+
+func (r *resumingReader) Read(p []byte) (int, error) {
+	for {
+		switch {
+		case r.err != nil:
+			return 0, r.err
+		case r.offset == r.size:
+			return 0, io.EOF
+		case len(p) == 0:
+			return 0, nil
+		}
+		if r.body == nil {
+			if err := r.connect(); isTransient(nil, err) {
+				r.fail(err)
+				continue
+			} else if err != nil {
+				r.err = err // more tries would not help
+				continue
+			}
+		}
+		n, err := r.body.Read(p[:min(int64(len(p)), r.size-r.offset)])
+		r.offset += int64(n)
+		if n > 0 {
+			return n, nil // an error comes again with the next Read
+		}
+		if err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			r.disconnect()
+			if r.offset-r.began >= enoughBetween {
+				r.failures = 0
+			}
+			r.fail(err)
+		}
+	}
+}
+
+// fail waits before the next try, or sets the final error.
+func (r *resumingReader) fail(err error) {
+	if r.ctx.Err() != nil {
+		r.err = r.ctx.Err()
+		return
+	}
+	if r.failures++; r.failures > maxFailures {
+		r.err = fmt.Errorf("the transfer broke %d times, at last at byte %d of %d: %w", r.failures, r.offset, r.size, err)
+		return
+	}
+	if err := sleep(r.ctx, r.backoff<<min(r.failures-1, 4)); err != nil {
+		r.err = err
+	}
+}
+
+func (r *resumingReader) connect() (err error) {
+	r.body, err = r.open(r.ctx, r.offset)
+	r.began = r.offset
+	return err
+}
+
+func (r *resumingReader) disconnect() {
+	if r.body != nil {
+		r.body.Close()
+		r.body = nil
+	}
+}
+
+func (r *resumingReader) Close() error {
+	r.disconnect()
+	r.err = http.ErrBodyReadAfterClose
+	return nil
+}

@@ -1,0 +1,448 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// patience says how long to wait for whom. Zero fields mean the values beside them.
+type patience struct {
+	connect  time.Duration // 10 s: for a connection, and for its TLS handshake
+	header   time.Duration // 30 s: for the head of a response, and a second more for each 8 MiB that were sent: registries verify and move them
+	stall    time.Duration // 30 s: for the next bytes of a body, either way
+	backoff  time.Duration // 250 ms: before the first retry; doubled for each further one
+	throttle time.Duration // 2 min: in all, for a registry that limits the rate of requests
+}
+
+func (p patience) orDefaults() patience {
+	return patience{
+		connect:  cmp.Or(p.connect, 10*time.Second),
+		header:   cmp.Or(p.header, 30*time.Second),
+		stall:    cmp.Or(p.stall, 30*time.Second),
+		backoff:  cmp.Or(p.backoff, 250*time.Millisecond),
+		throttle: cmp.Or(p.throttle, 2*time.Minute),
+	}
+}
+
+const (
+	maxRetries  = 4
+	maxInFlight = 32          // requests to a host that wait for an answer
+	maxIdleHost = maxInFlight // with fewer, parallel requests over HTTP/1.1 begin with a handshake each
+)
+
+// transport sends requests: with the certificates of each host, again when a registry is busy or a connection broke, not too many at a time, and
+// not before a host that asked for a pause has had it. It works on what does not change a registry, or comes to the same when done twice; other
+// requests are marked by sendOnce. A host that did not answer, however often it was asked, is not waited for again until it answers.
+type transport struct {
+	patience patience
+	certs    string // directory with one of certificates for each host
+
+	mu    sync.Mutex
+	plain *http.Transport // for hosts without certificates of their own
+	hosts map[string]*host
+}
+
+type host struct {
+	http  *http.Transport
+	slots chan struct{} // filled by requests that wait for an answer
+
+	mu     sync.Mutex
+	paused time.Time // no request before this
+	silent bool      // it did not answer a request, nor any of its retries
+}
+
+func newTransport(p patience, certs string) *transport {
+	p = p.orDefaults()
+	return &transport{
+		patience: p,
+		certs:    certs,
+		hosts:    make(map[string]*host),
+		plain: &http.Transport{
+			Proxy:               http.ProxyFromEnvironment,
+			DialContext:         (&net.Dialer{Timeout: p.connect, KeepAlive: 30 * time.Second}).DialContext,
+			TLSHandshakeTimeout: p.connect,
+			IdleConnTimeout:     90 * time.Second,
+			MaxIdleConns:        4 * maxIdleHost,
+			MaxIdleConnsPerHost: maxIdleHost,
+			ForceAttemptHTTP2:   true,
+			DisableCompression:  true, // digests and sizes are of the bytes as they are stored
+		},
+	}
+}
+
+func (t *transport) host(addr string) (*host, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.hosts[addr]; h != nil {
+		return h, nil
+	}
+	h := &host{http: t.plain, slots: make(chan struct{}, maxInFlight)}
+	conf, err := hostTLS(t.certs, addr)
+	if err != nil {
+		return nil, err
+	}
+	if conf != nil {
+		h.http = t.plain.Clone()
+		h.http.TLSClientConfig = conf
+	}
+	t.hosts[addr] = h
+	return h, nil
+}
+
+// hostTLS reads Docker's directory of certificates for a host: *.crt are authorities, *.cert and *.key a client's. It is nil without any.
+func hostTLS(certs, addr string) (*tls.Config, error) {
+	dir := filepath.Join(certs, certsDirName(addr))
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && len(entries) == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the certificates of %s: %w", addr, err)
+	}
+	conf := &tls.Config{}
+	if conf.RootCAs, err = x509.SystemCertPool(); err != nil {
+		conf.RootCAs = x509.NewCertPool()
+	}
+	for _, e := range entries {
+		path := filepath.Join(dir, e.Name())
+		switch filepath.Ext(path) {
+		case ".crt":
+			pem, err := os.ReadFile(path)
+			if err != nil {
+				return nil, fmt.Errorf("read the certificates of %s: %w", addr, err)
+			}
+			if !conf.RootCAs.AppendCertsFromPEM(pem) {
+				return nil, fmt.Errorf("read the certificates of %s: %s holds none", addr, path)
+			}
+		case ".cert":
+			pair, err := tls.LoadX509KeyPair(path, strings.TrimSuffix(path, ".cert")+".key")
+			if err != nil {
+				return nil, fmt.Errorf("read the certificates of %s: %w", addr, err)
+			}
+			conf.Certificates = append(conf.Certificates, pair)
+		}
+	}
+	return conf, nil
+}
+
+type onceKey struct{}
+
+// sendOnce marks requests that are not to be sent again by the transport: what they send cannot just be sent again to the same URL.
+func sendOnce(ctx context.Context) context.Context { return context.WithValue(ctx, onceKey{}, true) }
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	h, err := t.host(req.URL.Host)
+	if err != nil {
+		return nil, err
+	}
+	ctx := req.Context()
+	once := ctx.Value(onceKey{}) != nil
+	limit, p := maxRetries, t.patience
+	if h.isSilent() {
+		limit = 0
+		p.header /= 4
+	}
+	var throttled time.Duration
+	for retries := 0; ; {
+		resp, err := h.roundTrip(req, p)
+		if ctx.Err() != nil || !isTransient(resp, err) {
+			return resp, err
+		}
+		delay := jitter(p.backoff << min(retries, 5))
+		if isThrottled(resp) {
+			if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
+				delay = after
+			}
+			throttled += delay
+			if throttled > p.throttle {
+				return resp, nil
+			}
+			h.pause(delay)
+		}
+		if retries++; isTimeout(err) {
+			retries += 2 // who did not answer once has cost enough time
+		}
+		if once {
+			return resp, err
+		}
+		if retries > limit && !isThrottled(resp) {
+			h.setSilent(resp == nil)
+			return resp, err
+		}
+		again, ok := rewind(req)
+		if !ok {
+			return resp, err
+		}
+		if resp != nil {
+			discard(resp)
+		}
+		if err := sleep(ctx, delay); err != nil {
+			return nil, err
+		}
+		req = again
+	}
+}
+
+// jitter spreads a delay, lest those who failed together try again together.
+func jitter(d time.Duration) time.Duration {
+	return time.Duration(float64(d) * (0.75 + rand.Float64()/2))
+}
+
+// discard reads what is left of a small response, so that the connection can be used again.
+func discard(resp *http.Response) {
+	_, _ = io.CopyN(io.Discard, resp.Body, 64<<10)
+	resp.Body.Close()
+}
+
+// roundTrip sends a request once the host may have it, and puts a watch over it and over the body of its response.
+func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) {
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	case <-req.Context().Done():
+		return nil, req.Context().Err()
+	}
+	if err := h.wait(req.Context()); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancelCause(req.Context())
+	w := newUploadWatch(p, req.ContentLength, cancel)
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { w.sent() }}))
+	w.wrap(req)
+	resp, err := h.http.RoundTrip(req)
+	w.stop()
+	if err != nil {
+		if cause := context.Cause(ctx); errors.As(cause, new(*waitedError)) {
+			err = cause
+		}
+		cancel(nil)
+		return nil, err
+	}
+	h.setSilent(false)
+	resp.Body = &watchedBody{body: resp.Body, cancel: func() { cancel(nil) }, stall: p.stall}
+	return resp, nil
+}
+
+// A waitedError says for what a host was waited for in vain. It is a net.Error.
+type waitedError struct {
+	what string
+	d    time.Duration
+}
+
+func (e *waitedError) Error() string   { return fmt.Sprintf("%s for %v", e.what, e.d) }
+func (e *waitedError) Timeout() bool   { return true }
+func (e *waitedError) Temporary() bool { return true }
+
+// An uploadWatch ends a request whose body is not taken, or that is not answered. That the source of the body is slow does not count.
+type uploadWatch struct {
+	stall, answer *waitedError
+	cancel        context.CancelCauseFunc
+
+	mu    sync.Mutex
+	timer *time.Timer
+	done  bool
+}
+
+func newUploadWatch(p patience, size int64, cancel context.CancelCauseFunc) *uploadWatch {
+	return &uploadWatch{
+		stall:  &waitedError{"the host took no more bytes", p.stall},
+		answer: &waitedError{"the host did not answer", p.header + time.Duration(max(size, 0)>>23)*time.Second},
+		cancel: cancel,
+	}
+}
+
+// expect starts to wait; for nothing if e is nil.
+func (w *uploadWatch) expect(e *waitedError) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.timer != nil {
+		w.timer.Stop()
+		w.timer = nil
+	}
+	if e != nil && !w.done {
+		w.timer = time.AfterFunc(e.d, func() { w.cancel(e) })
+	}
+}
+
+func (w *uploadWatch) sent() { w.expect(w.answer) }
+
+func (w *uploadWatch) stop() {
+	w.mu.Lock()
+	w.done = true
+	w.mu.Unlock()
+	w.expect(nil)
+}
+
+// wrap puts the watch over the body of a request.
+func (w *uploadWatch) wrap(req *http.Request) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return
+	}
+	req.Body = &watchedUpload{req.Body, w}
+	if get := req.GetBody; get != nil {
+		req.GetBody = func() (io.ReadCloser, error) {
+			body, err := get()
+			if err != nil {
+				return nil, err
+			}
+			return &watchedUpload{body, w}, nil
+		}
+	}
+}
+
+type watchedUpload struct {
+	io.ReadCloser
+	watch *uploadWatch
+}
+
+func (u *watchedUpload) Read(p []byte) (int, error) {
+	u.watch.expect(nil)
+	n, err := u.ReadCloser.Read(p)
+	u.watch.expect(u.watch.stall)
+	return n, err
+}
+
+var errStalled = errors.New("no more bytes came")
+
+// A watchedBody ends a response when no bytes come. That the reader is slow does not count.
+type watchedBody struct {
+	body     io.ReadCloser
+	cancel   context.CancelFunc
+	stall    time.Duration
+	watchdog *time.Timer
+}
+
+func (b *watchedBody) Read(p []byte) (int, error) {
+	if b.watchdog == nil {
+		b.watchdog = time.AfterFunc(b.stall, b.cancel)
+	} else {
+		b.watchdog.Reset(b.stall)
+	}
+	n, err := b.body.Read(p)
+	if !b.watchdog.Stop() && err != nil && err != io.EOF {
+		err = fmt.Errorf("%w for %v", errStalled, b.stall)
+	}
+	return n, err
+}
+
+func (b *watchedBody) Close() error {
+	err := b.body.Close()
+	b.cancel()
+	return err
+}
+
+func rewind(req *http.Request) (*http.Request, bool) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return req, true
+	}
+	if req.GetBody == nil {
+		return nil, false
+	}
+	body, err := req.GetBody()
+	if err != nil {
+		return nil, false
+	}
+	again := req.Clone(req.Context())
+	again.Body = body
+	return again, true
+}
+
+// isThrottled reports that a registry asks for fewer requests.
+func isThrottled(resp *http.Response) bool {
+	return resp != nil && (resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable)
+}
+
+// isTransient reports a failure that may be gone in a moment.
+func isTransient(resp *http.Response, err error) bool {
+	if resp == nil {
+		return isTimeout(err) || errors.Is(err, syscall.ECONNREFUSED) || isBroken(err)
+	}
+	switch resp.StatusCode {
+	case http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
+		return true
+	}
+	return isThrottled(resp)
+}
+
+func isTimeout(err error) bool {
+	var ne net.Error
+	return errors.As(err, &ne) && ne.Timeout()
+}
+
+// isBroken reports a connection that ended early.
+func isBroken(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) ||
+		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, errStalled)
+}
+
+// retryAfter reads the header: seconds or a date.
+func retryAfter(v string, now time.Time) time.Duration {
+	if s, err := strconv.Atoi(v); err == nil {
+		return time.Duration(min(max(s, 0), 1<<20)) * time.Second
+	}
+	if at, err := http.ParseTime(v); err == nil {
+		return max(at.Sub(now), 0)
+	}
+	return 0
+}
+
+// pause holds back all requests to a host: one that is refused tells of the others, too.
+func (h *host) pause(d time.Duration) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if until := time.Now().Add(d); until.After(h.paused) {
+		h.paused = until
+	}
+}
+
+func (h *host) setSilent(silent bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.silent = silent
+}
+
+func (h *host) isSilent() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.silent
+}
+
+func (h *host) wait(ctx context.Context) error {
+	h.mu.Lock()
+	d := time.Until(h.paused)
+	h.mu.Unlock()
+	return sleep(ctx, d)
+}
+
+// sleep waits for d, or less if ctx ends.
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return ctx.Err()
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}
