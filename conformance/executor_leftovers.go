@@ -1,0 +1,58 @@
+package conformance
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Leftovers fails t if, a second from now, there still is a process or a mount of an executor on the store directory, in
+// whatever namespace, or a cgroup of one of the runs (cas.Store.RunID).
+func Leftovers(t testing.TB, store string, runs ...string) {
+	t.Helper()
+	var left []string
+	for deadline := time.Now().Add(time.Second); ; time.Sleep(20 * time.Millisecond) {
+		left = findLeftovers(store, runs)
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			break
+		}
+	}
+	for _, l := range left {
+		t.Errorf("left over: %s", l)
+	}
+}
+
+func findLeftovers(store string, runs []string) []string {
+	var left []string
+	pids, _ := filepath.Glob("/proc/[0-9]*")
+	for _, pid := range pids {
+		cmdline, _ := os.ReadFile(filepath.Join(pid, "cmdline"))
+		args := strings.Split(string(cmdline), "\x00")
+		if args[0] == "obx-supervisor" && len(args) > 1 && strings.HasPrefix(args[1], store+"/") {
+			left = append(left, fmt.Sprintf("process %s: %q", filepath.Base(pid), args))
+		}
+		// What a process of a step sees as its root names the store's layers.
+		mounts, _ := os.ReadFile(filepath.Join(pid, "mountinfo"))
+		for line := range bytes.Lines(mounts) {
+			if bytes.Contains(line, []byte(store+"/")) {
+				left = append(left, fmt.Sprintf("mount that process %s (%q) sees: %s", filepath.Base(pid), args, line))
+				break
+			}
+		}
+	}
+	for _, run := range runs {
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/obx/" + run)
+		group, _ := filepath.Glob("/sys/fs/cgroup/obx/" + run)
+		for _, g := range append(groups, group...) {
+			left = append(left, "cgroup "+g)
+		}
+	}
+	return left
+}

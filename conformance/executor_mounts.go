@@ -1,0 +1,330 @@
+package conformance
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/layers"
+)
+
+// mountTests are about secrets, caches, and what mounting leaves behind.
+func mountTests() []executorTest {
+	return []executorTest{
+		{"MountPoints", testMountPoints},
+		{"MountPointLinks", testMountPointLinks},
+		{"Secrets", testSecrets},
+		{"SecretsNeverOnDisk", testSecretsNeverOnDisk},
+		{"CacheKeepsChanges", testCacheKeepsChanges},
+		{"CacheOwner", testCacheOwner},
+		{"CacheHides", testCacheHides},
+		{"CacheFirstWins", testCacheFirstWins},
+		{"CacheShared", testCacheShared},
+		{"CacheLocked", testCacheLocked},
+		{"CacheNames", testCacheNames},
+		{"CacheGenerations", testCacheGenerations},
+		{"MountsInsideCaches", testMountsInsideCaches},
+	}
+}
+
+// bareBusybox is a root file system of busybox alone: nothing is there to be mounted on, and all times are at.
+func bareBusybox(t testing.TB, st *cas.Store, at time.Time, more ...tar.Header) layers.Layer {
+	t.Helper()
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Fatalf("%v (apt-get install busybox-static)", err)
+	}
+	program, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entries := append([]tar.Header{
+		{Name: "./", Typeflag: tar.TypeDir, Mode: 0o711, Uid: 3, Gid: 4},
+		{Name: "bin/", Typeflag: tar.TypeDir},
+		{Name: "bin/busybox", Linkname: string(program), Mode: 0o755},
+	}, more...)
+	for _, applet := range []string{"sh", "cat", "true", "ls", "stat", "mkdir", "touch", "rm", "chmod"} {
+		entries = append(entries, tar.Header{Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777})
+	}
+	for i := range entries {
+		entries[i].ModTime = at
+	}
+	return loadTar(t, st, entries...)
+}
+
+func secret(target, value string) executor.Mount {
+	return executor.Mount{Target: target, Secret: &executor.Secret{Data: []byte(value)}}
+}
+
+func (b *rig) cache(target, name, sharing string) executor.Mount {
+	return executor.Mount{Target: target, Cache: &executor.Cache{Domain: b.domain, Name: name, Sharing: sharing}}
+}
+
+func with(p executor.Process, mounts ...executor.Mount) executor.Process {
+	p.Mounts = mounts
+	return p
+}
+
+func testMountPoints(t *testing.T, b *rig) {
+	at := time.Date(2001, 2, 3, 4, 5, 6, 123456789, time.UTC)
+	r := b.open(t, bareBusybox(t, b.st, at, tar.Header{Name: "etc/", Typeflag: tar.TypeDir, Mode: 0o750}, tar.Header{Name: "srv/a/", Typeflag: tar.TypeDir}))
+	mounts := []executor.Mount{
+		secret("/run/secrets/one", "1"), secret("/etc/two", "2"), b.cache("/var/cache/three", "three", ""), b.cache("/srv/a/four", "four", ""),
+	}
+	p := with(script("cat /run/secrets/one /etc/two; touch /var/cache/three/f /srv/a/four/f"), mounts...)
+	p.Network = executor.NetworkHost
+	wantOutput(t, r, p, "12")
+	if l := freeze(t, r); !l.IsZero() {
+		t.Errorf("the layer has %q", contents(t, b.st, l))
+	}
+	tree := files(t, r)
+	for _, name := range []string{".", "etc", "srv/a"} {
+		if info, err := tree.Lstat(name); err != nil || !info.ModTime().Equal(at) {
+			t.Errorf("%s: %v, %v", name, info.ModTime(), err)
+		}
+	}
+	for _, name := range []string{"run", "proc", "dev", "sys", "var", "etc/hosts", "etc/resolv.conf", "etc/two", "srv/a/four"} {
+		if _, err := tree.Lstat(name); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// What the process makes beside a mount point stays, with the directories on the way; so does a changed directory.
+	p.Argv[2] = "touch /run/x /etc/y; chmod 700 /var"
+	run(t, r, p)
+	wantContents(t, b.st, freeze(t, r), "etc", "etc/y", "run", "run/x", "var")
+	// Times as the process sees them.
+	wantOutput(t, r, with(script("stat -c %Y / /srv /srv/a"), mounts...), strings.Repeat("981173106\n", 1)+statTimes(t, r, "srv", "srv/a"))
+}
+
+func statTimes(t *testing.T, r executor.Root, names ...string) string {
+	t.Helper()
+	// Asked without mounts that need a mount point there.
+	p := script("stat -c %Y " + "/" + strings.Join(names, " /"))
+	return run(t, r, p)
+}
+
+func testMountPointLinks(t *testing.T, b *rig) {
+	link := func(name, target string) tar.Header {
+		return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: target, Mode: 0o777}
+	}
+	r := b.open(t, b.base, loadTar(t, b.st,
+		link("var/run", "/run"), link("abs", "/real"), link("up", "../../../../../real"), link("etc/hosts", "/real/hosts"),
+		tar.Header{Name: "real/", Typeflag: tar.TypeDir}, link("dangling", "not/there"), link("loop", "loop"),
+	))
+	outside := t.TempDir()
+	wantOutput(t, r, with(script("cat /run/s /real/a /real/b/c /real/hosts /not/there"), secret("/var/run/s", "1"), secret("/abs/a", "2"), secret("/up/b/c", "3"), secret("/dangling", "5")),
+		"123127.0.0.1 localhost builder5")
+	if l := freeze(t, r); !l.IsZero() {
+		t.Errorf("the layer has %q", contents(t, b.st, l))
+	}
+	// A target in a directory outside: it is made inside.
+	wantOutput(t, r, with(script("cat "+outside+"/x"), secret(outside+"/x", "in")), "in")
+	if entries, err := os.ReadDir(outside); err != nil || len(entries) > 0 {
+		t.Errorf("outside of the root there is %v, %v", entries, err)
+	}
+	for _, target := range []string{"/loop/x", "/", "relative", "/proc/../.."} {
+		var bad *executor.StartError
+		if _, err := try(t, r, with(script("true"), secret(target, "x"))); !errors.As(err, &bad) {
+			t.Errorf("a secret on %s: %v", target, err)
+		}
+	}
+}
+
+func testSecrets(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	step(t, r, "mkdir /d; echo mine > /d/file; chmod 600 /d/file")
+	custom := secret("/d/custom", "custom")
+	custom.Secret.Mode = 0o400
+	binary := "a\x00b\xff\n\n"
+	p := with(script("cat /s; cat /d/file; stat -c '%a %u:%g' /s /d/custom; cat /d/binary"), secret("/s", "no newline"), secret("/d/file", "hidden"), custom, secret("/d/binary", binary))
+	wantOutput(t, r, p, "no newlinehidden644 0:0\n400 0:0\n"+binary)
+	for _, s := range []string{"echo x > /s", "rm /s", "chmod 777 /s", "echo x >> /d/file"} {
+		p.Argv[2] = s
+		if out, err := try(t, r, p); err == nil {
+			t.Errorf("%s succeeds: %s", s, out)
+		}
+	}
+	p.Argv[2], p.UID = "cat /s; cat /d/custom", 1000
+	out, err := try(t, r, p)
+	wantExit(t, err, executor.ExitError{Reason: executor.Exited, Code: 1})
+	if !strings.HasPrefix(out, "no newline") {
+		t.Errorf("a user reads %q", out)
+	}
+	if l := freeze(t, r); !l.IsZero() {
+		t.Errorf("the layer has %q", contents(t, b.st, l))
+	}
+	wantFile(t, r, "d/file", "mine\n")
+	big := strings.Repeat("0123456789", 100_000)
+	wantOutput(t, r, with(script("cat /s"), secret("/s", big)), big)
+}
+
+func testSecretsNeverOnDisk(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	const value = "a value that occurs nowhere else"
+	done := make(chan error)
+	ctx := t.Context()
+	go func() {
+		done <- r.Run(ctx, with(script("sleep 1; wc -c < /run/secrets/s"), secret("/run/secrets/s", value)), io.Discard)
+	}()
+	find := func(when string) {
+		t.Helper()
+		err := filepath.WalkDir(b.st.Dir(), func(name string, d fs.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return nil // comes and goes
+			}
+			if data, err := os.ReadFile(name); err == nil && bytes.Contains(data, []byte(value)) {
+				t.Errorf("%s: the secret is in %s", when, name)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	time.Sleep(500 * time.Millisecond)
+	find("while the step runs")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	find("after it")
+}
+
+func testCacheKeepsChanges(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	c := b.cache("/c", "things", "")
+	wantOutput(t, r, with(script("ls /c; echo one > /c/a; mkdir /c/d; echo x > /c/d/x"), c), "")
+	wantOutput(t, r, with(script("cat /c/a; echo two > /c/b; rm /c/a; rm -r /c/d; mkdir /c/d"), c), "one\n")
+	// A failed step keeps what it wrote.
+	_, err := try(t, r, with(script("ls /c /c/d; echo three > /c/c; exit 3"), c))
+	wantExit(t, err, executor.ExitError{Reason: executor.Exited, Code: 3})
+	wantOutput(t, r, with(script("ls -A /c /c/d; cat /c/c"), c), "/c:\nb\nc\nd\n\n/c/d:\nthree\n")
+	// A cancelled one does not.
+	p := with(script("echo x > /c/cancelled; sleep 60"), c)
+	p.Limits.Timeout = 0
+	if l := freeze(t, r); !l.IsZero() {
+		t.Errorf("the layer has %q", contents(t, b.st, l))
+	}
+	// Other names and domains are other caches.
+	other := b.cache("/c", "things", "")
+	other.Cache.Domain = "other"
+	wantOutput(t, r, with(script("ls /c /e"), other, b.cache("/e", "more", "")), "/c:\n\n/e:\n")
+	// The same cache twice in one step: two views of the same generation.
+	wantOutput(t, r, with(script("cat /c/b /e/b"), c, b.cache("/e", "things", "")), "two\ntwo\n")
+}
+
+func testCacheOwner(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	for _, sharing := range []string{"", "shared"} {
+		c := b.cache("/c", "things", sharing)
+		p := with(script("stat -c '%u:%g %a' /c; touch /c/f; grep ' /c ' /proc/mounts | grep nosuid | grep -c nodev"), c)
+		p.UID, p.GID = 1000, 1001
+		wantOutput(t, r, p, "1000:1001 755\n1\n")
+		p.UID, p.GID = 2000, 2001
+		p.Argv[2] = "stat -c %u:%g /c /c/f"
+		wantOutput(t, r, p, "2000:2001\n1000:1001\n")
+	}
+}
+
+func testCacheHides(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	step(t, r, "mkdir /c; echo mine > /c/f")
+	wantOutput(t, r, with(script("ls /c; echo x > /c/g"), b.cache("/c", "things", "")), "")
+	if l := freeze(t, r); !l.IsZero() {
+		t.Errorf("the layer has %q", contents(t, b.st, l))
+	}
+	wantOutput(t, r, script("cat /c/f; ls /c"), "mine\nf\n")
+}
+
+func testCacheFirstWins(t *testing.T, b *rig) {
+	c := b.cache("/c", "things", "")
+	done := make(chan error)
+	for _, s := range []string{"sleep 0.5; echo a > /c/a", "sleep 1.5; echo b > /c/b"} {
+		r := b.open(t, b.base)
+		go func() { done <- r.Run(t.Context(), with(script(s), c), io.Discard) }()
+	}
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	wantOutput(t, b.open(t, b.base), with(script("ls /c"), c), "a\n")
+}
+
+func testCacheShared(t *testing.T, b *rig) {
+	c := b.cache("/c", "things", "shared")
+	wait := "i=0; while [ ! -e /c/$0 ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i+1)); done; [ -e /c/$0 ]"
+	done := make(chan error)
+	for _, names := range [][2]string{{"a", "b"}, {"b", "a"}} {
+		r := b.open(t, b.base)
+		p := with(script(""), c)
+		p.Argv = []string{"/bin/sh", "-c", "touch /c/" + names[0] + "; " + wait, names[1]}
+		go func() { done <- r.Run(t.Context(), p, io.Discard) }()
+	}
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Errorf("two steps do not see each other: %v", err)
+		}
+	}
+	r := b.open(t, b.base)
+	wantOutput(t, r, with(script("ls /c"), c), "a\nb\n")
+	wantOutput(t, r, with(script("ls /c"), b.cache("/c", "things", "")), "") // private uses are apart
+}
+
+func testCacheLocked(t *testing.T, b *rig) {
+	c := b.cache("/c", "things", "locked")
+	done := make(chan error)
+	for range 3 {
+		r := b.open(t, b.base)
+		p := with(script("mkdir /c/busy || exit 9; sleep 0.2; rmdir /c/busy; echo x >> /c/count"), c, b.cache("/again", "things", "locked"))
+		go func() { done <- r.Run(t.Context(), p, io.Discard) }()
+	}
+	for range 3 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	wantOutput(t, b.open(t, b.base), with(script("cat /c/count"), c), "x\nx\nx\n")
+}
+
+func testCacheNames(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	for _, name := range []string{"a/b c:d%", "../evil", "..", ".", "/etc", "ü\n\x01", strings.Repeat("long", 100)} {
+		c := b.cache("/c", name, "")
+		wantOutput(t, r, with(script("cat /c/f 2>/dev/null; echo x > /c/f"), c), "")
+		wantOutput(t, r, with(script("cat /c/f"), c), "x\n")
+	}
+}
+
+func testCacheGenerations(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	c := b.cache("/c", "things", "")
+	want := ""
+	for range 25 {
+		wantOutput(t, r, with(script("cat /c/log 2>/dev/null; echo x >> /c/log; rm -rf /c/d; mkdir /c/d; echo x > /c/d/`ls /c | wc -l`"), c), want)
+		want += "x\n"
+	}
+	wantOutput(t, r, with(script("cat /c/log; ls /c"), c), want+"d\nlog\n")
+}
+
+func testMountsInsideCaches(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	outer := b.cache("/c", "outer", "")
+	mounts := []executor.Mount{secret("/c/token", "t"), b.cache("/c/deep/inner", "inner", ""), outer}
+	wantOutput(t, r, with(script("cat /c/token; echo i > /c/deep/inner/f; echo o > /c/f"), mounts...), "t")
+	wantOutput(t, r, with(script("ls -A /c"), outer), "f\n")
+	wantOutput(t, r, with(script("cat /c/f /c/deep/inner/f"), mounts...), "o\ni\n")
+	wantOutput(t, r, with(script("ls -A /c; cat /i/f"), outer, b.cache("/i", "inner", "")), "f\ni\n")
+	if l := freeze(t, r); !l.IsZero() {
+		t.Errorf("the layer has %q", contents(t, b.st, l))
+	}
+}

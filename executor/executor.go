@@ -1,0 +1,152 @@
+// Package executor is the contract of a sandbox: what runs one process after another in a root file system made of
+// layers, and gives back what each has changed.
+//
+// An executor sees layers and the local store. It knows nothing of specs, keys, caches on registries, or of which
+// step it runs: package executor/build does. It keeps nothing that cannot be had again from layers.
+package executor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/layers"
+)
+
+// An Executor makes root file systems on one platform. It is safe for concurrent use.
+type Executor interface {
+	Platform() ocispec.Platform
+
+	// Open begins a root file system with the files of a chain of layers, base first. Zero layers in it are skipped. Open is
+	// cheap: what is costly waits for the first use.
+	Open(ctx context.Context, chain []layers.Layer) (Root, error)
+
+	// Close ends everything that the executor has started.
+	Close() error
+}
+
+// A Root is a private, writable root file system. Its methods are called one at a time.
+type Root interface {
+	// Run runs one process to its end and writes what it prints to out, in the order in which it was written.
+	// The error is nil for exit status 0, *ExitError for a process that ended otherwise, *StartError for one that
+	// could not start because of what the spec or the image says; any other error is the infrastructure's.
+	// Cancelling ctx kills the process and all that it has started. After an error the root's changes since the
+	// last Freeze are dropped.
+	Run(ctx context.Context, p Process, out io.Writer) error
+
+	// Freeze ends a step: it takes what has changed since Open or the last Freeze. It is fast: packing can come
+	// later. The Root goes on from it.
+	Freeze(ctx context.Context) (Change, error)
+
+	// Add goes on from the present state with one more layer, one that was not made by Run (a copy step's). What has changed
+	// must have been frozen before.
+	Add(ctx context.Context, l layers.Layer) error
+
+	// Files reads the present files. The tree is valid until the next call of another method.
+	Files(ctx context.Context) (layers.Tree, error)
+
+	Close() error
+}
+
+// A Change is what one step has changed. It can be read until its own Close, after the Root's too.
+type Change interface {
+	// Layer makes the change a layer of the store, one that Open takes: the zero Layer if nothing changed.
+	Layer(ctx context.Context) (layers.Layer, error)
+	Close() error
+}
+
+// A Process is what runs in a Root.
+type Process struct {
+	Argv     []string
+	Env      []string // NAME=VALUE, complete, in the order that the process sees; HOME is added if missing
+	Dir      string   // absolute; made (root:root 0755) if missing
+	UID, GID int
+	User     string // by name, for Windows; then UID and GID mean nothing
+	Hostname string
+	Network  Network
+	Mounts   []Mount
+	Limits   Limits
+	FastSync bool // sync calls do nothing and return 0
+
+	// Terminal runs the process on a terminal: Stdin is one, and out is not used. Nil Stdin is an empty one.
+	Stdin    *os.File
+	Terminal bool
+}
+
+// A Network is what a process reaches.
+type Network int
+
+const (
+	NetworkNone Network = iota // a loopback interface of its own
+	NetworkHost
+)
+
+// A Mount is a directory or file that a process sees and that is no part of the result.
+type Mount struct {
+	Target string // absolute in the root
+	Cache  *Cache // exactly one of Cache and Secret is set
+	Secret *Secret
+}
+
+// A Cache is a directory that outlives the step, kept by the store under Domain and Name.
+type Cache struct {
+	Domain  string
+	Name    string
+	Sharing string // "" (copy-on-write; the first to finish wins), "shared" or "locked"
+}
+
+// A Secret is a read-only file whose bytes live in memory only.
+type Secret struct {
+	Data []byte
+	Mode os.FileMode // 0: 0644
+}
+
+// Limits of one process and all that it starts. Zero fields mean no limit.
+type Limits struct {
+	Memory  int64   // bytes
+	CPUs    float64 // processors
+	PIDs    int64
+	Timeout time.Duration
+}
+
+// A Reason says how a process ended.
+type Reason string
+
+const (
+	Exited   Reason = "exit"    // by itself, with Code
+	Signaled Reason = "signal"  // by Signal
+	TimedOut Reason = "timeout" // Limits.Timeout
+	OOM      Reason = "oom"     // Limits.Memory
+)
+
+// An ExitError is a process that ended without success.
+type ExitError struct {
+	Reason Reason
+	Code   int    // of Exited
+	Signal int    // of Signaled
+	Limit  string // of TimedOut and OOM: the limit, for people ("10s", "64MiB")
+}
+
+func (e *ExitError) Error() string {
+	switch e.Reason {
+	case Signaled:
+		return fmt.Sprintf("killed by signal %d", e.Signal)
+	case TimedOut:
+		return "stopped: it ran longer than " + e.Limit
+	case OOM:
+		return "killed: it used more memory than " + e.Limit
+	}
+	return fmt.Sprintf("exit status %d", e.Code)
+}
+
+// A StartError is a process that could not start because of the spec or the image: no such program, a working
+// directory that is a file.
+type StartError struct {
+	Msg string
+}
+
+func (e *StartError) Error() string { return e.Msg }

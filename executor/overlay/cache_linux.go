@@ -1,0 +1,189 @@
+package overlay
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/layers"
+)
+
+// A cacheMount is one cache directory in one run: an overlay on its newest generation, or the directory itself if it is shared.
+type cacheMount struct {
+	target   string // as the process names it
+	resolved string // without links, set by newPlan
+	source   string // where the supervisor has it
+	points   points // mount points inside it
+
+	use   *cas.CacheMount
+	lower []string
+	dir   string // directory in the store's TempDir; in it "fs" is what changes; "" if shared
+	work  string
+	mount *os.File // the overlay, or the shared directory for looking into it
+	new   dirOwner
+}
+
+// dirOwner is whom a cache's root belongs to while a step uses it.
+type dirOwner struct{ uid, gid int }
+
+// A cacheSet is all caches of one run, those mounted inside others after them.
+type cacheSet struct {
+	e    *Executor
+	list []*cacheMount
+}
+
+// openCaches begins the use of all caches of a process. Those that have to be waited for are taken in one order, so that
+// two runs never wait for each other.
+func (e *Executor) openCaches(ctx context.Context, p executor.Process, bundle string) (*cacheSet, error) {
+	var wanted []executor.Mount
+	for _, m := range p.Mounts {
+		if m.Cache != nil {
+			wanted = append(wanted, m)
+		}
+	}
+	slices.SortStableFunc(wanted, func(a, b executor.Mount) int {
+		return cmp.Or(cmp.Compare(a.Cache.Domain, b.Cache.Domain), cmp.Compare(a.Cache.Name, b.Cache.Name))
+	})
+	set := &cacheSet{e: e}
+	for i, m := range wanted {
+		c := &cacheMount{target: m.Target, new: dirOwner{p.UID, p.GID}}
+		if i > 0 && *wanted[i-1].Cache == *m.Cache && m.Cache.Sharing == "locked" {
+			c.source = set.list[i-1].source // twice in one step: it is locked already
+		}
+		set.list = append(set.list, c)
+		if err := c.open(ctx, e, *m.Cache); err != nil {
+			return nil, errors.Join(fmt.Errorf("cache %q: %w", m.Cache.Name, err), set.close(false))
+		}
+	}
+	slices.SortStableFunc(set.list, func(a, b *cacheMount) int {
+		return cmp.Compare(strings.Count(a.target, "/"), strings.Count(b.target, "/"))
+	})
+	n := 0
+	for _, c := range set.list {
+		if c.dir != "" {
+			c.source = filepath.Join(bundle, mountName(n))
+			n++
+		}
+	}
+	return set, nil
+}
+
+func (c *cacheMount) open(ctx context.Context, e *Executor, which executor.Cache) (err error) {
+	shared := c.source
+	if shared == "" {
+		if c.use, err = e.options.Store.OpenCache(ctx, which.Domain, which.Name, which.Sharing); err != nil {
+			return err
+		}
+		shared = c.use.Shared
+	}
+	if shared != "" {
+		c.source = shared
+		if err := c.own(shared); err != nil {
+			return err
+		}
+		c.mount, err = os.Open(shared)
+	} else {
+		err = c.overlay(e)
+	}
+	if err == nil {
+		c.points.root = rootDir{int(c.mount.Fd())}
+	}
+	return err
+}
+
+// own makes the step's user the owner of the cache's root.
+func (c *cacheMount) own(dir string) error {
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return fmt.Errorf("stat %s: %w", dir, err)
+	}
+	if int(st.Uid) == c.new.uid && int(st.Gid) == c.new.gid {
+		return nil
+	}
+	return os.Chown(dir, c.new.uid, c.new.gid)
+}
+
+func (c *cacheMount) overlay(e *Executor) (err error) {
+	c.lower = c.use.Lower
+	if len(c.lower) == 0 {
+		c.lower = []string{e.mounter.empty}
+	}
+	if c.dir, err = os.MkdirTemp(e.tmp, "cache-"); err != nil {
+		return err
+	}
+	c.work = filepath.Join(c.dir, "work")
+	if err := os.Mkdir(c.work, 0o700); err != nil {
+		return err
+	}
+	if err := layers.MakeUpper(c.upper(), c.below()); err != nil {
+		return err
+	}
+	if err := c.own(c.upper()); err != nil {
+		return err
+	}
+	c.mount, err = e.mounter.mount(overlayMount{lower: c.lower, upper: c.upper(), work: c.work})
+	return err
+}
+
+func (c *cacheMount) upper() string { return filepath.Join(c.dir, "fs") }
+func (c *cacheMount) below() string { return c.lower[len(c.lower)-1] }
+
+// mounts are those that the supervisor has to attach, in the order of their sources' numbers.
+func (s *cacheSet) mounts() []*os.File {
+	var files []*os.File
+	for _, c := range s.list {
+		if c.dir != "" {
+			files = append(files, c.mount)
+		}
+	}
+	return files
+}
+
+// close ends the use of all caches. With keep, what the process has changed becomes their next generation, unless somebody else was
+// first.
+func (s *cacheSet) close(keep bool) error {
+	var errs []error
+	for _, c := range s.list {
+		if err := c.close(s.e, keep); err != nil {
+			errs = append(errs, fmt.Errorf("cache mounted on %s: %w", c.target, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *cacheMount) close(e *Executor, keep bool) error {
+	var errs []error
+	add := func(err error) { errs = append(errs, err) }
+	add(c.points.remove())
+	if c.mount != nil {
+		add(c.mount.Close())
+	}
+	if c.dir != "" {
+		if keep {
+			add(c.commit())
+		}
+		add(e.options.Store.Trash(c.dir))
+	}
+	if c.use != nil {
+		add(c.use.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func (c *cacheMount) commit() error {
+	if err := c.points.prune(c.upper()); err != nil {
+		return err
+	}
+	return c.use.Commit(c.upper(), func(dst string, dirs []string) error {
+		return layers.FlattenDirs(context.Background(), dst, dirs)
+	})
+}

@@ -1,0 +1,168 @@
+package overlay
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// cgroupTop is the directory in each hierarchy below which all of obx's cgroups are: TOP/RUN/STEP.
+const cgroupTop = "/obx"
+
+// cgroups is how this machine has its control groups.
+type cgroups struct {
+	hierarchies []string // mount points: of version 1, of version 2, or of both where they are used side by side
+	memory      string   // mount point of the memory controller; "" if there is none
+	unified     bool     // version 2 alone
+	swap        bool     // memory and swap can be limited together
+}
+
+// findCgroups reads the mounts that this process sees.
+func findCgroups() (cgroups, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return cgroups{}, err
+	}
+	defer f.Close()
+	var c cgroups
+	var two string
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		// 30 23 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+		left, right, ok := strings.Cut(sc.Text(), " - ")
+		l, r := strings.Fields(left), strings.Fields(right)
+		if !ok || len(l) < 5 || len(r) < 3 {
+			continue
+		}
+		at := l[4]
+		switch r[0] {
+		case "cgroup":
+			c.hierarchies = append(c.hierarchies, at)
+			if slices.Contains(strings.Split(r[2], ","), "memory") {
+				c.memory = at
+			}
+		case "cgroup2":
+			if two == "" {
+				two = at
+			}
+		}
+	}
+	c.unified = len(c.hierarchies) == 0
+	if two != "" {
+		c.hierarchies = append(c.hierarchies, two)
+	}
+	if c.unified {
+		if b, err := os.ReadFile(filepath.Join(two, "cgroup.controllers")); err == nil && slices.Contains(strings.Fields(string(b)), "memory") {
+			c.memory = two
+			c.swap = swapLimited()
+		}
+	} else if c.memory != "" {
+		_, err := os.Stat(filepath.Join(c.memory, "memory.memsw.limit_in_bytes"))
+		c.swap = err == nil
+	}
+	if len(c.hierarchies) == 0 {
+		return c, errors.New("no cgroup file system is mounted")
+	}
+	return c, nil
+}
+
+// swapLimited reports whether groups have memory.swap.max; the root of version 2 itself never has it.
+func swapLimited() bool {
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if own, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			_, err := os.Stat(filepath.Join("/sys/fs/cgroup", own, "memory.swap.max"))
+			return err == nil
+		}
+	}
+	return false
+}
+
+// oomKills tells how many processes of a group the kernel has killed for want of memory.
+func (c cgroups) oomKills(group string) int {
+	if c.memory == "" {
+		return 0
+	}
+	name := "memory.oom_control"
+	if c.unified {
+		name = "memory.events"
+	}
+	b, err := os.ReadFile(filepath.Join(c.memory, group, name))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
+			n, _ := strconv.Atoi(v)
+			return n
+		}
+	}
+	return 0
+}
+
+// kill kills every process of a group.
+func (c cgroups) kill(group string) {
+	for _, h := range c.hierarchies {
+		b, err := os.ReadFile(filepath.Join(h, group, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for pid := range strings.FieldsSeq(string(b)) {
+			// 0 is a process that this pid namespace does not see.
+			if n, err := strconv.Atoi(pid); err == nil && n > 1 {
+				if p, err := os.FindProcess(n); err == nil {
+					_ = p.Kill()
+					_ = p.Release()
+				}
+			}
+		}
+	}
+}
+
+// remove removes a group and all below it, in all hierarchies. It waits a little for those that are still busy: the kernel counts
+// a process that has just been waited for as inside a moment longer.
+func (c cgroups) remove(group string) error {
+	var errs []error
+	for _, h := range c.hierarchies {
+		if err := removeTree(filepath.Join(h, group)); err != nil {
+			errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func removeTree(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeTree(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	for wait := time.Millisecond; ; wait *= 2 {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if wait > 200*time.Millisecond {
+			return err
+		}
+		time.Sleep(wait)
+	}
+}

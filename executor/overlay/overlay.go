@@ -1,0 +1,52 @@
+// Package overlay is the Linux executor: overlayfs puts the layer directories of a store one upon the other, an OCI
+// runtime (crun or runc) is the sandbox. There is no daemon.
+//
+// # Who does what
+//
+// The process that calls New mounts and prepares; a supervisor runs. The supervisor is this same program once more
+// (a main function, and a TestMain, calls Supervise first if IsSupervisor says so), as the first process of a pid
+// namespace and with a mount namespace of its own. The kernel kills it when its maker dies, whatever the reason, and with it ends
+// every process and every mount of every step: that is the invariant on which everything here rests. What can survive
+// a killed obx are empty cgroups and files below the store's tmp; the next New removes both.
+//
+//	maker                                       supervisor (pid 1 of its namespace)
+//	fsopen, fsconfig, fsmount: a mount that
+//	no namespace shows; makes mount points
+//	request, mount and pipe fds ------------->  move_mount below a tmpfs that nobody else sees,
+//	                                            config.json and secrets there too, `runc run --detach`
+//	reads the pipe as it fills  <-------------  started
+//	                                            waits for the orphaned container process, unmounts
+//	removes mount points again  <-------------  exited: status, out of memory
+//	Freeze: the upper directory
+//	becomes a layer by one rename
+//
+// # What a step leaves
+//
+// Exactly what its process changed. Mount points that had to be made are removed again, directories that were copied
+// up only for them too, and times are put back, so that a command that changes nothing gives the zero layer.
+//
+// # What this package refuses to know
+//
+// Keys, specs, caches on registries, what a step means, and how a layer is packed.
+package overlay
+
+import "github.com/ocurrent/obx/cas"
+
+// Options of New.
+type Options struct {
+	Store *cas.Store
+
+	// Runtime is the name or path of an OCI runtime with runc's command line. "" takes the first of crun and runc that
+	// works here; which one does is remembered in the store.
+	Runtime string
+
+	// OldMounts mounts as on kernels before 6.7, which have no lowerdir+ option. It is chosen by itself where needed.
+	OldMounts bool
+}
+
+// A Check is one line of a health report.
+type Check struct {
+	Name   string
+	Detail string // what was found
+	Err    error  // what is wrong and what to do; nil if all is well
+}

@@ -1,0 +1,238 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor"
+)
+
+// points are the mount points that one run needs in one file system: its root's, or a cache's. What is missing is
+// made before the run, and nothing of that may be seen in the step's result.
+type points struct {
+	root rootDir
+	made []madePoint
+
+	// seen has the directories that making has copied up, as they were before, by path ("" is the root); those that
+	// were made are there with nil.
+	seen map[string]*dirAttrs
+}
+
+// A madePoint is a file or directory that was made to be mounted on, or to lead there.
+type madePoint struct {
+	parent int // its directory, held open: the process may rename it
+	name   string
+	stat   unix.Stat_t
+}
+
+// ensure makes sure that target exists as a directory or a file, and returns its path without links.
+func (p *points) ensure(target string, dir bool) (string, error) {
+	at, err := p.root.resolve(target)
+	if err != nil {
+		return "", &executor.StartError{Msg: fmt.Sprintf("cannot mount on %s: %v", target, err)}
+	}
+	isDir := at.stat.Mode&unix.S_IFMT == unix.S_IFDIR
+	switch {
+	case len(at.missing) > 0 && !isDir:
+		return "", &executor.StartError{Msg: fmt.Sprintf("cannot mount on %s: /%s is not a directory", target, at.found)}
+	case len(at.missing) > 0:
+		return "/" + at.path(), p.make(at, dir)
+	case dir && !isDir:
+		return "", &executor.StartError{Msg: fmt.Sprintf("cannot mount a directory on %s: it is not one", target)}
+	case !dir && isDir:
+		return "", &executor.StartError{Msg: fmt.Sprintf("cannot mount a file on %s: it is a directory", target)}
+	}
+	return "/" + at.found, nil
+}
+
+func (p *points) make(at place, dir bool) error {
+	if err := p.remember(at.found); err != nil {
+		return err
+	}
+	parent := at.found
+	for i, name := range at.missing {
+		fd, err := p.root.openAt(parent, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return fmt.Errorf("make mount point /%s: %w", at.path(), err)
+		}
+		p.made = append(p.made, madePoint{parent: fd, name: name})
+		var before unix.Stat_t
+		err = unix.Fstat(fd, &before)
+		if err == nil {
+			err = makePoint(fd, name, dir || i < len(at.missing)-1)
+		}
+		if err == nil {
+			err = unix.Fstatat(fd, name, &p.made[len(p.made)-1].stat, unix.AT_SYMLINK_NOFOLLOW)
+		}
+		if err == nil {
+			err = setTimes(procFD(fd), before.Atim, before.Mtim)
+		}
+		if err != nil {
+			return fmt.Errorf("make mount point /%s: %w", at.path(), err)
+		}
+		parent = path.Join(parent, name)
+		p.seen[parent] = nil
+	}
+	return nil
+}
+
+func makePoint(parent int, name string, dir bool) error {
+	if dir {
+		if err := unix.Mkdirat(parent, name, 0o755); err != nil {
+			return err
+		}
+		return unix.Fchmodat(parent, name, 0o755, 0) // whatever the umask
+	}
+	fd, err := unix.Openat(parent, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+// remember notes how a directory and those above it are before something is made in it.
+func (p *points) remember(dir string) error {
+	if p.seen == nil {
+		p.seen = map[string]*dirAttrs{}
+	}
+	for ; ; dir = parentOf(dir) {
+		if _, ok := p.seen[dir]; ok {
+			return nil
+		}
+		fd, err := p.root.openAt(dir, unix.O_RDONLY|unix.O_DIRECTORY)
+		if err != nil {
+			return fmt.Errorf("open /%s: %w", dir, err)
+		}
+		a, err := attrsOf(fd)
+		unix.Close(fd)
+		if err != nil {
+			return fmt.Errorf("stat /%s: %w", dir, err)
+		}
+		p.seen[dir] = &a
+		if dir == "" {
+			return nil
+		}
+	}
+}
+
+func parentOf(dir string) string {
+	if d := path.Dir(dir); d != "." {
+		return d
+	}
+	return ""
+}
+
+// remove takes away what make made, as far as it is still empty and unchanged, and puts back the times of the directories.
+func (p *points) remove() error {
+	var errs []error
+	for _, m := range slices.Backward(p.made) {
+		if err := m.remove(); err != nil {
+			errs = append(errs, fmt.Errorf("remove mount point %s: %w", m.name, err))
+		}
+		unix.Close(m.parent)
+	}
+	p.made = nil
+	return errors.Join(errs...)
+}
+
+func (m madePoint) remove() error {
+	var dir, now unix.Stat_t
+	if err := unix.Fstat(m.parent, &dir); err != nil {
+		return err
+	}
+	if err := unix.Fstatat(m.parent, m.name, &now, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil // gone, as the process wished; or never made
+	}
+	if now.Mode != m.stat.Mode || now.Uid != m.stat.Uid || now.Gid != m.stat.Gid {
+		return nil
+	}
+	flags := 0
+	if now.Mode&unix.S_IFMT == unix.S_IFDIR {
+		flags = unix.AT_REMOVEDIR
+	} else if now.Size != 0 || now.Mtim != m.stat.Mtim {
+		return nil
+	}
+	switch err := unix.Unlinkat(m.parent, m.name, flags); {
+	case errors.Is(err, unix.ENOTEMPTY):
+		return nil
+	case err != nil:
+		return err
+	}
+	return setTimes(procFD(m.parent), dir.Atim, dir.Mtim)
+}
+
+// prune removes the directories from an upper directory that are there only because mount points were made in them or
+// below them. The overlay must be unmounted.
+func (p *points) prune(upper string) error {
+	dirs := make([]string, 0, len(p.seen))
+	for d, before := range p.seen {
+		if d != "" && before != nil {
+			dirs = append(dirs, d)
+		}
+	}
+	slices.SortFunc(dirs, func(a, b string) int { return strings.Count(b, "/") - strings.Count(a, "/") }) // deepest first
+	for _, d := range dirs {
+		if err := pruneDir(upper, d, *p.seen[d]); err != nil {
+			return fmt.Errorf("clean up /%s after mounting: %w", d, err)
+		}
+	}
+	p.seen = nil
+	return nil
+}
+
+func pruneDir(upper, name string, before dirAttrs) error {
+	r, err := openRoot(upper)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(r.fd)
+	fd, err := r.openAt(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if opaque, err := isOpaque(fd); err != nil || opaque {
+		return err
+	}
+	if empty, err := isEmpty(procFD(fd)); err != nil || !empty {
+		return err
+	}
+	if now, err := attrsOf(fd); err != nil || !now.equal(before) {
+		return err
+	}
+	parent := filepath.Join(upper, path.Dir(name))
+	a, err := attrsAt(parent)
+	if err != nil {
+		return err
+	}
+	if err := unix.Rmdir(filepath.Join(upper, name)); err != nil {
+		return err
+	}
+	return setTimes(parent, a.atime, a.mtime)
+}
+
+func isOpaque(fd int) (bool, error) {
+	var v [1]byte
+	n, err := unix.Getxattr(procFD(fd), "trusted.overlay.opaque", v[:])
+	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
+		return false, nil
+	}
+	return n == 1 && v[0] == 'y', err
+}
+
+func openRoot(dir string) (rootDir, error) {
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return rootDir{}, fmt.Errorf("open %s: %w", dir, err)
+	}
+	return rootDir{fd}, nil
+}

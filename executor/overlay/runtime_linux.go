@@ -1,0 +1,212 @@
+package overlay
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor"
+)
+
+// runtimes are tried in this order: crun starts a process in a third of runc's time.
+var runtimes = []string{"crun", "runc"}
+
+// probeFile, in the store, has what was found out about runtimes.
+const probeFile = "runtime.json"
+
+// A probe is one runtime as it was when it was tried. Any change of the file or the kernel makes it void.
+type probe struct {
+	Path    string    `json:"path"`
+	Size    int64     `json:"size"`
+	Time    time.Time `json:"time"`
+	Kernel  string    `json:"kernel"`
+	Cgroups string    `json:"cgroups"` // where they are mounted: crun refuses some ways
+	Err     string    `json:"error,omitempty"`
+}
+
+func (e *Executor) newProbe(file string) (probe, error) {
+	st, err := os.Stat(file)
+	if err != nil {
+		return probe{}, err
+	}
+	release, err := kernelRelease()
+	if err != nil {
+		return probe{}, err
+	}
+	return probe{
+		Path:    file,
+		Size:    st.Size(),
+		Time:    st.ModTime().UTC(),
+		Kernel:  release,
+		Cgroups: strings.Join(e.cgroups.hierarchies, " "),
+	}, nil
+}
+
+func kernelRelease() (string, error) {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return "", err
+	}
+	return unix.ByteSliceToString(u.Release[:]), nil
+}
+
+// findRuntimes lists the runtimes to use, best first.
+func findRuntimes(want string) ([]string, error) {
+	names := runtimes
+	if want != "" {
+		names = []string{want}
+	}
+	var found []string
+	for _, n := range names {
+		if p, err := lookRuntime(n); err == nil {
+			found = append(found, p)
+		}
+	}
+	if len(found) > 0 {
+		return found, nil
+	}
+	if want != "" {
+		return nil, fmt.Errorf("no OCI runtime %q", want)
+	}
+	return nil, errors.New("no OCI runtime: neither crun nor runc is installed; try `apt-get install runc`")
+}
+
+// lookRuntime finds a program, also where administrators' programs are and users' PATHs do not lead.
+func lookRuntime(name string) (string, error) {
+	p, err := exec.LookPath(name)
+	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/sbin"} {
+		if err == nil {
+			break
+		}
+		p, err = exec.LookPath(filepath.Join(dir, name))
+	}
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(p)
+}
+
+// runtime chooses the runtime, once.
+func (e *Executor) runtime(ctx context.Context, s *supervisor) (string, error) {
+	e.choosing.Lock()
+	defer e.choosing.Unlock()
+	if e.chosen != "" {
+		return e.chosen, nil
+	}
+	if e.options.Runtime != "" { // the user's wish: it fails by itself if it does not work
+		e.chosen = e.candidates[0]
+		return e.chosen, nil
+	}
+	known := e.readProbes()
+	var errs []error
+	for _, file := range e.candidates {
+		p, err := e.newProbe(file)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if old, ok := known[file]; ok && old.sameAs(p) {
+			p = old
+		} else {
+			if err := e.try(ctx, s, file); err != nil {
+				if ctx.Err() != nil {
+					return "", ctx.Err()
+				}
+				p.Err = err.Error()
+			}
+			known[file] = p
+			e.writeProbes(known)
+		}
+		if p.Err == "" {
+			e.chosen = file
+			return file, nil
+		}
+		errs = append(errs, fmt.Errorf("%s: %s", file, p.Err))
+	}
+	// What does not work may be mended by something that a probe does not look at: try again next time.
+	_ = os.Remove(filepath.Join(e.options.Store.Dir(), probeFile))
+	return "", fmt.Errorf("no OCI runtime works here: %w", errors.Join(errs...))
+}
+
+func (p probe) sameAs(q probe) bool {
+	p.Err, q.Err = "", ""
+	return p == q
+}
+
+func (e *Executor) readProbes() map[string]probe {
+	known := map[string]probe{}
+	b, err := os.ReadFile(filepath.Join(e.options.Store.Dir(), probeFile))
+	if err != nil || json.Unmarshal(b, &known) != nil {
+		return map[string]probe{}
+	}
+	return known
+}
+
+// writeProbes is for speed only: an error costs no more than the next probe.
+func (e *Executor) writeProbes(known map[string]probe) {
+	b, err := json.MarshalIndent(known, "", "  ")
+	if err != nil {
+		return
+	}
+	tmp := filepath.Join(e.tmp, probeFile)
+	if os.WriteFile(tmp, b, 0o644) == nil {
+		_ = os.Rename(tmp, filepath.Join(e.options.Store.Dir(), probeFile))
+	}
+}
+
+// try makes a container with all that a step's has, but runs nothing in it.
+func (e *Executor) try(ctx context.Context, s *supervisor, file string) error {
+	dir, err := os.MkdirTemp(e.tmp, "probe-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	for _, d := range []string{"fs", "work"} {
+		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
+			return err
+		}
+	}
+	// It has to be there and executable; it is never executed.
+	const program = "/program"
+	if err := os.WriteFile(filepath.Join(dir, "fs", program), nil, 0o755); err != nil {
+		return err
+	}
+	mount, err := e.mounter.mount(overlayMount{upper: filepath.Join(dir, "fs"), work: filepath.Join(dir, "work")})
+	if err != nil {
+		return err
+	}
+	defer mount.Close()
+	id := e.newID()
+	pl, err := newPlan(rootDir{int(mount.Fd())}, executor.Process{Argv: []string{program}, Dir: "/"}, bundleDir(s.priv, id), e.cgroup(id), e.cgroups, nil)
+	defer pl.remove()
+	if err != nil {
+		return err
+	}
+	spec, err := json.Marshal(&pl.spec)
+	if err != nil {
+		return err
+	}
+	stdio, err := openStdio(executor.Process{}, io.Discard)
+	if err != nil {
+		return err
+	}
+	defer stdio.close()
+	req := request{ID: id, Runtime: file, Spec: spec, Files: pl.files, Cgroup: pl.spec.Linux.CgroupsPath, Probe: true}
+	r, err := s.run(ctx, req, stdio, []*os.File{mount})
+	if err != nil {
+		return err
+	}
+	if r.Event != exited {
+		return runtimeError(r)
+	}
+	return nil
+}

@@ -1,0 +1,8 @@
+//go:build !amd64 && !arm64
+
+package overlay
+
+import "github.com/opencontainers/runtime-spec/specs-go"
+
+// seccompArchitectures is the machine's own only.
+func seccompArchitectures() []specs.Arch { return nil }

@@ -1,0 +1,236 @@
+package overlay
+
+import (
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/ocurrent/obx/executor"
+)
+
+// specVersion is of the runtime specification: the oldest that has all that is used here, for old runtimes refuse newer ones.
+const specVersion = "1.0.2"
+
+// capabilities are Docker's default ones, less NET_BIND_SERVICE and NET_RAW. Root has them, everybody can at most inherit them.
+var capabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_SETGID", "CAP_SETUID", "CAP_SETFCAP",
+	"CAP_SETPCAP", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+}
+
+// masked and readOnly are Docker's.
+var (
+	masked = []string{
+		"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
+		"/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap",
+	}
+	readOnly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
+// systemDirs are where systemMounts are.
+var systemDirs = []string{"/proc", "/dev", "/sys"}
+
+// systemMounts are what every process finds below /proc, /dev and /sys.
+var systemMounts = []specs.Mount{
+	{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+	{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+	{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+	{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+	{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+	{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}},
+	{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+}
+
+// A plan is one run: what the runtime is told, and what must be there for it.
+type plan struct {
+	spec   specs.Spec
+	files  []file
+	points points
+	caches []*cacheMount
+}
+
+const (
+	defaultHostname = "builder"
+	hostsFile       = "/etc/hosts"
+	resolvFile      = "/etc/resolv.conf"
+)
+
+// systemFiles are the files that every process finds in place of its root's.
+func systemFiles(n executor.Network) []string {
+	if _, err := os.Stat(resolvFile); err == nil && n == executor.NetworkHost {
+		return []string{hostsFile, resolvFile}
+	}
+	return []string{hostsFile}
+}
+
+// newPlan makes the plan of a run in root, and the mount points in it. bundle is the directory that the supervisor will give the
+// run. Call points.remove after it in any case.
+func newPlan(root rootDir, p executor.Process, bundle, cgroup string, cg cgroups, caches []*cacheMount) (*plan, error) {
+	pl := &plan{points: points{root: root}, caches: caches}
+	hostname := p.Hostname
+	if hostname == "" {
+		hostname = defaultHostname
+	}
+	pl.files = append(pl.files, file{Name: "hosts", Data: []byte("127.0.0.1 localhost " + hostname), Mode: 0o644})
+	mounts := append([]specs.Mount(nil), systemMounts...)
+	for _, d := range systemDirs {
+		if _, err := pl.points.ensure(d, true); err != nil {
+			return pl, err
+		}
+	}
+	bindFile := func(target, source string) error {
+		t, err := pl.ensure(target, false, caches)
+		if err == nil {
+			mounts = append(mounts, specs.Mount{Destination: t, Type: "bind", Source: source, Options: []string{"bind", "nosuid", "nodev", "noexec", "ro"}})
+		}
+		return err
+	}
+	for i, c := range caches {
+		t, err := pl.ensure(c.target, true, caches[:i])
+		if err != nil {
+			return pl, err
+		}
+		c.resolved = t
+		mounts = append(mounts, specs.Mount{Destination: t, Type: "bind", Source: c.source, Options: []string{"rbind", "nosuid", "nodev", "rw"}})
+	}
+	for _, name := range systemFiles(p.Network) {
+		source := name // the host's
+		if name == hostsFile {
+			source = filepath.Join(bundle, "hosts")
+		}
+		if err := bindFile(name, source); err != nil {
+			return pl, err
+		}
+	}
+	for _, m := range p.Mounts {
+		if m.Secret == nil {
+			continue
+		}
+		f := file{Name: fmt.Sprintf("secret%d", len(pl.files)), Data: m.Secret.Data, Mode: m.Secret.Mode.Perm()}
+		if f.Mode == 0 {
+			f.Mode = 0o644
+		}
+		pl.files = append(pl.files, f)
+		if err := bindFile(m.Target, filepath.Join(bundle, f.Name)); err != nil {
+			return pl, err
+		}
+	}
+	pl.spec = specs.Spec{
+		Version:  specVersion,
+		Root:     &specs.Root{Path: filepath.Join(bundle, rootfsName)},
+		Hostname: hostname,
+		Mounts:   mounts,
+		Process:  process(root, p),
+		Linux: &specs.Linux{
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
+			},
+			MaskedPaths:   masked,
+			ReadonlyPaths: readOnly,
+			CgroupsPath:   cgroup,
+			Resources:     resources(p.Limits, cg),
+			Seccomp:       seccomp(p.FastSync),
+		},
+	}
+	if p.Network == executor.NetworkNone {
+		pl.spec.Linux.Namespaces = append(pl.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+	}
+	if cg.unified {
+		pl.spec.Linux.Namespaces = append(pl.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	return pl, nil
+}
+
+// ensure makes the mount point of target where it will be: in a cache that is mounted over it, or in the root. What
+// lies below the system's own mounts is left to the runtime.
+func (pl *plan) ensure(target string, dir bool, caches []*cacheMount) (string, error) {
+	if !path.IsAbs(target) {
+		return "", startError("mount target %q is not absolute", target)
+	}
+	if path.Clean(target) == "/" {
+		return "", startError("cannot mount on the root directory")
+	}
+	at, err := pl.points.root.resolve(target)
+	full := "/" + at.path()
+	if err == nil {
+		if below(full, systemDirs...) {
+			return full, nil
+		}
+		for i := len(caches) - 1; i >= 0; i-- {
+			c := caches[i]
+			if !below(full, c.resolved) || full == c.resolved {
+				continue
+			}
+			inside, err := c.points.ensure(strings.TrimPrefix(full, c.resolved), dir)
+			return path.Join(c.resolved, inside), err
+		}
+	}
+	return pl.points.ensure(target, dir)
+}
+
+// covers reports whether the process will see something else at a path than the root has there.
+func (pl *plan) covers(name string) bool {
+	at, err := pl.points.root.resolve(name)
+	if err != nil {
+		return false
+	}
+	full := "/" + at.path()
+	return below(full, systemDirs...) || slices.ContainsFunc(pl.caches, func(c *cacheMount) bool { return below(full, c.resolved) })
+}
+
+// below reports whether a clean path is one of dirs or inside it.
+func below(name string, dirs ...string) bool {
+	for _, d := range dirs {
+		if name == d || strings.HasPrefix(name, d+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// remove removes all mount points that were made for the run.
+func (pl *plan) remove() error { return pl.points.remove() }
+
+func process(root rootDir, p executor.Process) *specs.Process {
+	umask := uint32(0o022)
+	env := p.Env
+	if _, set := lookupEnv(env, "HOME"); !set {
+		env = append(env[:len(env):len(env)], "HOME="+homeOf(root, p.UID))
+	}
+	caps := &specs.LinuxCapabilities{Bounding: capabilities, Inheritable: capabilities}
+	if p.UID == 0 { // exec takes them from others, but only after it has used them to find the program
+		caps.Permitted, caps.Effective = capabilities, capabilities
+	}
+	return &specs.Process{
+		Terminal:     p.Terminal,
+		User:         specs.User{UID: uint32(p.UID), GID: uint32(p.GID), Umask: &umask},
+		Args:         p.Argv,
+		Env:          env,
+		Cwd:          p.Dir,
+		Capabilities: caps,
+		Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 1024}},
+	}
+}
+
+func resources(l executor.Limits, cg cgroups) *specs.LinuxResources {
+	res := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}
+	if l.Memory > 0 {
+		res.Memory = &specs.LinuxMemory{Limit: &l.Memory}
+		if cg.swap {
+			res.Memory.Swap = &l.Memory // of memory and swap together: none
+		}
+	}
+	if l.CPUs > 0 {
+		period := uint64(100_000)
+		quota := max(int64(l.CPUs*float64(period)), 1000) // the kernel takes no less
+		res.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
+	}
+	if l.PIDs > 0 {
+		res.Pids = &specs.LinuxPids{Limit: &l.PIDs}
+	}
+	return res
+}

@@ -1,0 +1,404 @@
+package overlay
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// supervisorName is the argv[0] of a supervisor.
+const supervisorName = "obx-supervisor"
+
+// IsSupervisor reports whether this process was started to be a supervisor. Every program that makes an Executor asks it
+// first of all in main, and every test in TestMain, and then calls Supervise.
+func IsSupervisor() bool { return len(os.Args) == 2 && os.Args[0] == supervisorName }
+
+// Supervise is the main function of a supervisor. It does not return.
+func Supervise() {
+	if err := supervise(os.Args[1]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// A supervision is the state of a supervisor: pid 1, with mounts of its own, so that it ends everything by ending.
+type supervision struct {
+	priv    string // a tmpfs
+	cgroups cgroups
+	running sync.WaitGroup // runs and the removal of what they leave
+}
+
+func supervise(priv string) error {
+	if os.Getpid() != 1 {
+		return errors.New("a supervisor is started by obx, as the first process of a namespace")
+	}
+	s := &supervision{priv: priv}
+	if err := s.setUp(); err != nil {
+		return fmt.Errorf("supervisor: %w", err)
+	}
+	const control = 3
+	unix.CloseOnExec(control)
+	for {
+		fds, err := recvFDs(control)
+		if err != nil {
+			return fmt.Errorf("supervisor: %w", err)
+		}
+		if fds == nil {
+			break
+		}
+		s.running.Go(func() { s.serve(fds) })
+	}
+	// The maker shut down every run before; what is left is cleaning.
+	done := make(chan struct{})
+	go func() { s.running.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(5 * time.Second):
+	}
+	return nil
+}
+
+func (s *supervision) setUp() error {
+	// Nothing that is mounted here shows outside, but what is unmounted outside vanishes here too.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
+		return fmt.Errorf("cut off mounts: %w", err)
+	}
+	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		return fmt.Errorf("mount /proc: %w", err)
+	}
+	// Secrets lie here: not even in swap, where the kernel knows that option (Linux 6.4).
+	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	if err := unix.Mount("obx", s.priv, "tmpfs", flags, "mode=0700,noswap"); err != nil {
+		if err := unix.Mount("obx", s.priv, "tmpfs", flags, "mode=0700"); err != nil {
+			return fmt.Errorf("mount a tmpfs on %s: %w", s.priv, err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(s.priv, stateName), 0o700); err != nil {
+		return err
+	}
+	unix.Umask(0o022)
+	var err error
+	s.cgroups, err = findCgroups()
+	return err
+}
+
+// serve does one run, from its request to the last reply, and then removes what is left of it.
+func (s *supervision) serve(fds []*os.File) {
+	r := run{supervision: s, fds: fds}
+	defer r.close()
+	if len(fds) < fdMounts {
+		return
+	}
+	conn, err := streamConn(fds[fdConn])
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	out := json.NewEncoder(conn)
+	in := json.NewDecoder(conn)
+	if err := in.Decode(&r.request); err != nil {
+		_ = out.Encode(reply{Event: broken, Error: "read request: " + err.Error()})
+		return
+	}
+	cancelled := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, conn)
+		close(cancelled)
+	}()
+	last := r.do(cancelled, func(e reply) { _ = out.Encode(e) })
+	_ = out.Encode(last)
+	r.clean()
+}
+
+// A run is one container.
+type run struct {
+	*supervision
+	request
+	fds []*os.File
+	dir string
+}
+
+func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
+	r.dir = bundleDir(r.priv, r.ID)
+	defer r.unmount()
+	if err := r.prepare(); err != nil {
+		return reply{Event: broken, Error: err.Error()}
+	}
+	select {
+	case <-cancelled:
+		return reply{Event: broken, Error: "cancelled"}
+	default:
+	}
+	if said, err := r.start(cancelled); err != nil {
+		return reply{Event: refused, Error: err.Error(), Said: said}
+	}
+	init, err := r.init()
+	if err != nil {
+		return reply{Event: broken, Error: err.Error()}
+	}
+	r.closeStdio() // so that the maker sees the end of the output
+	tell(reply{Event: started})
+	ended := make(chan struct{})
+	if r.Probe {
+		_ = init.Kill()
+	}
+	go func() {
+		select {
+		case <-cancelled:
+			_ = init.Kill() // the first of its pid namespace: all others die with it
+		case <-ended:
+		}
+	}()
+	// It was the runtime's child and is ours since the runtime has ended. When it can be waited for, the kernel has ended all
+	// of its pid namespace before.
+	state, err := init.Wait()
+	close(ended)
+	if err != nil {
+		return reply{Event: broken, Error: "wait for the process: " + err.Error()}
+	}
+	e := reply{Event: exited, OOM: r.cgroups.oomKills(r.Cgroup) > 0}
+	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
+		e.Signal = int(ws.Signal())
+	} else {
+		e.Code = ws.ExitStatus()
+	}
+	return e
+}
+
+// prepare puts mounts and files where the spec says they are.
+func (r *run) prepare() error {
+	if err := os.Mkdir(r.dir, 0o700); err != nil {
+		return err
+	}
+	for i, f := range r.fds[fdRoot:] {
+		name := rootfsName
+		if i > 0 {
+			name = mountName(i - 1)
+		}
+		at := filepath.Join(r.dir, name)
+		if err := os.Mkdir(at, 0o700); err != nil {
+			return err
+		}
+		if err := unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("attach mount %s: %w", name, err)
+		}
+		f.Close()
+	}
+	for _, f := range r.Files {
+		at := filepath.Join(r.dir, f.Name)
+		if err := os.WriteFile(at, f.Data, f.Mode); err != nil {
+			return err
+		}
+		if err := os.Chmod(at, f.Mode); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(filepath.Join(r.dir, "config.json"), r.Spec, 0o600)
+}
+
+// startGrace is how long a runtime may take to start a process that is not wanted any more.
+const startGrace = 10 * time.Second
+
+// start runs the runtime until it has started the process and is gone. If it fails, nothing of it is left, and what it said is
+// returned.
+func (r *run) start(cancelled <-chan struct{}) (said []string, err error) {
+	log := filepath.Join(r.dir, "log")
+	verb := "run"
+	if r.Probe {
+		verb = "create"
+	}
+	args := []string{"--root", filepath.Join(r.priv, stateName), "--log", log, "--log-format", "json", verb}
+	if !r.Probe {
+		args = append(args, "--detach")
+	}
+	args = append(args, "--pid-file", r.pidFile(), "--bundle", r.dir)
+	cmd := exec.Command(r.Runtime)
+	cmd.Dir = r.dir
+	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = r.fds[fdStdin], r.fds[fdStdout], r.fds[fdStdout]
+	var console *console
+	if r.Terminal {
+		if console, err = listenConsole(r.dir); err != nil {
+			return nil, err
+		}
+		defer console.Close()
+		args = append(args, "--console-socket", consoleName)
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, nil, nil
+	}
+	cmd.Args = append(append([]string{r.Runtime}, args...), r.ID)
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", r.Runtime, err)
+	}
+	done := make(chan struct{})
+	go func() {
+		select {
+		case <-done:
+			return
+		case <-cancelled:
+		}
+		select {
+		case <-done:
+		case <-time.After(startGrace):
+			_ = cmd.Process.Kill()
+		}
+	}()
+	passed := make(chan error, 1)
+	if console != nil {
+		go func() { passed <- console.pass(r.fds[fdStdout]) }()
+	}
+	if err = cmd.Wait(); err != nil {
+		err = fmt.Errorf("%s: %w", filepath.Base(r.Runtime), err)
+	}
+	close(done)
+	if console != nil {
+		console.hurry()
+		if perr := <-passed; err == nil {
+			err = perr
+		}
+	}
+	if err != nil {
+		r.cgroups.kill(r.Cgroup)
+		return readLog(log), err
+	}
+	return nil, nil
+}
+
+func (r *run) pidFile() string { return filepath.Join(r.dir, "pid") }
+
+// init is the container's first process.
+func (r *run) init() (*os.Process, error) {
+	b, err := os.ReadFile(r.pidFile())
+	if err != nil {
+		return nil, err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return nil, fmt.Errorf("pid file: %w", err)
+	}
+	return os.FindProcess(pid)
+}
+
+// readLog takes the errors out of a runtime's log of JSON lines; both runc and crun write them so.
+func readLog(name string) []string {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var said []string
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		var line struct{ Level, Msg string }
+		if json.Unmarshal(sc.Bytes(), &line) == nil && line.Level == "error" {
+			said = append(said, line.Msg)
+		}
+	}
+	return said
+}
+
+func (r *run) closeStdio() {
+	r.fds[fdStdin].Close()
+	r.fds[fdStdout].Close()
+}
+
+// unmount lets go of the mounts; the maker holds them a little longer.
+func (r *run) unmount() {
+	r.closeStdio()
+	for i := len(r.fds) - fdRoot - 1; i >= 0; i-- {
+		name := rootfsName
+		if i > 0 {
+			name = mountName(i - 1)
+		}
+		_ = unix.Unmount(filepath.Join(r.dir, name), unix.MNT_DETACH)
+	}
+}
+
+// clean removes what the runtime keeps of a container. It does for runc and crun what their `delete` does, for a tenth of its time;
+// others may have more to clean.
+func (r *run) clean() {
+	state := filepath.Join(r.priv, stateName)
+	switch filepath.Base(r.Runtime) {
+	case "runc", "crun":
+		_ = os.RemoveAll(filepath.Join(state, r.ID))
+	default:
+		_ = exec.Command(r.Runtime, "--root", state, "delete", "--force", r.ID).Run()
+	}
+	_ = os.RemoveAll(r.dir)
+	_ = r.cgroups.remove(r.Cgroup)
+}
+
+func (r *run) close() {
+	for _, f := range r.fds {
+		f.Close()
+	}
+}
+
+// A console is the socket on which a runtime hands over the controlling end of a terminal.
+type console struct{ l *net.UnixListener }
+
+// listenConsole listens in dir, whose name may be longer than a socket's address.
+func listenConsole(dir string) (*console, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(procFD(int(d.Fd())), consoleName)})
+	if err != nil {
+		return nil, fmt.Errorf("console socket: %w", err)
+	}
+	l.SetUnlinkOnClose(false) // the directory goes as a whole
+	return &console{l}, nil
+}
+
+func (c *console) Close() error { return c.l.Close() }
+
+// hurry is called when the runtime has ended: what it sent is there already.
+func (c *console) hurry() { _ = c.l.SetDeadline(time.Now().Add(100 * time.Millisecond)) }
+
+// pass waits for the runtime's terminal and sends it on.
+func (c *console) pass(to *os.File) error {
+	conn, err := c.l.AcceptUnix()
+	if err != nil {
+		return fmt.Errorf("console socket: %w", err)
+	}
+	defer conn.Close()
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var fds []*os.File
+	var rerr error
+	if err := raw.Read(func(fd uintptr) bool {
+		fds, rerr = recvConsole(int(fd))
+		return !errors.Is(rerr, unix.EAGAIN)
+	}); err != nil {
+		return err
+	}
+	if rerr != nil {
+		return rerr
+	}
+	defer fds[0].Close()
+	return sendFDs(int(to.Fd()), fds[0])
+}
+
+func recvConsole(fd int) ([]*os.File, error) {
+	files, err := recvFDs(fd)
+	if err == nil && len(files) == 0 {
+		err = errors.New("console socket: the runtime sent no terminal")
+	}
+	return files, err
+}

@@ -1,0 +1,239 @@
+package overlay
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxLinks is how many symbolic links one path may lead through, as the kernel's own limit.
+const maxLinks = 40
+
+// A rootDir is the root of a file system that is not trusted: paths in it are looked up inside it, wherever its links
+// point. Nothing may change it meanwhile.
+type rootDir struct{ fd int }
+
+// openAt opens a path that resolve gave; no component of it is a link.
+func (r rootDir) openAt(name string, flags int) (int, error) {
+	if name == "" {
+		name = "."
+	}
+	return unix.Openat2(r.fd, name, &unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	})
+}
+
+// stat reads the metadata of a path that resolve gave.
+func (r rootDir) stat(name string) (unix.Stat_t, error) {
+	var st unix.Stat_t
+	fd, err := r.openAt(name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return st, err
+	}
+	defer unix.Close(fd)
+	return st, unix.Fstat(fd, &st)
+}
+
+// A place is where a path leads to: the part that exists, free of links, and the names below it that do not.
+type place struct {
+	found   string // relative to the root; "" is the root
+	missing []string
+	stat    unix.Stat_t // of found
+}
+
+func (p place) path() string { return path.Join(append([]string{p.found}, p.missing...)...) }
+
+// resolve follows all links of a path, the last component's too. ".." above the root is the root; ".." below something missing
+// or a file in the middle is ENOTDIR or ENOENT.
+func (r rootDir) resolve(name string) (place, error) {
+	var at place
+	var err error
+	if at.stat, err = r.stat(""); err != nil {
+		return at, err
+	}
+	todo := strings.Split(name, "/")
+	for links := 0; len(todo) > 0; {
+		c := todo[0]
+		todo = todo[1:]
+		switch c {
+		case "", ".":
+			continue
+		case "..":
+			if len(at.missing) > 0 {
+				return at, unix.ENOENT
+			}
+			at.found = path.Dir(at.found)
+			if at.found == "." {
+				at.found = ""
+			}
+			if at.stat, err = r.stat(at.found); err != nil {
+				return at, err
+			}
+			continue
+		}
+		if len(at.missing) > 0 {
+			at.missing = append(at.missing, c)
+			continue
+		}
+		if at.stat.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return at, unix.ENOTDIR
+		}
+		next := path.Join(at.found, c)
+		st, err := r.stat(next)
+		switch {
+		case errors.Is(err, unix.ENOENT):
+			at.missing = append(at.missing, c)
+			continue
+		case err != nil:
+			return at, err
+		case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+			if links++; links > maxLinks {
+				return at, unix.ELOOP
+			}
+			target, err := r.readLink(next)
+			if err != nil {
+				return at, err
+			}
+			if path.IsAbs(target) {
+				at.found = ""
+				if at.stat, err = r.stat(""); err != nil {
+					return at, err
+				}
+			}
+			todo = append(strings.Split(target, "/"), todo...)
+			continue
+		}
+		at.found, at.stat = next, st
+	}
+	return at, nil
+}
+
+func (r rootDir) readLink(name string) (string, error) {
+	fd, err := r.openAt(name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	buf := make([]byte, unix.PathMax)
+	n, err := unix.Readlinkat(fd, "", buf)
+	return string(buf[:max(n, 0)]), err
+}
+
+// open opens what a path leads to, for reading, if it is a regular file.
+func (r rootDir) open(name string) (*os.File, unix.Stat_t, error) {
+	at, err := r.resolve(name)
+	if err != nil {
+		return nil, at.stat, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	if len(at.missing) > 0 {
+		return nil, at.stat, &fs.PathError{Op: "open", Path: name, Err: unix.ENOENT}
+	}
+	if at.stat.Mode&unix.S_IFMT != unix.S_IFREG {
+		return nil, at.stat, &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
+	}
+	fd, err := r.openAt(at.found, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
+	if err != nil {
+		return nil, at.stat, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(fd), name), at.stat, nil
+}
+
+// dirAttrs is what a layer records of a directory itself.
+type dirAttrs struct {
+	mode     uint32
+	uid, gid uint32
+	mtime    unix.Timespec
+	atime    unix.Timespec // put back with mtime, not compared
+	xattrs   map[string]string
+}
+
+// attrsOf reads the attributes of an open directory.
+func attrsOf(fd int) (dirAttrs, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return dirAttrs{}, err
+	}
+	x, err := xattrsOf(procFD(fd))
+	return dirAttrs{mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: st.Mtim, atime: st.Atim, xattrs: x}, err
+}
+
+// attrsAt reads the attributes of a directory by a path outside any root.
+func attrsAt(dir string) (dirAttrs, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return dirAttrs{}, &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(fd)
+	a, err := attrsOf(fd)
+	if err != nil {
+		return a, &fs.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	return a, nil
+}
+
+func (a dirAttrs) equal(b dirAttrs) bool {
+	return a.mode == b.mode && a.uid == b.uid && a.gid == b.gid && a.mtime == b.mtime && maps.Equal(a.xattrs, b.xattrs)
+}
+
+func setTimes(dir string, atime, mtime unix.Timespec) error {
+	if err := unix.UtimesNanoAt(unix.AT_FDCWD, dir, []unix.Timespec{atime, mtime}, 0); err != nil {
+		return &fs.PathError{Op: "set times of", Path: dir, Err: err}
+	}
+	return nil
+}
+
+// xattrsOf reads extended attributes but for overlayfs's own.
+func xattrsOf(name string) (map[string]string, error) {
+	size, err := unix.Listxattr(name, nil)
+	if errors.Is(err, unix.ENOTSUP) || err == nil && size == 0 {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, &fs.PathError{Op: "list attributes of", Path: name, Err: err}
+	}
+	list := make([]byte, size)
+	if size, err = unix.Listxattr(name, list); err != nil {
+		return nil, &fs.PathError{Op: "list attributes of", Path: name, Err: err}
+	}
+	var x map[string]string
+	for key := range bytes.SplitSeq(bytes.TrimRight(list[:size], "\x00"), []byte{0}) {
+		k := string(key)
+		if k == "" || strings.HasPrefix(k, "trusted.overlay.") {
+			continue
+		}
+		n, err := unix.Getxattr(name, k, nil)
+		if err != nil {
+			return nil, fmt.Errorf("read %s of %s: %w", k, name, err)
+		}
+		value := make([]byte, n)
+		if n > 0 {
+			if n, err = unix.Getxattr(name, k, value); err != nil {
+				return nil, fmt.Errorf("read %s of %s: %w", k, name, err)
+			}
+		}
+		if x == nil {
+			x = map[string]string{}
+		}
+		x[k] = string(value[:n])
+	}
+	return x, nil
+}
+
+// isEmpty reports whether a directory has no entries.
+func isEmpty(dir string) (bool, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	names, _ := f.Readdirnames(1)
+	return len(names) == 0, nil
+}
