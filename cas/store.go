@@ -130,11 +130,16 @@ func prepare(dir string) error {
 	if err != nil {
 		return err
 	}
+	there := make(map[string]bool)
 	for _, e := range entries {
-		// Another process may be making the store just now, and a file system of its own has its lost+found.
-		known := append(topDirs(), gcLock, "lost+found")
-		if !slices.Contains(known, e.Name()) && !strings.HasPrefix(e.Name(), versionFile) {
-			return fmt.Errorf("it is not empty and not a store: it has %q", e.Name())
+		there[e.Name()] = true
+	}
+	// What has all the folders is a store whose version a power cut has taken, or that another process is making.
+	ours := !slices.ContainsFunc(topDirs(), func(d string) bool { return !there[d] })
+	for name := range there {
+		known := append(topDirs(), gcLock, "lost+found") // a file system of its own has its lost+found
+		if !ours && !slices.Contains(known, name) && !strings.HasPrefix(name, versionFile) {
+			return fmt.Errorf("it is not empty and not a store: it has %q", name)
 		}
 	}
 	for _, d := range append(topDirs(), filepath.Join(blobsDir, "sha256")) {
