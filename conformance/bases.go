@@ -44,6 +44,12 @@ func BuildOBX(t testing.TB) string {
 	return bin
 }
 
+// Environ is the environment for an obx command of BuildOBX: with the race detector it would wait a second before it
+// ends.
+func Environ() []string {
+	return append(os.Environ(), "GORACE=halt_on_error=1 atexit_sleep_ms=0")
+}
+
 // Bases gives the base images of the golden cases, as OCI layouts, by name: busybox; bbgnu, the same with GNU tar; and
 // small, a minimal Debian, which takes a minute to make and is kept in $OBX_BASES (default: /var/tmp/obx-bases) for
 // the next time.
@@ -115,6 +121,10 @@ func busyboxTar(programs []string) ([]byte, error) {
 		return err
 	}
 	addFile := func(name string) error {
+		info, err := os.Stat(name)
+		if err != nil {
+			return err
+		}
 		data, err := os.ReadFile(name)
 		if err != nil {
 			return err
@@ -129,7 +139,7 @@ func busyboxTar(programs []string) ([]byte, error) {
 				return err
 			}
 		}
-		return add(name, 0o755, data)
+		return add(name, info.Mode().Perm(), data)
 	}
 	for _, dir := range []string{"bin", "dev", "etc", "proc", "root", "sys"} {
 		if err := add(dir, fs.ModeDir|0o755, nil); err != nil {

@@ -674,6 +674,7 @@ func testExitStatus(t *testing.T, b *rig) {
 }
 
 func testCancel(t *testing.T, b *rig) {
+	b = newRig(t, b.m) // of its own, so that nothing else runs
 	r := b.open(t, b.base)
 	for _, delay := range []time.Duration{0, 5 * time.Millisecond, 300 * time.Millisecond} {
 		ctx, cancel := context.WithCancel(t.Context())
@@ -692,6 +693,7 @@ func testCancel(t *testing.T, b *rig) {
 			t.Errorf("cancelling after %v took %v", delay, took)
 		}
 		wantFile(t, r, "x", "")
+		noSteps(t, b.st.RunID())
 	}
 	if out := run(t, r, script("echo still works")); out != "still works\n" {
 		t.Errorf("after cancelling: %q", out)

@@ -29,6 +29,23 @@ func Leftovers(t testing.TB, store string, runs ...string) {
 	}
 }
 
+// noSteps fails t if, a second from now, a run still has the cgroup of a step.
+func noSteps(t testing.TB, run string) {
+	t.Helper()
+	var groups []string
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		groups = nil
+		for _, top := range []string{"/sys/fs/cgroup/obx/", "/sys/fs/cgroup/*/obx/"} {
+			found, _ := filepath.Glob(top + run + "/*/cgroup.procs")
+			groups = append(groups, found...)
+		}
+		if len(groups) == 0 {
+			return
+		}
+	}
+	t.Errorf("steps that are over have cgroups: %q", groups)
+}
+
 func findLeftovers(store string, runs []string) []string {
 	var left []string
 	pids, _ := filepath.Glob("/proc/[0-9]*")

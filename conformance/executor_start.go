@@ -28,7 +28,7 @@ func testStartErrors(t *testing.T, b *rig) {
 		tar.Header{Name: "file", Linkname: "x"},
 		tar.Header{Name: "text", Linkname: "echo x\n", Mode: 0o755},
 		tar.Header{Name: "empty", Linkname: "", Mode: 0o755},
-		tar.Header{Name: "script", Linkname: "#!/bin/sh\necho script $0 $1\n", Mode: 0o755},
+		tar.Header{Name: "script", Linkname: "#!/bin/sh\necho script $1\n", Mode: 0o755},
 		tar.Header{Name: "lost", Linkname: "#! /bin/nosuch -x\n", Mode: 0o755},
 		tar.Header{Name: "dynamic", Linkname: elf(62, "/lib/ld-nosuch.so.2"), Mode: 0o755},
 		tar.Header{Name: "foreign", Linkname: elf(8, ""), Mode: 0o755}, // MIPS
@@ -92,8 +92,8 @@ func testStartErrors(t *testing.T, b *rig) {
 		argv []string
 		want string
 	}{
-		{[]string{"/script", "x"}, "script /script x\n"},
-		{[]string{"./script", "x"}, "script ./script x\n"},
+		{[]string{"/script", "x"}, "script x\n"},
+		{[]string{"./script", "x"}, "script x\n"},
 		{[]string{"echo", strings.Repeat("x", 100_000)}, strings.Repeat("x", 100_000) + "\n"},
 	} {
 		p := script("")

@@ -9,3 +9,8 @@ func Hurry(im *Images, header, stall, throttle time.Duration) {
 
 // SetCertsDir replaces the directory of certificates.
 func SetCertsDir(im *Images, dir string) { im.certs = dir }
+
+// HurryRepo is Hurry for a Repo that is to be opened.
+func HurryRepo(o *RepoOptions, header, stall, throttle time.Duration) {
+	o.patience = patience{header: header, stall: stall, throttle: throttle, backoff: 5 * time.Millisecond}
+}

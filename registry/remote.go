@@ -146,7 +146,7 @@ func (r *repository) manifest(ctx context.Context, d digest.Digest) ([]byte, err
 	return b, nil
 }
 
-// blob opens a blob. The reader takes up broken connections where they ended; it does not verify.
+// blob opens a blob, by the first request. The reader takes up broken connections where they ended; it does not verify.
 func (r *repository) blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	open := func(ctx context.Context, offset int64) (io.ReadCloser, error) {
 		rc, err := r.openBlob(ctx, desc, offset)
@@ -155,7 +155,11 @@ func (r *repository) blob(ctx context.Context, desc ocispec.Descriptor) (io.Read
 		}
 		return rc, nil
 	}
-	return newResumingReader(ctx, desc.Size, r.client.transport.patience.backoff, open), nil
+	rc := newResumingReader(ctx, desc.Size, r.client.transport.patience.backoff, open)
+	if err := rc.begin(); err != nil {
+		return nil, err
+	}
+	return rc, nil
 }
 
 // openBlob is remote.Repository's Fetch with an offset: that one has to begin a transfer before it can seek.
@@ -184,7 +188,7 @@ func (r *repository) openBlob(ctx context.Context, desc ocispec.Descriptor, offs
 		}
 	case http.StatusOK:
 		if resp.ContentLength >= 0 && resp.ContentLength != desc.Size {
-			err = fmt.Errorf("%w: what is there has %d bytes, not the %d that the manifest says", ErrNotFound, resp.ContentLength, desc.Size)
+			err = fmt.Errorf("%w: what is there has %d bytes, but the manifest says %d", ErrNotFound, resp.ContentLength, desc.Size)
 		} else if offset > 0 { // the server does not know ranges
 			_, err = io.CopyN(io.Discard, resp.Body, offset)
 		}

@@ -45,14 +45,8 @@ func (r *resumingReader) Read(p []byte) (int, error) {
 		case len(p) == 0:
 			return 0, nil
 		}
-		if r.body == nil {
-			if err := r.connect(); isTransient(nil, err) {
-				r.fail(err)
-				continue
-			} else if err != nil {
-				r.err = err // more tries would not help
-				continue
-			}
+		if r.begin() != nil {
+			continue
 		}
 		n, err := r.body.Read(p[:min(int64(len(p)), r.size-r.offset)])
 		r.offset += int64(n)
@@ -70,6 +64,18 @@ func (r *resumingReader) Read(p []byte) (int, error) {
 			r.fail(err)
 		}
 	}
+}
+
+// begin makes a connection if there is none and bytes are wanted.
+func (r *resumingReader) begin() error {
+	for r.err == nil && r.body == nil && r.offset < r.size {
+		if err := r.connect(); isTransient(nil, err) {
+			r.fail(err)
+		} else if err != nil {
+			r.err = err // more tries would not help
+		}
+	}
+	return r.err
 }
 
 // fail waits before the next try, or sets the final error.

@@ -95,7 +95,7 @@ func (c *cacheMount) open(ctx context.Context, e *Executor, which executor.Cache
 		err = c.overlay(e)
 	}
 	if err == nil {
-		c.points.root = rootDir{int(c.mount.Fd())}
+		c.points.root = rootDir{fd: int(c.mount.Fd())}
 	}
 	return err
 }

@@ -7,10 +7,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ocurrent/obx/executor"
 )
 
 // cgroupTop is the directory in each hierarchy below which all of obx's cgroups are: TOP/RUN/STEP.
@@ -18,10 +19,10 @@ const cgroupTop = "/obx"
 
 // cgroups is how this machine has its control groups.
 type cgroups struct {
-	hierarchies []string // mount points: of version 1, of version 2, or of both where they are used side by side
-	memory      string   // mount point of the memory controller; "" if there is none
-	unified     bool     // version 2 alone
-	swap        bool     // memory and swap can be limited together
+	hierarchies []string          // mount points: of version 1, of version 2, or of both where they are used side by side
+	controllers map[string]string // their mount points
+	unified     bool              // version 2 alone
+	swap        bool              // memory and swap can be limited together
 }
 
 // findCgroups reads the mounts that this process sees.
@@ -31,7 +32,7 @@ func findCgroups() (cgroups, error) {
 		return cgroups{}, err
 	}
 	defer f.Close()
-	var c cgroups
+	c := cgroups{controllers: map[string]string{}}
 	var two string
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		// 30 23 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
@@ -44,8 +45,8 @@ func findCgroups() (cgroups, error) {
 		switch r[0] {
 		case "cgroup":
 			c.hierarchies = append(c.hierarchies, at)
-			if slices.Contains(strings.Split(r[2], ","), "memory") {
-				c.memory = at
+			for name := range strings.SplitSeq(r[2], ",") {
+				c.controllers[name] = at
 			}
 		case "cgroup2":
 			if two == "" {
@@ -58,12 +59,16 @@ func findCgroups() (cgroups, error) {
 		c.hierarchies = append(c.hierarchies, two)
 	}
 	if c.unified {
-		if b, err := os.ReadFile(filepath.Join(two, "cgroup.controllers")); err == nil && slices.Contains(strings.Fields(string(b)), "memory") {
-			c.memory = two
-			c.swap = swapLimited()
+		b, err := os.ReadFile(filepath.Join(two, "cgroup.controllers"))
+		if err != nil && two != "" {
+			return c, err
 		}
-	} else if c.memory != "" {
-		_, err := os.Stat(filepath.Join(c.memory, "memory.memsw.limit_in_bytes"))
+		for name := range strings.FieldsSeq(string(b)) {
+			c.controllers[name] = two
+		}
+		c.swap = swapLimited()
+	} else {
+		_, err := os.Stat(filepath.Join(c.controllers["memory"], "memory.memsw.limit_in_bytes"))
 		c.swap = err == nil
 	}
 	if len(c.hierarchies) == 0 {
@@ -87,16 +92,23 @@ func swapLimited() bool {
 	return false
 }
 
+// check reports a limit that cannot be set here.
+func (c cgroups) check(l executor.Limits) error {
+	for name, wanted := range map[string]bool{"memory": l.Memory > 0, "cpu": l.CPUs > 0, "pids": l.PIDs > 0} {
+		if wanted && c.controllers[name] == "" {
+			return fmt.Errorf("a limit cannot be kept: this machine has no %s controller of control groups", name)
+		}
+	}
+	return nil
+}
+
 // oomKills tells how many processes of a group the kernel has killed for want of memory.
 func (c cgroups) oomKills(group string) int {
-	if c.memory == "" {
-		return 0
-	}
 	name := "memory.oom_control"
 	if c.unified {
 		name = "memory.events"
 	}
-	b, err := os.ReadFile(filepath.Join(c.memory, group, name))
+	b, err := os.ReadFile(filepath.Join(c.controllers["memory"], group, name))
 	if err != nil {
 		return 0
 	}

@@ -5,63 +5,139 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor"
 )
 
 // Health tries what an Executor with these options needs: the kernel's overlayfs, control groups, and each runtime that
 // may be chosen. The store may be nil, if it could not be opened: then only what needs none is tried.
 func Health(ctx context.Context, o Options) []Check {
-	var checks []Check
-	add := func(name, detail string, err error) {
-		checks = append(checks, Check{Name: name, Detail: detail, Err: err})
-	}
-
-	var err error
-	if os.Geteuid() != 0 {
-		err = errors.New("steps need root: run obx with sudo")
-	}
-	add("root", "", err)
-
-	release, err := kernelRelease()
-	if data, rerr := os.ReadFile("/proc/filesystems"); rerr == nil && !strings.Contains(string(data), "\toverlay\n") {
-		err = errors.Join(err, errors.New("this kernel has no overlayfs: try modprobe overlay"))
-	}
-	add("overlayfs", "Linux "+release, err)
-
-	cg, err := findCgroups()
-	if err == nil && len(cg.hierarchies) == 0 {
-		err = errors.New("control groups are not mounted: steps cannot be limited")
-	}
-	if err == nil && cg.memory == "" && !cg.unified {
-		err = errors.New("the memory controller is not mounted: --memory does nothing")
-	}
-	version := "version 1, or 1 and 2 side by side"
-	if cg.unified {
-		version = "version 2"
-	}
-	add("control groups", version, err)
-
-	found, err := findRuntimes(o.Runtime)
-	if err != nil || o.Store == nil || os.Geteuid() != 0 {
-		add("OCI runtime", strings.Join(found, ", "), err)
-		return checks
+	var h health
+	h.check("root", privileges)
+	h.check("overlayfs", kernel)
+	h.check("control groups", controlGroups)
+	var found []string
+	h.check("OCI runtime", func() (string, error) {
+		var err error
+		found, err = findRuntimes(o.Runtime)
+		return versions(ctx, found), err
+	})
+	if len(found) == 0 || o.Store == nil || os.Geteuid() != 0 {
+		return h.checks
 	}
 	e, err := New(o)
 	if err != nil {
-		add("sandbox", "", err)
-		return checks
+		h.check("executor", func() (string, error) { return "", err })
+		return h.checks
 	}
-	defer e.Close()
-	add("mount", o.Store.Dir(), e.tryMount())
-	// One that does not work is a fault only if no other does.
-	var works []string
-	var broken []error
+	h.check("mount", e.tryMount)
+	h.check("sandbox", func() (string, error) { return e.tryAll(ctx, found) })
+	if err := e.Close(); err != nil {
+		h.check("clean-up", func() (string, error) { return "", err })
+	}
+	return h.checks
+}
+
+type health struct{ checks []Check }
+
+func (h *health) check(name string, look func() (string, error)) {
+	detail, err := look()
+	h.checks = append(h.checks, Check{Name: name, Detail: detail, Err: err})
+}
+
+func privileges() (string, error) {
+	if os.Geteuid() != 0 {
+		return "", errNotRoot
+	}
+	return "", nil
+}
+
+func kernel() (string, error) {
+	release, err := kernelRelease()
+	if err != nil {
+		return "", err
+	}
+	release = "Linux " + release
+	if os.Geteuid() != 0 {
+		return release, nil
+	}
+	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	switch {
+	case errors.Is(err, unix.ENODEV):
+		return release, errors.New("this kernel has no overlayfs: try `modprobe overlay`")
+	case err != nil:
+		return release, fmt.Errorf("fsopen: %w: steps need Linux 5.8 or newer", err)
+	}
+	unix.Close(fs)
+	if !hasLowerPlus() {
+		release += " (mounts the old way: no lowerdir+ before Linux 6.7)"
+	}
+	return release, nil
+}
+
+func controlGroups() (string, error) {
+	c, err := findCgroups()
+	if err != nil {
+		return "", fmt.Errorf("%w: try `mount -t cgroup2 none /sys/fs/cgroup`", err)
+	}
+	version := "version 1, or 1 and 2 side by side"
+	if c.unified {
+		version = "version 2"
+	}
+	if err := c.check(executor.Limits{Memory: 1, CPUs: 1, PIDs: 1}); err != nil {
+		return version, err
+	}
+	for _, dir := range c.hierarchies {
+		if err := unix.Access(dir, unix.W_OK); err != nil && os.Geteuid() == 0 {
+			return version, fmt.Errorf("%s is not writable: %w", dir, err)
+		}
+	}
+	return version, nil
+}
+
+func versions(ctx context.Context, found []string) string {
+	var all []string
+	for _, file := range found {
+		out, _ := exec.CommandContext(ctx, file, "--version").Output() // whether it works is another check
+		version, _, _ := strings.Cut(string(out), "\n")
+		all = append(all, strings.TrimSpace(file+" "+version))
+	}
+	return strings.Join(all, ", ")
+}
+
+// tryMount mounts an empty overlay on the store's file system.
+func (e *Executor) tryMount() (string, error) {
+	dir, err := os.MkdirTemp(e.tmp, "health-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	m := overlayMount{upper: filepath.Join(dir, "fs"), work: filepath.Join(dir, "work")}
+	for _, d := range []string{m.upper, m.work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return "", err
+		}
+	}
+	f, err := e.mounter.mount(m)
+	if err != nil {
+		return "", fmt.Errorf("overlayfs does not take the store's file system for its upper directory; put the store on ext4, xfs or btrfs with --store: %w", err)
+	}
+	return e.options.Store.Dir(), f.Close()
+}
+
+// tryAll tries every runtime. One that does not work is a fault only if no other does.
+func (e *Executor) tryAll(ctx context.Context, found []string) (string, error) {
 	s, err := e.supervisor()
 	if err != nil {
-		add("supervisor", "", err)
-		return checks
+		return "", err
 	}
+	var works []string
+	var broken []error
 	for _, file := range found {
 		if err := e.try(ctx, s, file); err != nil {
 			broken = append(broken, fmt.Errorf("%s: %w", file, err))
@@ -69,33 +145,12 @@ func Health(ctx context.Context, o Options) []Check {
 			works = append(works, file)
 		}
 	}
-	detail := strings.Join(works, ", ")
-	if len(works) > 0 {
-		for _, err := range broken {
-			detail += fmt.Sprintf(" (not %v)", err)
-		}
-		broken = nil
+	if len(works) == 0 {
+		return "", fmt.Errorf("no OCI runtime works; try `apt-get install runc`: %w", errors.Join(broken...))
 	}
-	add("OCI runtime", detail, errors.Join(broken...))
-	return checks
-}
-
-// tryMount mounts an empty overlay on the store's file system.
-func (e *Executor) tryMount() error {
-	dir, err := os.MkdirTemp(e.tmp, "health-")
-	if err != nil {
-		return err
+	detail := "works with " + strings.Join(works, ", ")
+	for _, err := range broken {
+		detail += fmt.Sprintf(" (not with %v)", err)
 	}
-	defer os.RemoveAll(dir)
-	m := overlayMount{upper: filepath.Join(dir, "fs"), work: filepath.Join(dir, "work")}
-	for _, d := range []string{m.upper, m.work} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return err
-		}
-	}
-	f, err := e.mounter.mount(m)
-	if err != nil {
-		return fmt.Errorf("overlayfs does not take the store's file system for its upper directory; put the store on ext4, xfs or btrfs with --store: %w", err)
-	}
-	return f.Close()
+	return detail, nil
 }

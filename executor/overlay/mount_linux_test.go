@@ -117,7 +117,7 @@ func TestResolve(t *testing.T) {
 	dir := t.TempDir()
 	for name, target := range map[string]string{
 		"abs": "/d/sub", "rel": "d/sub", "up": "../../../../d", "loop": "loop", "ping": "pong", "pong": "ping",
-		"dangling": "d/none/x", "d/back": "..", "file-link": "d/f", "out": dir, "proc": "/proc/self/root", "chain": "rel/../back/abs",
+		"dangling": "d/none/x", "d/back": "..", "file-link": "d/f", "out": dir, "magic": "/proc/self/root", "chain": "rel/../back/abs",
 	} {
 		if err := os.MkdirAll(filepath.Join(dir, "d/sub"), 0o755); err != nil {
 			t.Fatal(err)
@@ -153,7 +153,7 @@ func TestResolve(t *testing.T) {
 		{name: "/abs/x", found: "d/sub", missing: "x"},
 		{name: "/dangling", found: "d", missing: "none/x"},
 		{name: "/dangling/y", found: "d", missing: "none/x/y"},
-		{name: "/proc/etc", found: "", missing: "proc/self/root/etc"},
+		{name: "/magic/etc", found: "", missing: "proc/self/root/etc"},
 		{name: "/out/x", found: "", missing: strings.TrimPrefix(dir, "/") + "/x"},
 		{name: "/none/../d", err: unix.ENOENT},
 		{name: "/d/f/x", err: unix.ENOTDIR},

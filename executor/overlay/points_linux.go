@@ -234,5 +234,5 @@ func openRoot(dir string) (rootDir, error) {
 	if err != nil {
 		return rootDir{}, fmt.Errorf("open %s: %w", dir, err)
 	}
-	return rootDir{fd}, nil
+	return rootDir{fd: fd}, nil
 }

@@ -81,6 +81,7 @@ func startError(format string, args ...any) error {
 }
 
 func checkProgram(r rootDir, p executor.Process, covered func(string) bool) error {
+	r.uid, r.gid = p.UID, p.GID
 	name := p.Argv[0]
 	if name == "" {
 		return startError("the command's name is empty")
@@ -93,7 +94,7 @@ func checkProgram(r rootDir, p executor.Process, covered func(string) bool) erro
 		if covered(file) {
 			return nil
 		}
-		if err := checkExecutable(r, file, p.UID, p.GID, 0); err != nil {
+		if err := checkExecutable(r, file, 0); err != nil {
 			return startError("cannot run %s: %v", name, err)
 		}
 		return nil
@@ -111,7 +112,7 @@ func checkProgram(r rootDir, p executor.Process, covered func(string) bool) erro
 		if covered(file) {
 			return nil
 		}
-		err := checkExecutable(r, file, p.UID, p.GID, 0)
+		err := checkExecutable(r, file, 0)
 		if err == nil {
 			return nil
 		}
@@ -137,8 +138,8 @@ func lookupEnv(env []string, name string) (value string, set bool) {
 // maxInterpreters is how deep Linux follows scripts that are interpreters of scripts.
 const maxInterpreters = 4
 
-// checkExecutable looks whether execve would take a file.
-func checkExecutable(r rootDir, name string, uid, gid, depth int) error {
+// checkExecutable looks whether execve would take a file from the user who looks.
+func checkExecutable(r rootDir, name string, depth int) error {
 	f, st, err := r.open(name)
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
@@ -151,7 +152,7 @@ func checkExecutable(r rootDir, name string, uid, gid, depth int) error {
 		return err
 	}
 	defer f.Close()
-	if !mayExecute(st, uid, gid) {
+	if !mayExecute(st, r.uid, r.gid) {
 		return errors.New("permission denied: it is not executable")
 	}
 	head := make([]byte, 256)
@@ -170,13 +171,13 @@ func checkExecutable(r rootDir, name string, uid, gid, depth int) error {
 		if depth >= maxInterpreters {
 			return errors.New("too many levels of interpreters")
 		}
-		return interpreterError(words[0], checkExecutable(r, words[0], uid, gid, depth+1))
+		return interpreterError(words[0], checkExecutable(r, words[0], depth+1))
 	case bytes.HasPrefix(head, []byte(elf.ELFMAG)):
 		interpreter, err := readELF(f, head)
 		if err != nil || interpreter == "" {
 			return err
 		}
-		return interpreterError(interpreter, checkExecutable(r, interpreter, uid, gid, depth+1))
+		return interpreterError(interpreter, checkExecutable(r, interpreter, depth+1))
 	case hasForeignFormats():
 		return nil
 	}

@@ -89,6 +89,9 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	if err := r.closeTree(); err != nil {
 		return err
 	}
+	if err := r.e.cgroups.check(p.Limits); err != nil {
+		return err
+	}
 	s, err := r.e.supervisor()
 	if err != nil {
 		return err
@@ -120,7 +123,7 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	if err != nil {
 		return err
 	}
-	pl, err := newPlan(rootDir{int(mount.Fd())}, p, bundle, r.e.cgroup(id), r.e.cgroups, caches.list)
+	pl, err := newPlan(rootDir{fd: int(mount.Fd())}, p, bundle, r.e.cgroup(id), r.e.cgroups, caches.list)
 	if err == nil {
 		err = checkProcess(pl.points.root, p, pl.covers)
 	}

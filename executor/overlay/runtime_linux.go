@@ -186,7 +186,7 @@ func (e *Executor) try(ctx context.Context, s *supervisor, file string) error {
 	}
 	defer mount.Close()
 	id := e.newID()
-	pl, err := newPlan(rootDir{int(mount.Fd())}, executor.Process{Argv: []string{program}, Dir: "/"}, bundleDir(s.priv, id), e.cgroup(id), e.cgroups, nil)
+	pl, err := newPlan(rootDir{fd: int(mount.Fd())}, executor.Process{Argv: []string{program}, Dir: "/"}, bundleDir(s.priv, id), e.cgroup(id), e.cgroups, nil)
 	defer pl.remove()
 	if err != nil {
 		return err

@@ -205,8 +205,13 @@ func process(root rootDir, p executor.Process) *specs.Process {
 	if p.UID == 0 { // exec takes them from others, but only after it has used them to find the program
 		caps.Permitted, caps.Effective = capabilities, capabilities
 	}
+	var size *specs.Box
+	if p.Terminal {
+		size = windowSize(p.Stdin)
+	}
 	return &specs.Process{
 		Terminal:     p.Terminal,
+		ConsoleSize:  size,
 		User:         specs.User{UID: uint32(p.UID), GID: uint32(p.GID), Umask: &umask},
 		Args:         p.Argv,
 		Env:          env,

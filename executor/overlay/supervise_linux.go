@@ -143,12 +143,10 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 		return reply{Event: broken, Error: "cancelled"}
 	default:
 	}
-	if said, err := r.start(cancelled); err != nil {
-		return reply{Event: refused, Error: err.Error(), Said: said}
-	}
-	init, err := r.init()
+	init, said, err := r.start(cancelled)
 	if err != nil {
-		return reply{Event: broken, Error: err.Error()}
+		r.cgroups.kill(r.Cgroup)
+		return reply{Event: refused, Error: err.Error(), Said: said}
 	}
 	r.closeStdio() // so that the maker sees the end of the output
 	tell(reply{Event: started})
@@ -163,11 +161,12 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 		case <-ended:
 		}
 	}()
-	// It was the runtime's child and is ours since the runtime has ended. When it can be waited for, the kernel has ended all
-	// of its pid namespace before.
+	// It was the runtime's child and is ours since the runtime has ended. When it can be waited for, the kernel has ended
+	// all of its pid namespace.
 	state, err := init.Wait()
 	close(ended)
 	if err != nil {
+		r.cgroups.kill(r.Cgroup)
 		return reply{Event: broken, Error: "wait for the process: " + err.Error()}
 	}
 	e := reply{Event: exited, OOM: r.cgroups.oomKills(r.Cgroup) > 0}
@@ -213,35 +212,62 @@ func (r *run) prepare() error {
 // startGrace is how long a runtime may take to start a process that is not wanted any more.
 const startGrace = 10 * time.Second
 
-// start runs the runtime until it has started the process and is gone. If it fails, nothing of it is left, and what it said is
-// returned.
-func (r *run) start(cancelled <-chan struct{}) (said []string, err error) {
-	log := filepath.Join(r.dir, "log")
-	verb := "run"
-	if r.Probe {
-		verb = "create"
+// start starts the process and returns the first one of its pid namespace. If that fails, what the runtime said is
+// returned too.
+func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string, err error) {
+	if err = r.create(cancelled); err == nil {
+		init, err = r.init()
 	}
-	args := []string{"--root", filepath.Join(r.priv, stateName), "--log", log, "--log-format", "json", verb}
-	if !r.Probe {
-		args = append(args, "--detach")
+	if err == nil && !r.Probe && !r.startsAtOnce() {
+		if err = r.call(cancelled, exec.Command(r.Runtime), "start", r.ID); err != nil {
+			_ = init.Kill()
+			_, _ = init.Wait()
+		}
+	}
+	if err != nil {
+		return nil, readLog(r.log()), err
+	}
+	return init, nil, nil
+}
+
+// startsAtOnce reports whether the runtime's `run --detach` does what `create` and `start` do, in less time. With crun it does
+// not: it may wait for a short process itself, and so take its exit status from us.
+func (r *run) startsAtOnce() bool { return filepath.Base(r.Runtime) == "runc" }
+
+// create runs the runtime until it has made the container and is gone.
+func (r *run) create(cancelled <-chan struct{}) error {
+	args := []string{"create"}
+	if !r.Probe && r.startsAtOnce() {
+		args = []string{"run", "--detach"}
 	}
 	args = append(args, "--pid-file", r.pidFile(), "--bundle", r.dir)
 	cmd := exec.Command(r.Runtime)
+	if !r.Terminal {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = r.fds[fdStdin], r.fds[fdStdout], r.fds[fdStdout]
+		return r.call(cancelled, cmd, append(args, r.ID)...)
+	}
+	console, err := listenConsole(r.dir)
+	if err != nil {
+		return err
+	}
+	defer console.Close()
+	passed := make(chan error, 1)
+	go func() { passed <- console.pass(r.fds[fdStdout]) }()
+	err = r.call(cancelled, cmd, append(args, "--console-socket", consoleName, r.ID)...)
+	console.hurry()
+	if perr := <-passed; err == nil {
+		err = perr
+	}
+	return err
+}
+
+// call runs the runtime to its end.
+func (r *run) call(cancelled <-chan struct{}, cmd *exec.Cmd, args ...string) error {
+	cmd.Args = append([]string{r.Runtime, "--root", filepath.Join(r.priv, stateName), "--log", r.log(), "--log-format", "json"}, args...)
 	cmd.Dir = r.dir
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = r.fds[fdStdin], r.fds[fdStdout], r.fds[fdStdout]
-	var console *console
-	if r.Terminal {
-		if console, err = listenConsole(r.dir); err != nil {
-			return nil, err
-		}
-		defer console.Close()
-		args = append(args, "--console-socket", consoleName)
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = nil, nil, nil
-	}
-	cmd.Args = append(append([]string{r.Runtime}, args...), r.ID)
 	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", r.Runtime, err)
+		return fmt.Errorf("start %s: %w", r.Runtime, err)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -256,26 +282,15 @@ func (r *run) start(cancelled <-chan struct{}) (said []string, err error) {
 			_ = cmd.Process.Kill()
 		}
 	}()
-	passed := make(chan error, 1)
-	if console != nil {
-		go func() { passed <- console.pass(r.fds[fdStdout]) }()
-	}
-	if err = cmd.Wait(); err != nil {
-		err = fmt.Errorf("%s: %w", filepath.Base(r.Runtime), err)
-	}
+	err := cmd.Wait()
 	close(done)
-	if console != nil {
-		console.hurry()
-		if perr := <-passed; err == nil {
-			err = perr
-		}
-	}
 	if err != nil {
-		r.cgroups.kill(r.Cgroup)
-		return readLog(log), err
+		return fmt.Errorf("%s: %w", filepath.Base(r.Runtime), err)
 	}
-	return nil, nil
+	return nil
 }
+
+func (r *run) log() string { return filepath.Join(r.dir, "log") }
 
 func (r *run) pidFile() string { return filepath.Join(r.dir, "pid") }
 

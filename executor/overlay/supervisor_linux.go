@@ -44,7 +44,7 @@ func startSupervisor(priv string) (*supervisor, error) {
 	cmd := &exec.Cmd{
 		Path:       "/proc/self/exe",
 		Args:       []string{supervisorName, priv},
-		Env:        []string{},
+		Env:        goSettings(),
 		Stderr:     &limitedWriter{w: &stderr, left: 4096},
 		ExtraFiles: []*os.File{theirs},
 		SysProcAttr: &syscall.SysProcAttr{
@@ -77,6 +77,17 @@ func startSupervisor(priv string) (*supervisor, error) {
 		return nil, fmt.Errorf("start the supervisor in new pid and mount namespaces: %w", err)
 	}
 	return s, nil
+}
+
+// goSettings are the variables of the environment that speak to the Go runtime. A supervisor needs no others.
+func goSettings() []string {
+	env := []string{}
+	for _, name := range []string{"GODEBUG", "GORACE", "GOTRACEBACK"} {
+		if v, ok := os.LookupEnv(name); ok {
+			env = append(env, name+"="+v)
+		}
+	}
+	return env
 }
 
 // alive reports whether it has not ended yet.

@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"sync"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
@@ -35,6 +36,18 @@ func openTerminal(tty *os.File) (*stdio, error) {
 		ended:  func() {},
 		close:  func() { stdin.Close(); ours.Close(); theirs.Close() },
 	}, nil
+}
+
+// windowSize is a terminal's; nil for what has none.
+func windowSize(tty *os.File) *specs.Box {
+	if tty == nil {
+		return nil
+	}
+	size, err := unix.IoctlGetWinsize(int(tty.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return nil
+	}
+	return &specs.Box{Height: uint(size.Row), Width: uint(size.Col)}
 }
 
 // session joins a terminal to the controlling end that comes by a socket, until the process has closed its side.

@@ -18,7 +18,10 @@ const maxLinks = 40
 
 // A rootDir is the root of a file system that is not trusted: paths in it are looked up inside it, wherever its links
 // point. Nothing may change it meanwhile.
-type rootDir struct{ fd int }
+type rootDir struct {
+	fd       int
+	uid, gid int // who looks things up: directories that this user may not search are errors
+}
 
 // openAt opens a path that resolve gave; no component of it is a link.
 func (r rootDir) openAt(name string, flags int) (int, error) {
@@ -85,6 +88,9 @@ func (r rootDir) resolve(name string) (place, error) {
 		}
 		if at.stat.Mode&unix.S_IFMT != unix.S_IFDIR {
 			return at, unix.ENOTDIR
+		}
+		if r.uid != 0 && !mayExecute(at.stat, r.uid, r.gid) {
+			return at, unix.EACCES
 		}
 		next := path.Join(at.found, c)
 		st, err := r.stat(next)

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/cmd/obx/internal/progress"
+	"github.com/ocurrent/obx/executor/build"
+)
+
+func cacheLsCommand() *cobra.Command {
+	var (
+		store  string
+		asJSON bool
+		full   bool
+	)
+	cmd := &cobra.Command{
+		Use:     "ls [flags]",
+		Short:   "List the recorded results, last used first",
+		Example: "  obx cache ls | head",
+		Args:    args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			rows, err := listStore(cmd, store)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				return printJSON(cmd, rows)
+			}
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "KEY\tDOMAIN\tCREATED\tLAST USED\tTOOK\tOPERATION")
+			for _, r := range rows {
+				key := r.Key
+				if !full {
+					key = key[:min(12, len(key))]
+				}
+				took := progress.Duration(time.Duration(r.Seconds * float64(time.Second)))
+				op := progress.Sanitize([]byte(strings.Join(strings.Fields(r.Op), " ")))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", key, r.Domain, timestamp(r.Created), timestamp(r.LastUsed), took, op)
+			}
+			return w.Flush()
+		},
+	}
+	addStore(cmd, &store)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&full, "full", false, "print whole keys")
+	return cmd
+}
+
+// A resultRow is one result as `obx cache ls --json` prints it.
+type resultRow struct {
+	Key      string    `json:"key"`
+	Domain   string    `json:"domain"`
+	Created  time.Time `json:"created"`
+	LastUsed time.Time `json:"lastUsed"`
+	Seconds  float64   `json:"seconds,omitempty"`
+	Op       string    `json:"op"`
+}
+
+func listStore(cmd *cobra.Command, flag string) (rows []resultRow, err error) {
+	st, err := openExisting(cmd.ErrOrStderr(), flag)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	return listResults(st)
+}
+
+// listResults lists the results of builds, last used first. Aliases, which only lead to results, and what else has its
+// records in the store are left out.
+func listResults(st *cas.Store) ([]resultRow, error) {
+	rows := []resultRow{}
+	for info, err := range st.Results() {
+		if err != nil {
+			return nil, fmt.Errorf("list results: %w", err)
+		}
+		rec, err := build.DecodeRecord(info.Result)
+		if err != nil || rec.Op == "" {
+			continue
+		}
+		rows = append(rows, resultRow{
+			Key: info.Result.Key, Domain: info.Domain, Created: info.Result.Created, LastUsed: info.LastUsed,
+			Seconds: rec.Took.Seconds(), Op: rec.Op,
+		})
+	}
+	slices.SortStableFunc(rows, func(a, b resultRow) int { return b.LastUsed.Compare(a.LastUsed) })
+	return rows, nil
+}

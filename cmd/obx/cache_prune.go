@@ -1,0 +1,64 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/cmd/obx/internal/progress"
+)
+
+func cachePruneCommand() *cobra.Command {
+	var (
+		store string
+		keep  string
+		o     cas.PruneOptions
+	)
+	cmd := &cobra.Command{
+		Use:   "prune [flags]",
+		Short: "Remove results that are not used",
+		Long: `Remove results that are not used, least recently used first. What a running build uses stays, whatever the flags say.
+With several flags, a result goes if one of them says so; without any, only what is broken or belongs to no result.`,
+		Example: `  obx cache prune --keep-bytes 20GB
+  obx cache prune --older-than 168h
+  obx cache prune --all --dry-run`,
+		Args: args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if o.OlderThan < 0 {
+				return usage("", "--older-than cannot be negative")
+			}
+			if keep != "" {
+				if o.KeepBytes, err = units.RAMInBytes(keep); err != nil {
+					return usage("for example --keep-bytes 20GB", "--keep-bytes %s: not a size", keep)
+				}
+				o.All = o.All || o.KeepBytes == 0
+			}
+			st, err := openExisting(cmd.ErrOrStderr(), store)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, st.Close()) }()
+			r, err := st.Prune(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			verb := "removed"
+			if o.DryRun {
+				verb = "would remove"
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %d results, %d layers, %d blobs, %d cache mounts: %s; %d results are in use\n",
+				verb, r.Results, r.Layers, r.Blobs, r.Caches, progress.Bytes(r.Bytes), r.Kept)
+			return err
+		},
+	}
+	addStore(cmd, &store)
+	f := cmd.Flags()
+	f.StringVar(&keep, "keep-bytes", "", "remove until the store is no larger than `SIZE`, as 20GB")
+	f.DurationVar(&o.OlderThan, "older-than", 0, "remove what was not used for `TIME`, as 168h")
+	f.BoolVar(&o.All, "all", false, "remove all results and cache mounts")
+	f.BoolVar(&o.DryRun, "dry-run", false, "only say what would be removed")
+	return cmd
+}

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/keys/spec"
+)
+
+func checkCommand() *cobra.Command {
+	var platform string
+	cmd := &cobra.Command{
+		Use:   "check [flags] SPEC...",
+		Short: "Find the mistakes in specs",
+		Long: `Find the mistakes in specs: all that obx run would find before it runs anything, but for what depends on files and
+registries. Each is printed to standard error as FILE:LINE:COLUMN: message.
+
+Exit status: 0 no mistakes, 2 mistakes.`,
+		Example:           "  obx check *.sexp",
+		GroupID:           groupSpec,
+		Args:              args(1, -1, "SPEC..."),
+		ValidArgsFunction: completeSpecs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			p, err := parsePlatform(platform)
+			if err != nil {
+				return err
+			}
+			var all spec.ErrorList
+			for _, name := range args {
+				s, err := readSpec(cmd, name)
+				if err == nil {
+					err = checkSpec(s, p.OS)
+				}
+				var list spec.ErrorList
+				if err != nil && !errors.As(err, &list) {
+					return err
+				}
+				all = append(all, list...)
+			}
+			if len(all) > 0 {
+				return all
+			}
+			return nil
+		},
+	}
+	addPlatform(cmd, &platform)
+	return cmd
+}

@@ -1,0 +1,56 @@
+package main
+
+import (
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/executor/overlay"
+)
+
+func healthcheckCommand() *cobra.Command {
+	var store, runtime string
+	cmd := &cobra.Command{
+		Use:   "healthcheck [flags]",
+		Short: "Say whether builds can run here, and what is missing",
+		Long: `Say whether builds can run here, and what is missing and how to install it.
+
+Exit status: 0 all is well, 3 something is missing.`,
+		GroupID: groupOther,
+		Args:    args(0, 0, "no arguments"),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+			bad := false
+			line := func(name, detail string, err error) {
+				if err == nil {
+					fmt.Fprintf(w, "ok\t%s\t%s\n", name, detail)
+					return
+				}
+				bad = true
+				fmt.Fprintf(w, "FAILED\t%s\t%v\n", name, err)
+			}
+			st, err := openStore(cmd.ErrOrStderr(), store)
+			dir := ""
+			if err == nil {
+				dir = st.Dir()
+				defer st.Close()
+			}
+			line("store", dir, err)
+			for _, c := range overlay.Health(cmd.Context(), overlay.Options{Store: st, Runtime: runtime}) {
+				line(c.Name, c.Detail, c.Err)
+			}
+			if err := w.Flush(); err != nil {
+				return err
+			}
+			if bad {
+				return silent(statusInfrastructure)
+			}
+			return nil
+		},
+	}
+	addStore(cmd, &store)
+	cmd.Flags().StringVar(&runtime, "runtime", "", "check the OCI runtime `NAME` (default: crun if it works here, else runc)")
+	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
+	return cmd
+}

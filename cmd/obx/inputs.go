@@ -1,0 +1,379 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/keys/spec"
+	"github.com/ocurrent/obx/registry"
+)
+
+// inputs are the flags that say what a build is. All commands that make a plan have them.
+type inputs struct {
+	store     string
+	bases     []string
+	platform  string
+	mirrors   []string
+	plainHTTP []string
+	lock      string
+	offline   bool
+	domain    string
+	salt      string
+}
+
+func (in *inputs) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	addStore(cmd, &in.store)
+	f.StringArrayVar(&in.bases, "base", nil, "take another image where a spec says (from NAME): `NAME=REF`; repeatable")
+	addPlatform(cmd, &in.platform)
+	f.StringVar(&in.lock, "lock", "", "take the digests of base images from `FILE`, and keep new ones there")
+	f.BoolVar(&in.offline, "offline", false, "take the digests of base images from what the store remembers; reach no registry")
+	f.StringArrayVar(&in.mirrors, "mirror", nil, "try a mirror before a registry: `HOST=MIRROR`, as docker.io=mirror:5000; repeatable")
+	f.StringArrayVar(&in.plainHTTP, "plain-http", nil, "speak to `HOST` without TLS; repeatable")
+	addDomain(cmd, &in.domain)
+	f.StringVar(&in.salt, "salt", "", "make a separate key space named `TEXT`")
+	cmd.MarkFlagFilename("lock")
+}
+
+func addPlatform(cmd *cobra.Command, p *string) {
+	cmd.Flags().StringVar(p, "platform", "", "build for a platform: `OS/ARCH[/VARIANT]` (default: Linux on this machine's processor)")
+	fixedValues(cmd, "platform", "linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x", "windows/amd64")
+}
+
+func addDomain(cmd *cobra.Command, d *string) {
+	cmd.Flags().StringVar(d, "domain", build.DefaultDomain, "use the results of a domain and its parents: `A[:PARENT...]`; new ones belong to A")
+}
+
+// parsePlatform reads OS/ARCH[/VARIANT].
+func parsePlatform(s string) (ocispec.Platform, error) {
+	if s == "" {
+		return ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, nil
+	}
+	p := strings.Split(s, "/")
+	if len(p) < 2 || len(p) > 3 || slices.Contains(p, "") {
+		return ocispec.Platform{}, usage("for example --platform linux/arm64", "--platform %s: not OS/ARCH[/VARIANT]", s)
+	}
+	out := ocispec.Platform{OS: p[0], Architecture: p[1]}
+	if len(p) == 3 {
+		out.Variant = p[2]
+	}
+	return out, nil
+}
+
+// parseDomains reads A[:PARENT...].
+func parseDomains(s string) ([]string, error) {
+	d := strings.Split(s, ":")
+	if slices.Contains(d, "") {
+		return nil, usage("for example --domain pr-7:default", "--domain %s: an empty name", s)
+	}
+	return d, nil
+}
+
+// pairs reads flags of the form A=B.
+func pairs(flag string, values []string, what string) ([][2]string, error) {
+	var all [][2]string
+	for _, v := range values {
+		a, b, ok := strings.Cut(v, "=")
+		if !ok || a == "" || b == "" {
+			return nil, usage("", "--%s %s: not %s", flag, v, what)
+		}
+		all = append(all, [2]string{a, b})
+	}
+	return all, nil
+}
+
+// images makes what resolves base images, but for its store.
+func (in *inputs) images() (*registry.Images, error) {
+	im := &registry.Images{
+		Bases:     map[string]string{},
+		Mirrors:   map[string][]string{},
+		PlainHTTP: in.plainHTTP,
+		Offline:   in.offline,
+		UserAgent: "obx/" + readVersion().Version,
+	}
+	bases, err := pairs("base", in.bases, "NAME=REF")
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range bases {
+		var ref [2]string
+		for i, s := range p {
+			if ref[i], err = registry.Normalize(s); err != nil {
+				return nil, usage("", "--base %s=%s: %w", p[0], p[1], err)
+			}
+		}
+		im.Bases[ref[0]] = ref[1]
+	}
+	mirrors, err := pairs("mirror", in.mirrors, "HOST=MIRROR")
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range mirrors {
+		im.Mirrors[p[0]] = append(im.Mirrors[p[0]], p[1])
+	}
+	if in.lock != "" {
+		if im.Lock, err = registry.OpenLockfile(in.lock); err != nil {
+			return nil, err
+		}
+	}
+	return im, nil
+}
+
+// A project is a spec with its plan, and what a build of it needs, but for an executor.
+type project struct {
+	spec    *spec.Spec
+	plan    *keys.Plan
+	builder *build.Builder
+	close   []func() error
+}
+
+// Close ends the use of all that is open, last opened first.
+func (p *project) Close() error {
+	var err error
+	for _, c := range slices.Backward(p.close) {
+		err = errors.Join(err, c())
+	}
+	p.close = nil
+	return err
+}
+
+// open plans the build of args: SPEC [DIR]. What is wrong with the call or the spec is found before anything is
+// opened. readOnly is for commands that only look: they make no store.
+func (in *inputs) open(cmd *cobra.Command, args []string, readOnly bool) (_ *project, err error) {
+	platform, err := parsePlatform(in.platform)
+	if err != nil {
+		return nil, err
+	}
+	domains, err := parseDomains(in.domain)
+	if err != nil {
+		return nil, err
+	}
+	images, err := in.images()
+	if err != nil {
+		return nil, err
+	}
+	s, err := readSpec(cmd, args[0])
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSpec(s, platform.OS); err != nil {
+		return nil, err
+	}
+	p := &project{spec: s}
+	defer func() {
+		if err != nil {
+			p.Close()
+		}
+	}()
+	dir := "."
+	if len(args) > 1 {
+		dir = args[1]
+	}
+	root, err := openDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	p.close = append(p.close, root.Close)
+	if err := p.openStore(cmd.ErrOrStderr(), in.store, images, readOnly); err != nil {
+		return nil, err
+	}
+	p.builder.Domains, p.builder.Source = domains, root.FS()
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.makePlan(cmd.Context(), abs, platform, in.salt); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// openDir opens a source directory, so that no link leads out of it.
+func openDir(dir string) (*os.Root, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: %w", err)
+	}
+	return root, nil
+}
+
+func (p *project) openStore(warnings io.Writer, flag string, images *registry.Images, readOnly bool) error {
+	var st *cas.Store
+	var err error
+	var closer func() error
+	if readOnly {
+		st, closer, err = openReadable(warnings, flag)
+	} else if st, err = openStore(warnings, flag); err == nil {
+		closer = st.Close
+	}
+	if err != nil {
+		return err
+	}
+	p.close = append(p.close, closer)
+	images.Store = st
+	p.builder = &build.Builder{Store: st, Images: images}
+	return nil
+}
+
+// makePlan resolves names and hashes sources, and keeps what is worth remembering of both.
+func (p *project) makePlan(ctx context.Context, dir string, platform ocispec.Platform, salt string) error {
+	memo, err := p.builder.Store.HashMemo(dir)
+	if err != nil {
+		return err
+	}
+	p.plan, err = keys.New(ctx, p.spec, keys.Options{
+		Platform: platform, Context: p.builder.Source, Resolver: p.builder.Images, Hasher: memo, Salt: salt,
+	})
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			return cause
+		}
+		return err
+	}
+	if err := memo.Save(); err != nil {
+		return err
+	}
+	if lock := p.builder.Images.Lock; lock != nil {
+		return lock.Save()
+	}
+	return nil
+}
+
+// readSpec reads and parses a spec; "-" is standard input.
+func readSpec(cmd *cobra.Command, name string) (*spec.Spec, error) {
+	name, text, err := readFile(cmd, name)
+	if err != nil {
+		return nil, err
+	}
+	return spec.Parse(name, text)
+}
+
+// readFile reads a spec's text and says how errors name it.
+func readFile(cmd *cobra.Command, name string) (string, []byte, error) {
+	if name == "-" {
+		text, err := readStdin(cmd)
+		return "<stdin>", text, err
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return "", nil, usage("", "read the spec: %w", err)
+	}
+	return name, text, nil
+}
+
+// readStdin reads all of standard input, which may be a terminal: an interrupt ends the wait.
+func readStdin(cmd *cobra.Command) ([]byte, error) {
+	type result struct {
+		text []byte
+		err  error
+	}
+	read := make(chan result, 1)
+	go func() {
+		text, err := io.ReadAll(cmd.InOrStdin())
+		read <- result{text, err}
+	}()
+	select {
+	case r := <-read:
+		if r.err != nil {
+			return nil, fmt.Errorf("read standard input: %w", r.err)
+		}
+		return r.text, nil
+	case <-cmd.Context().Done():
+		return nil, context.Cause(cmd.Context())
+	}
+}
+
+// checkSpec finds what is wrong with a spec, its images' names included.
+func checkSpec(s *spec.Spec, os string) error {
+	var list spec.ErrorList
+	if err := s.Check(os); err != nil && !errors.As(err, &list) {
+		return err
+	}
+	var images func(st *spec.Stage)
+	images = func(st *spec.Stage) {
+		for _, b := range st.Builds {
+			images(b.Stage)
+		}
+		if _, err := registry.Normalize(st.From.Image); err != nil {
+			list = append(list, &spec.Error{File: s.File, Pos: st.From.Pos, Msg: err.Error()})
+		}
+	}
+	images(&s.Stage)
+	if len(list) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(list, func(a, b *spec.Error) int {
+		if a.Pos.Line != b.Pos.Line {
+			return a.Pos.Line - b.Pos.Line
+		}
+		return a.Pos.Col - b.Pos.Col
+	})
+	return list
+}
+
+// step finds the step that NUMBER means, or the first one of the build that NAME means.
+func (p *project) step(flag, value string) (*keys.Step, error) {
+	if n, err := strconv.Atoi(value); err == nil {
+		if n < 1 || n > len(p.plan.Steps) {
+			return nil, usage("obx plan "+p.spec.File+" lists the steps", "--%s %s: there are %d steps", flag, value, len(p.plan.Steps))
+		}
+		return p.plan.Steps[n-1], nil
+	}
+	var names []string
+	for _, s := range p.plan.Stages {
+		if s.Name == value {
+			if len(s.Steps) == 0 {
+				return nil, usage("", "--%s %s: the build has no steps", flag, value)
+			}
+			return s.Steps[0], nil
+		}
+		if s.Name != "" {
+			names = append(names, s.Name)
+		}
+	}
+	hint := "obx plan " + p.spec.File + " lists the steps"
+	if len(names) > 0 {
+		hint = "builds are: " + strings.Join(names, ", ")
+	}
+	return nil, usage(hint, "--%s %s: no step and no build has that name", flag, value)
+}
+
+// rebuild reads --rebuild.
+func (p *project) rebuild(values []string) error {
+	for _, v := range values {
+		s, err := p.step("rebuild", v)
+		if err != nil {
+			return err
+		}
+		if p.builder.Rebuild == nil {
+			p.builder.Rebuild = map[*keys.Step]bool{}
+		}
+		p.builder.Rebuild[s] = true
+	}
+	return nil
+}
+
+// addRebuild adds the flags that make cached steps run again.
+func addRebuild(cmd *cobra.Command, noCache *bool, rebuild *[]string) {
+	cmd.Flags().BoolVar(noCache, "no-cache", false, "run every step again")
+	cmd.Flags().StringArrayVar(rebuild, "rebuild", nil, "run a `STEP` again and all that follow it: a number, or a build's name; repeatable")
+}
+
+// location is FILE:LINE of a step.
+func location(file string, s *keys.Step) string {
+	return file + ":" + strconv.Itoa(s.Op.Position().Line)
+}

@@ -1,0 +1,103 @@
+package main
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/ocurrent/obx/conformance"
+	"github.com/ocurrent/obx/executor/overlay"
+)
+
+func TestMain(m *testing.M) {
+	if overlay.IsSupervisor() { // a script's obx is this program
+		overlay.Supervise()
+		return
+	}
+	testscript.Main(m, map[string]func(){"obx": main})
+}
+
+// TestScripts runs the command line as users do, a behaviour a script.
+func TestScripts(t *testing.T) {
+	busybox := filepath.Join(t.TempDir(), "busybox")
+	if canSandbox() {
+		if err := conformance.WriteBusyboxLayout(busybox); err != nil {
+			t.Fatal(err)
+		}
+	}
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("BUSYBOX", "oci:"+busybox+":latest")
+			return setup(env)
+		},
+		Condition: func(cond string) (bool, error) {
+			switch cond {
+			case "sandbox":
+				return canSandbox(), nil
+			case "root":
+				return os.Geteuid() == 0, nil
+			}
+			return false, nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status},
+	})
+}
+
+// status N CMD... runs a command that has to exit with N.
+func status(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: status N CMD...")
+	}
+	got := "0"
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) {
+			ts.Fatalf("%v", err)
+		}
+		got = strconv.Itoa(exit.ExitCode())
+	}
+	if got != args[0] {
+		ts.Fatalf("exit status %s instead of %s", got, args[0])
+	}
+}
+
+func canSandbox() bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	for _, name := range []string{"crun", "runc"} {
+		if _, err := exec.LookPath(name); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func setup(env *testscript.Env) error {
+	env.Setenv("OBX_STORE", filepath.Join(env.WorkDir, "store"))
+	env.Setenv("TZ", "UTC")
+	env.Setenv("TERM", "xterm")
+	env.Setenv("GORACE", "atexit_sleep_ms=0") // else each obx waits a second at its end
+	// Scripts that become another user must reach their files, and obx.
+	for _, dir := range []string{filepath.Dir(env.WorkDir), env.WorkDir} {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(filepath.Join(env.WorkDir, ".tmp"), 0o777); err != nil {
+		return err
+	}
+	obx, err := exec.LookPath("obx")
+	if err != nil {
+		return err
+	}
+	return os.Chmod(filepath.Dir(filepath.Dir(obx)), 0o755)
+}

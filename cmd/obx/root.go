@@ -1,0 +1,121 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+)
+
+// Groups of commands in `obx help`.
+const (
+	groupBuild = "build"
+	groupSpec  = "spec"
+	groupStore = "store"
+	groupOther = "other"
+)
+
+// execute runs one command line and gives the exit status.
+func execute(args []string) int {
+	ctx, stop := interruptible()
+	defer stop()
+	root := newRoot()
+	root.SetArgs(args)
+	return report(os.Stderr, root.ExecuteContext(ctx))
+}
+
+func newRoot() *cobra.Command {
+	var version bool
+	root := &cobra.Command{
+		Use:   "obx",
+		Short: "Run builds step by step in sandboxes, and never run a step twice",
+		Long: `obx runs a build described by an S-expression (OBuilder's language) step by step in sandboxes. Each step has a key
+that hashes all that it depends on, and its result is kept under that key: what was built before is not built again.
+
+Exit status:
+  0    done
+  1    a step failed, or the command of obx shell; fmt --check or cache verify found something
+  2    the spec or the call is wrong
+  3    the infrastructure failed: sandbox, store, registry, disk
+  130  interrupted (SIGINT or SIGTERM); what was built is saved`,
+		Example: `  obx run build.sexp               build; copies take files from the current directory
+  obx plan build.sexp src          what would run, and what is cached
+  obx explain build.sexp           why the first step that is not cached has to run
+  obx shell build.sexp             look inside, where the build failed`,
+		Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case len(args) > 0:
+				return unknownCommand(cmd, args[0])
+			case version:
+				return printVersion(cmd)
+			}
+			return cmd.Help()
+		},
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	}
+	root.Flags().BoolVar(&version, "version", false, "print the version")
+	root.SetFlagErrorFunc(flagError)
+	// Commands that only have others below them run to say so: that is no usage.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
+	root.AddGroup(
+		&cobra.Group{ID: groupBuild, Title: "Build:"},
+		&cobra.Group{ID: groupSpec, Title: "Work on specs:"},
+		&cobra.Group{ID: groupStore, Title: "The store:"},
+		&cobra.Group{ID: groupOther, Title: "More:"},
+	)
+	root.SetHelpCommandGroupID(groupOther)
+	root.SetCompletionCommandGroupID(groupOther)
+	root.AddCommand(
+		runCommand(), planCommand(), explainCommand(), shellCommand(),
+		checkCommand(), fmtCommand(), dockerfileCommand(),
+		logCommand(), cacheCommand(),
+		healthcheckCommand(), versionCommand(), manCommand(),
+		progressTopic(),
+	)
+	return root
+}
+
+// group is a command that only has others below it.
+func group(cmd *cobra.Command, sub ...*cobra.Command) *cobra.Command {
+	cmd.Args = cobra.ArbitraryArgs
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		return unknownCommand(cmd, args[0])
+	}
+	cmd.AddCommand(sub...)
+	return cmd
+}
+
+func unknownCommand(cmd *cobra.Command, name string) error {
+	hint := fmt.Sprintf("%s --help lists the commands", cmd.CommandPath())
+	if cmd.SuggestionsMinimumDistance <= 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if s := cmd.SuggestionsFor(name); len(s) > 0 {
+		hint = "did you mean " + strings.Join(s, " or ") + "?"
+	}
+	return usage(hint, "unknown command %q", name)
+}
+
+func flagError(cmd *cobra.Command, err error) error {
+	return usage(cmd.CommandPath()+" --help lists the flags", "%w", err)
+}
+
+// args demands a number of arguments; what says which, in words.
+func args(low, high int, what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		n := len(args)
+		if cmd.ArgsLenAtDash() >= 0 {
+			n = cmd.ArgsLenAtDash()
+		}
+		if n >= low && (high < 0 || n <= high) {
+			return nil
+		}
+		return usage("usage: "+cmd.UseLine(), "%s takes %s", cmd.CommandPath(), what)
+	}
+}

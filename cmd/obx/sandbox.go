@@ -1,0 +1,129 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/overlay"
+)
+
+// A sandbox is the flags that say how steps run.
+type sandbox struct {
+	executor string
+	runtime  string
+	secrets  []string
+	jobs     int
+	memory   string
+	cpus     float64
+	pids     int64
+	timeout  time.Duration
+	fastSync bool
+
+	logLimit      string
+	logLimitBytes int64
+}
+
+func (s *sandbox) add(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringArrayVar(&s.secrets, "secret", nil, "give steps a secret as `ID=FILE`, ID:FILE or ID=env:VARIABLE; repeatable")
+	f.IntVarP(&s.jobs, "jobs", "j", 0, "run up to `N` steps at once (default: 4, or twice the processors if that is more)")
+	f.StringVar(&s.memory, "memory", "", "let a step use `SIZE` of memory, as 512m or 2g")
+	f.Float64Var(&s.cpus, "cpus", 0, "let a step use `N` processors, as 1.5")
+	f.Int64Var(&s.pids, "pids", 0, "let a step have `N` processes")
+	f.DurationVar(&s.timeout, "timeout", 0, "stop a step after `TIME`, as 10m")
+	f.StringVar(&s.logLimit, "log-limit", units.BytesSize(build.DefaultLogLimit), "keep `SIZE` of a step's output")
+	f.BoolVar(&s.fastSync, "fast-sync", false, "make sync calls in steps do nothing")
+	f.StringVar(&s.executor, "executor", "auto", "run steps with the executor `NAME`: auto or overlay")
+	f.StringVar(&s.runtime, "runtime", "", "run steps with the OCI runtime `NAME`, or a path (default: crun if it works here, else runc)")
+	fixedValues(cmd, "executor", "auto", "overlay")
+	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
+}
+
+// limits reads what has to be parsed, before anything is opened.
+func (s *sandbox) limits() (executor.Limits, error) {
+	l := executor.Limits{CPUs: s.cpus, PIDs: s.pids, Timeout: s.timeout}
+	var err error
+	if s.memory != "" {
+		if l.Memory, err = parseSize("memory", s.memory); err != nil {
+			return l, err
+		}
+	}
+	if s.logLimitBytes, err = parseSize("log-limit", s.logLimit); err != nil {
+		return l, err
+	}
+	if s.cpus < 0 || s.pids < 0 || s.timeout < 0 || s.jobs < 0 {
+		return l, usage("", "--cpus, --pids, --timeout and --jobs cannot be negative")
+	}
+	if s.executor != "auto" && s.executor != "overlay" {
+		return l, usage("executors are: auto, overlay", "--executor %s: unknown", s.executor)
+	}
+	return l, nil
+}
+
+func parseSize(flag, s string) (int64, error) {
+	n, err := units.RAMInBytes(s)
+	if err != nil || n <= 0 {
+		return 0, usage("for example --"+flag+" 512m", "--%s %s: not a size", flag, s)
+	}
+	return n, nil
+}
+
+// apply sets what a builder needs to know.
+func (s *sandbox) apply(b *build.Builder) {
+	b.Jobs, b.FastSync, b.LogLimit = s.jobs, s.fastSync, s.logLimitBytes
+}
+
+// open makes the executor.
+func (s *sandbox) open(p *project) error {
+	e, err := overlay.New(overlay.Options{Store: p.builder.Store, Runtime: s.runtime})
+	if err != nil {
+		return fmt.Errorf("%w\n  obx healthcheck says what is missing", err)
+	}
+	p.builder.Executor = e
+	p.close = append(p.close, e.Close)
+	return nil
+}
+
+// parseSecrets reads --secret. A value is read when the first step needs it, and once.
+func parseSecrets(flags []string) (map[string]build.Secret, error) {
+	secrets := map[string]build.Secret{}
+	for _, f := range flags {
+		i := strings.IndexAny(f, "=:")
+		if i <= 0 || i == len(f)-1 {
+			return nil, usage("for example --secret token=token.txt, or --secret token=env:TOKEN", "--secret %s: not ID=FILE, ID:FILE or ID=env:VARIABLE", f)
+		}
+		id, from := f[:i], f[i+1:]
+		if _, ok := secrets[id]; ok {
+			return nil, usage("", "--secret %s: given twice", id)
+		}
+		name, env := strings.CutPrefix(from, "env:")
+		if env && f[i] == '=' {
+			value, ok := os.LookupEnv(name)
+			if !ok {
+				return nil, usage("", "--secret %s: there is no environment variable %s", id, name)
+			}
+			secrets[id] = func() ([]byte, error) { return []byte(value), nil }
+			continue
+		}
+		switch info, err := os.Stat(from); {
+		case errors.Is(err, fs.ErrNotExist):
+			return nil, usage("", "--secret %s: there is no file %s", id, from)
+		case err != nil:
+			return nil, usage("", "--secret %s: %w", id, err)
+		case info.IsDir():
+			return nil, usage("", "--secret %s: %s is a directory", id, from)
+		}
+		secrets[id] = sync.OnceValues(func() ([]byte, error) { return os.ReadFile(from) })
+	}
+	return secrets, nil
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/cas"
+)
+
+const storeFlag = "store"
+
+// addStore adds --store.
+func addStore(cmd *cobra.Command, dir *string) {
+	cmd.Flags().StringVar(dir, storeFlag, "", "keep results in `DIR` (default: $OBX_STORE; else /var/lib/obx as root,\n~/.local/share/obx otherwise)")
+	cmd.MarkFlagDirname(storeFlag)
+}
+
+// storeDir is the directory of the store.
+func storeDir(flag string) (string, error) {
+	if flag != "" {
+		return flag, nil
+	}
+	if dir := os.Getenv("OBX_STORE"); dir != "" {
+		return dir, nil
+	}
+	if os.Geteuid() == 0 {
+		return "/var/lib/obx", nil
+	}
+	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "obx"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", usage("--store DIR or $OBX_STORE says where", "no place for the store: %w", err)
+	}
+	return filepath.Join(home, ".local", "share", "obx"), nil
+}
+
+// openStore opens the store, which is made if missing, and prints what is wrong with where it is.
+func openStore(warnings io.Writer, flag string) (*cas.Store, error) {
+	dir, err := storeDir(flag)
+	if err != nil {
+		return nil, err
+	}
+	st, err := cas.Open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open the store %s: %w", dir, err)
+	}
+	for _, w := range st.Warnings() {
+		fmt.Fprintln(warnings, "obx: warning:", w)
+	}
+	return st, nil
+}
+
+// openExisting opens the store for a command that makes none.
+func openExisting(warnings io.Writer, flag string) (*cas.Store, error) {
+	dir, err := storeDir(flag)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, usage("--store DIR or $OBX_STORE names another", "there is no store at %s", dir)
+	}
+	return openStore(warnings, flag)
+}
+
+// openReadable opens the store for a command that only looks. A store that is missing, or that this user may not
+// use, is an empty one: a temporary directory that close removes. Nothing is made at the store's own place.
+func openReadable(warnings io.Writer, flag string) (st *cas.Store, close func() error, err error) {
+	dir, err := storeDir(flag)
+	if err != nil {
+		return nil, nil, err
+	}
+	_, err = os.Stat(dir)
+	if err == nil {
+		if st, err = openStore(warnings, flag); err == nil {
+			return st, st.Close, nil
+		}
+	}
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		fmt.Fprintf(warnings, "obx: warning: the store counts as empty: %v\n", err)
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, nil, err
+	}
+	tmp, err := os.MkdirTemp("", "obx-store-*")
+	if err != nil {
+		return nil, nil, err
+	}
+	if st, err = cas.Open(tmp); err != nil {
+		os.RemoveAll(tmp)
+		return nil, nil, fmt.Errorf("open a temporary store: %w", err)
+	}
+	return st, func() error { return errors.Join(st.Close(), os.RemoveAll(tmp)) }, nil
+}

@@ -1,0 +1,94 @@
+package conformance
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/ocurrent/obx/"
+
+// mayImport lists, for each package, the packages of obx that it may see. It is the drawing of ARCHITECTURE.md.
+var mayImport = map[string][]string{
+	"keys/spec":        {},
+	"keys":             {"keys/spec"},
+	"cas":              {},
+	"layers":           {"cas"},
+	"registry":         {"keys", "cas", "layers"},
+	"executor":         {"layers"},
+	"executor/overlay": {"executor", "layers", "cas"},
+	"executor/fake":    {"executor", "layers", "cas"},
+	"executor/build":   {"keys", "keys/spec", "cas", "layers", "registry", "executor"},
+	"conformance":      {"keys", "cas", "layers", "registry", "executor"},
+}
+
+// onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.
+var onlyIn = map[string][]string{
+	"oras.land/oras-go/":                      {"registry"},
+	"github.com/klauspost/":                   {"layers", "registry"},
+	"github.com/opencontainers/runtime-spec/": {"executor/overlay"},
+	"github.com/spf13/":                       {"cmd/obx"},
+	"github.com/Microsoft/hcsshim/":           {"executor/hcs"},
+	"github.com/containerd/":                  {"layers", "executor/hcs"},
+}
+
+type goPackage struct {
+	ImportPath string
+	Doc        string
+	Imports    []string
+	GoFiles    []string
+}
+
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Doc,Imports,GoFiles", "./...")
+	cmd.Dir = ".."
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []goPackage
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p goPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+}
+
+func TestImports(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		for _, imp := range p.Imports {
+			if own, ok := strings.CutPrefix(imp, module); ok {
+				allowed, listed := mayImport[name]
+				if listed && !slices.Contains(allowed, own) {
+					t.Errorf("%s imports %s", name, own)
+				}
+				if !listed && !strings.HasPrefix(name, "cmd/") {
+					t.Errorf("%s is not in the table of this test", name)
+				}
+			}
+			for mod, allowed := range onlyIn {
+				if strings.HasPrefix(imp, mod) && !slices.Contains(allowed, name) {
+					t.Errorf("%s imports %s, which belongs to %v", name, imp, allowed)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageHasADocComment(t *testing.T) {
+	for _, p := range packages(t) {
+		if len(p.GoFiles) > 0 && p.Doc == "" {
+			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+	}
+}

@@ -1,0 +1,291 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/keys/spec"
+	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry"
+)
+
+// A Builder runs plans. Its fields are not changed while it works.
+type Builder struct {
+	Store    *cas.Store
+	Executor executor.Executor // not needed by Status, Explain and Log
+	Images   *registry.Images
+	Source   fs.FS // the source directory: the same as keys.Options.Context
+
+	Domains     []string            // all are read, the first is written; empty: "default"
+	Jobs        int                 // steps that run at once; 0: the larger of 4 and twice the processors
+	NoCache     bool                // every step runs
+	Rebuild     map[*keys.Step]bool // steps that run again, with all that follow in their stages
+	Secrets     map[string]Secret
+	Limits      executor.Limits
+	FastSync    bool
+	LogLimit    int64 // bytes a step; 0: DefaultLogLimit
+	Compression layers.Compression
+	NeedFiles   bool // the files of the result will be used: by Write or Shell
+
+	Caches []Cache  // where results are shared; all are asked in order, the first is pushed to
+	Push   PushMode // whether and how
+
+	Events func(Event) // called by one goroutine at a time; nil: nobody listens
+}
+
+// DefaultLogLimit is how much of a step's output is kept and shown, in bytes.
+const DefaultLogLimit = 100 << 20
+
+// DefaultDomain is the domain of a Builder that names none.
+const DefaultDomain = "default"
+
+// A Secret gives the bytes of a secret when a step needs them.
+type Secret func() ([]byte, error)
+
+// A StepError is a step that failed: the fault of the spec or of its command, not of the infrastructure.
+type StepError struct {
+	Step *keys.Step
+	Err  error // *executor.ExitError, *executor.StartError, *layers.CopyError, ...
+}
+
+func (e *StepError) Error() string { return fmt.Sprintf("step %d: %v", e.Step.Number, e.Err) }
+func (e *StepError) Unwrap() error { return e.Err }
+
+func (b *Builder) domains() []string {
+	if len(b.Domains) == 0 {
+		return []string{DefaultDomain}
+	}
+	return b.Domains
+}
+
+// A run is one call of Run.
+type run struct {
+	*Builder
+	plan   *keys.Plan
+	group  *errgroup.Group
+	slots  *semaphore.Weighted
+	stages map[*keys.Stage]*stage
+	pusher *pusher // nil: nothing is pushed
+
+	mu     sync.Mutex // guards Events and what follows
+	report Report
+	pulled map[string]int64
+	bases  map[keys.ID]*future[*state]
+	made   map[keys.ID]*state // what steps of this run have given
+}
+
+// Run builds a plan. The error is a *StepError for a failed step, ctx's for a cancelled build, and otherwise the
+// infrastructure's. The Report is never nil: what it counts is saved, whatever the error.
+func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
+	start := time.Now()
+	jobs := b.Jobs
+	if jobs <= 0 {
+		jobs = max(4, 2*runtime.GOMAXPROCS(0))
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	r := &run{
+		Builder: b,
+		plan:    p,
+		group:   group,
+		slots:   semaphore.NewWeighted(int64(jobs)),
+		stages:  map[*keys.Stage]*stage{},
+		pulled:  map[string]int64{},
+		bases:   map[keys.ID]*future[*state]{},
+		made:    map[keys.ID]*state{},
+	}
+	r.report.Results = map[*keys.Stage]string{}
+	r.emit(Event{Kind: Planned, Plan: p})
+	err := r.hold()
+	if err == nil {
+		for _, s := range p.Stages {
+			r.stages[s] = &stage{run: r, Stage: s, pending: s.Users}
+		}
+		if len(r.Caches) > 0 && r.Push != PushNever {
+			r.pusher = newPusher(ctx, r)
+		}
+		for _, s := range p.Stages {
+			if s.Users == 0 {
+				r.stages[s].start(gctx)
+			}
+		}
+		err = group.Wait()
+		if r.pusher != nil {
+			if perr := r.pusher.wait(); r.Push == PushRequire && err == nil {
+				err = perr
+			}
+		}
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	r.report.Took = time.Since(start)
+	for _, n := range r.pulled {
+		r.report.PulledBytes += n
+	}
+	if err != nil {
+		var failed *StepError
+		ev := Event{Kind: Failed, Err: err}
+		if errors.As(err, &failed) {
+			ev.Step, ev.Stage = failed.Step, failed.Step.Stage
+		}
+		r.emit(ev)
+	}
+	r.emit(Event{Kind: Done, Report: &r.report, Err: err})
+	return &r.report, err
+}
+
+// hold leases all keys of the plan before the first is looked up.
+func (r *run) hold() error {
+	ids := make([]string, 0, len(r.plan.Steps)+len(r.plan.Stages))
+	for _, s := range r.plan.Stages {
+		ids = append(ids, s.BaseKey.String())
+	}
+	for _, s := range r.plan.Steps {
+		ids = append(ids, s.Key.String())
+	}
+	return r.holdKeys(ids...)
+}
+
+func (r *run) holdKeys(ids ...string) error {
+	for _, d := range r.domains() {
+		if err := r.Store.Hold(d, ids...); err != nil {
+			return fmt.Errorf("lease results in domain %s: %w", d, err)
+		}
+	}
+	return nil
+}
+
+// emit tells the listener. Events of one stage are emitted by one goroutine, so their order is that of the stage.
+func (r *run) emit(e Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch e.Kind {
+	case Finished:
+		if e.Cached {
+			r.report.Hits++
+			r.report.Saved += e.Took
+		} else {
+			r.report.Runs++
+		}
+	case Pulling:
+		r.pulled[e.Blob] = max(r.pulled[e.Blob], e.Bytes)
+	}
+	if r.Events == nil {
+		return
+	}
+	e.Time = time.Now()
+	r.Events(e)
+}
+
+// warn tells of something that does not stop the build.
+func (r *run) warn(s *keys.Stage, format string, args ...any) {
+	r.emit(Event{Kind: Warned, Stage: s, Message: fmt.Sprintf(format, args...)})
+}
+
+// base makes the image that a stage starts from available: from the store, or pulled, once for all stages on it.
+func (r *run) base(ctx context.Context, s *keys.Stage) (*state, error) {
+	r.mu.Lock()
+	f, ok := r.bases[s.BaseKey]
+	if !ok {
+		f = &future[*state]{done: make(chan struct{})}
+		r.bases[s.BaseKey] = f
+	}
+	r.mu.Unlock()
+	if ok {
+		return f.wait(ctx)
+	}
+	f.value, f.err = r.makeBase(ctx, s)
+	close(f.done)
+	return f.value, f.err
+}
+
+func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
+	if found, _ := r.load(s.BaseKey); found != nil {
+		return found, nil
+	}
+	lock, err := r.Store.Lock(ctx, r.domains()[0], s.BaseKey.String())
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Unlock()
+	if found, _ := r.load(s.BaseKey); found != nil {
+		return found, nil
+	}
+	start := time.Now()
+	img, err := r.Images.Pull(ctx, s.Base, true, func(d digest.Digest, done, total int64) {
+		r.emit(Event{Kind: Pulling, Stage: s, Blob: d.String(), Bytes: done, Total: total})
+	})
+	if err != nil {
+		return nil, fmt.Errorf("pull base image %s: %w", s.Spec.From.Image, err)
+	}
+	st := &state{id: s.BaseKey, rec: &Record{
+		Op:       spec.HeadingFrom(s.Spec.From),
+		Preimage: string(s.Preimage),
+		ID:       s.BaseKey.String(),
+		Layers:   img.Layers,
+		Config:   &img.Config,
+		Took:     time.Since(start),
+	}}
+	if err := r.save(st, st.id); err != nil {
+		return nil, err
+	}
+	return st, nil
+}
+
+// A future is a value that one goroutine makes and others wait for.
+type future[T any] struct {
+	done  chan struct{}
+	value T
+	err   error
+}
+
+func (f *future[T]) wait(ctx context.Context) (T, error) {
+	select {
+	case <-f.done:
+		return f.value, f.err
+	case <-ctx.Done():
+		var zero T
+		return zero, context.Cause(ctx)
+	}
+}
+
+// replay emits a log, but for what was seen of it already, as the output of a step.
+func (r *run) replay(ctx context.Context, s *keys.Step, f fact, seen int64) {
+	open := func() (io.ReadCloser, error) { return r.openLog(f.Log) }
+	if f.cache != nil {
+		open = func() (io.ReadCloser, error) { return f.cache.OpenLog(ctx, f.Log) }
+	}
+	log, err := open()
+	if err != nil {
+		r.warn(s.Stage, "the log of step %d is lost: %v", s.Number, err)
+		return
+	}
+	defer log.Close()
+	out := writerFunc(func(p []byte) { r.emit(Event{Kind: Output, Stage: s.Stage, Step: s, Data: p}) })
+	if _, err = io.CopyN(io.Discard, log, seen); err == nil {
+		_, err = io.Copy(out, log)
+	}
+	if err != nil && err != io.EOF {
+		r.warn(s.Stage, "read the log of step %d: %v", s.Number, err)
+	}
+}
+
+type writerFunc func(p []byte)
+
+func (f writerFunc) Write(p []byte) (int, error) {
+	f(p)
+	return len(p), nil
+}

@@ -1,0 +1,19 @@
+// Package build walks a plan: it looks results up, has missing steps run, and keeps what they give.
+//
+// It is the only package that sees both where results come from (the store, image registries) and what runs steps (an
+// executor), and it knows neither's insides: platforms are chosen by its caller.
+//
+// # What holds
+//
+//   - A stage goes on from the deepest of its steps that has a whole result: its record, and all records and layers
+//     below it. What is broken or incomplete is a miss, never an error.
+//   - A step is looked up by its input key, which is known before anything runs. A copy from another build that misses
+//     so is looked up by content key once that build's files are there, and so are the steps after it.
+//   - Results are kept under content keys; where the input key is another one, it is an alias.
+//   - A stage that nothing needs is not built: its consumers' results answer for it. Nested builds that nobody copies
+//     from are built for their own sake.
+//   - One process at a time builds a key. The lock is held while that one step runs; a waiter shows the step's output
+//     and holds no job slot; it takes over when the holder dies.
+//   - A result is visible only when all of it is in the store. A failed, cancelled or killed step leaves nothing.
+//   - Everything that a run may use is leased before it is looked up.
+package build

@@ -1,0 +1,288 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry"
+)
+
+// An OutputSpec is where a build's result is written to.
+type OutputSpec struct {
+	Type string // "tar" (the files), "local" (the files, into a directory), "oci" or "docker" (an image)
+	Dest string // a file, or a directory for local; "-" is standard output
+	Name string // of an image, recorded in it
+	Dir  bool   // oci: Dest is an OCI layout directory
+}
+
+// Write writes the result of the outermost stage of a plan that Run has built.
+func (b *Builder) Write(ctx context.Context, p *keys.Plan, rep *Report, o OutputSpec, stdout io.Writer) error {
+	id, err := keys.ParseID(rep.Key)
+	if err != nil {
+		return err
+	}
+	top, missing := b.load(id)
+	if top == nil {
+		return fmt.Errorf("result %s is no longer in the store: run the build again", missing)
+	}
+	if err := b.write(ctx, p, top, o, stdout); err != nil {
+		return fmt.Errorf("write output type=%s,dest=%s: %w", o.Type, o.Dest, err)
+	}
+	return nil
+}
+
+func (b *Builder) write(ctx context.Context, p *keys.Plan, top *state, o OutputSpec, stdout io.Writer) error {
+	switch o.Type {
+	case "tar":
+		return b.withTree(ctx, top, func(t layers.Tree) error {
+			return toFile(o.Dest, stdout, func(w io.Writer) error { return layers.WriteTree(ctx, w, t) })
+		})
+	case "local":
+		if err := os.MkdirAll(o.Dest, 0o755); err != nil {
+			return err
+		}
+		return b.withTree(ctx, top, func(t layers.Tree) error { return layers.CopyTree(ctx, o.Dest, t) })
+	}
+	img, err := b.image(ctx, p, top)
+	if err != nil {
+		return err
+	}
+	switch {
+	case o.Type == "docker":
+		return toFile(o.Dest, stdout, func(w io.Writer) error { return registry.WriteDocker(ctx, w, b.Store, img, o.Name) })
+	case o.Dir:
+		_, err := registry.WriteOCIDir(ctx, o.Dest, b.Store, img, o.Name)
+		return err
+	default:
+		return toFile(o.Dest, stdout, func(w io.Writer) error {
+			_, err := registry.WriteOCI(ctx, w, b.Store, img, o.Name)
+			return err
+		})
+	}
+}
+
+// withTree opens the files of a state.
+func (b *Builder) withTree(ctx context.Context, s *state, use func(layers.Tree) error) (err error) {
+	var r root
+	if err := b.open(ctx, &r, s); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+	tree, err := r.Files(ctx)
+	if err != nil {
+		return err
+	}
+	return use(tree)
+}
+
+// image describes a state as an image: every layer packed, and a configuration that starts a container where a step
+// after the last operation would have run.
+func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state) (registry.Image, error) {
+	for s := top; s != nil; s = s.parent {
+		if err := b.pack(ctx, s); err != nil {
+			return registry.Image{}, err
+		}
+	}
+	outer := p.Stages[len(p.Stages)-1]
+	cfg := top.config(outer.Base.Platform)
+	setContext(&cfg.Config, top.lowest().rec.Config, outer.Contexts[len(outer.Spec.Ops)])
+	return registry.Image{Config: cfg, Layers: top.chain()}, nil
+}
+
+// config is the image configuration of a state: that of the state at the bottom, and what the steps above it add. It is
+// made of what is in the key and of whether a step changed anything: it holds no time.
+func (s *state) config(p ocispec.Platform) ocispec.Image {
+	var cfg ocispec.Image
+	bottom := s.lowest()
+	if bottom.rec.Config != nil {
+		cfg = *bottom.rec.Config
+	}
+	cfg.Platform = p
+	var steps []*state
+	for t := s; t != bottom; t = t.parent {
+		steps = append(steps, t)
+	}
+	cfg.History = slices.Clone(cfg.History)
+	for _, t := range slices.Backward(steps) {
+		cfg.History = append(cfg.History, ocispec.History{CreatedBy: t.rec.Op, EmptyLayer: len(t.rec.Layers) == 0})
+	}
+	if s != bottom {
+		setContext(&cfg.Config, bottom.rec.Config, s.rec.Env)
+	}
+	return cfg
+}
+
+// setContext sets what a container of an image starts with.
+func setContext(cfg *ocispec.ImageConfig, base *ocispec.Image, c keys.Context) {
+	cfg.Env = environ(base, c)
+	cfg.WorkingDir = c.Workdir
+	cfg.User = c.User.Name
+	if cfg.User == "" {
+		cfg.User = fmt.Sprintf("%d:%d", c.User.UID, c.User.GID)
+	}
+}
+
+// pack makes sure that the layers of a state have bytes, and keeps the packed form for the next time.
+func (b *Builder) pack(ctx context.Context, s *state) error {
+	var changed bool
+	for i, l := range s.rec.Layers {
+		packed, err := layers.Pack(ctx, b.Store, l, b.Compression)
+		if err != nil {
+			return fmt.Errorf("pack a layer of %s: %w", s.id, err)
+		}
+		if packed.Blob.Digest != l.Blob.Digest {
+			s.rec.Layers[i] = packed
+			changed = true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return b.save(s, s.id)
+}
+
+// toFile writes a file that appears when it is whole.
+func toFile(dest string, stdout io.Writer, write func(io.Writer) error) error {
+	if dest == "-" {
+		return write(stdout)
+	}
+	if info, err := os.Stat(dest); err == nil && !info.Mode().IsRegular() {
+		f, err := os.OpenFile(dest, os.O_WRONLY, 0) // a device or a pipe cannot be replaced
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(f), f.Close())
+	}
+	f, err := os.CreateTemp(filepath.Dir(dest), "."+filepath.Base(dest)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name())
+	err = errors.Join(write(f), f.Chmod(0o644), f.Close())
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), dest)
+}
+
+// StateBefore makes sure that everything before a step is there, by building it where it is not, and gives the key of
+// the state that the step starts from.
+func (b *Builder) StateBefore(ctx context.Context, p *keys.Plan, step *keys.Step) (string, error) {
+	cut := cutAt(p, step)
+	rep, err := b.Run(ctx, cut)
+	if err != nil {
+		return "", err
+	}
+	return rep.Key, nil
+}
+
+// cutAt is the part of a plan that a step needs: its stage up to the step, as the outermost stage, and the stages that
+// it copies from.
+func cutAt(p *keys.Plan, step *keys.Step) *keys.Plan {
+	stage := *step.Stage
+	ops := *stage.Spec
+	ops.Ops = ops.Ops[:step.OpIndex]
+	stage.Spec, stage.Steps, stage.Parent, stage.Users = &ops, stage.Steps[:step.Index], nil, 0
+	stage.Contexts = stage.Contexts[:step.OpIndex+1]
+	users := map[*keys.Stage]int{}
+	var need func(s []*keys.Step)
+	need = func(steps []*keys.Step) {
+		for _, s := range steps {
+			if s.From == nil {
+				continue
+			}
+			if users[s.From]++; users[s.From] == 1 {
+				need(s.From.Steps)
+			}
+		}
+	}
+	need(stage.Steps)
+	cut := &keys.Plan{Platform: p.Platform, Salt: p.Salt}
+	renamed := map[*keys.Stage]*keys.Stage{}
+	for _, s := range p.Stages {
+		if users[s] > 0 {
+			c := *s
+			c.Users = users[s]
+			renamed[s] = &c
+			cut.Stages = append(cut.Stages, &c)
+		}
+	}
+	cut.Stages = append(cut.Stages, &stage)
+	for _, s := range cut.Stages {
+		if r, ok := renamed[s.Parent]; ok {
+			s.Parent = r
+		} else if s != &stage {
+			s.Parent = &stage
+		}
+		steps := make([]*keys.Step, len(s.Steps))
+		for i, old := range s.Steps {
+			c := *old
+			c.Stage, c.From = s, renamed[old.From]
+			steps[i] = &c
+		}
+		s.Steps = steps
+		cut.Steps = append(cut.Steps, steps...)
+	}
+	return cut
+}
+
+// A Session is an interactive command in the state of a result.
+type Session struct {
+	Context keys.Context // env, user, directory and shell
+	Argv    []string     // empty: the context's shell, interactive
+	Network executor.Network
+	TTY     *os.File // nil: Stdin and Output are used
+	Stdin   *os.File
+	Output  io.Writer
+}
+
+// Shell runs a session. What it changes is dropped.
+func (b *Builder) Shell(ctx context.Context, key string, s Session) (err error) {
+	id, err := keys.ParseID(key)
+	if err != nil {
+		return err
+	}
+	top, missing := b.load(id)
+	if top == nil {
+		return fmt.Errorf("result %s is not in the store", missing)
+	}
+	var r root
+	if err := b.open(ctx, &r, top); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.close()) }()
+	p := executor.Process{
+		Argv:     s.Argv,
+		Env:      environ(top.lowest().rec.Config, s.Context),
+		Dir:      s.Context.Workdir,
+		UID:      s.Context.User.UID,
+		GID:      s.Context.User.GID,
+		User:     s.Context.User.Name,
+		Hostname: hostname,
+		Network:  s.Network,
+		Limits:   b.Limits,
+		Stdin:    s.Stdin,
+	}
+	if len(p.Argv) == 0 {
+		// The last word of a shell is what makes it take a command: -c.
+		p.Argv = s.Context.Shell[:max(1, len(s.Context.Shell)-1)]
+	}
+	if s.TTY != nil {
+		p.Stdin, p.Terminal = s.TTY, true
+		if !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "TERM=") }) {
+			p.Env = append(p.Env, "TERM="+os.Getenv("TERM"))
+		}
+	}
+	return r.Run(ctx, p, s.Output)
+}

@@ -1,0 +1,274 @@
+package build
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry"
+)
+
+// inlineLog is how large a log may be to live in the record itself: most are, and a replay then reads one file a step.
+const inlineLog = 64 << 10
+
+// A Record is what the store keeps of one state: a base image, or a step's result.
+type Record struct {
+	Op       string `json:"op"`       // for people: `/src: (run (shell make))`, `(from busybox)`
+	Preimage string `json:"preimage"` // of the key that the record is stored under
+	// Input is the preimage of the step's input key, if that is another key: what `obx explain` compares with.
+	Input  string `json:"input,omitempty"`
+	Parent string `json:"parent,omitempty"` // content key of the state before; "" for a base
+	// ID names these very files, and ParentID those that they were made on: a result made on other files under the same
+	// key (rebuilt since, or not believed any more) does not fit.
+	ID       string         `json:"id"`
+	ParentID string         `json:"parentID,omitempty"`
+	Layers   []layers.Layer `json:"layers,omitempty"` // of a base: its chain; of a step: one, or none if nothing changed
+	Config   *ocispec.Image `json:"config,omitempty"` // of a base
+	Env      keys.Context   `json:"context,omitzero"` // of a step: what its command saw
+
+	// Pulled is set for a state that came from a cache: then Layers are all its layers, the base image's too, Config is
+	// the image's as of this state, and nothing is below it.
+	Pulled *Pulled `json:"pulled,omitempty"`
+
+	Log     []byte        `json:"log,omitempty"`
+	LogBlob digest.Digest `json:"logBlob,omitempty"` // instead of Log, when that would be large
+	Took    time.Duration `json:"took,omitempty"`
+}
+
+// Pulled is what came with a state from a cache.
+type Pulled struct {
+	Base     int             `json:"base"`               // how many of the record's layers are the base image's
+	BaseRef  string          `json:"baseRef,omitempty"`  // where the base image can be had
+	Steps    []registry.Step `json:"steps"`              // of the stage up to this state
+	Others   []registry.Step `json:"others,omitempty"`   // of other stages
+	Envelope []byte          `json:"envelope,omitempty"` // with the signatures
+}
+
+// A state is a root file system: a record, and the states below it. Its files are in the store, or in a cache.
+type state struct {
+	id     keys.ID // content key
+	rec    *Record
+	parent *state // nil for a base, and for what came from a cache
+
+	cache  Cache            // where it still is, or nil
+	remote *registry.Result // as cache gave it
+}
+
+// chain lists the layers of a state, base first.
+func (s *state) chain() []layers.Layer {
+	var n int
+	for t := s; t != nil; t = t.parent {
+		n += len(t.rec.Layers)
+	}
+	all := make([]layers.Layer, n)
+	for t := s; t != nil; t = t.parent {
+		n -= len(t.rec.Layers)
+		copy(all[n:], t.rec.Layers)
+	}
+	return all
+}
+
+// lowest is the state at the bottom: a base image, or what came from a cache.
+func (s *state) lowest() *state {
+	for s.parent != nil {
+		s = s.parent
+	}
+	return s
+}
+
+// find looks a key up in the domains of the build, follows an alias, and gives the record if all its bytes are here.
+// Whatever is wrong with a record makes it a miss. A domain may have an alias of a result of its parents.
+func (b *Builder) find(id keys.ID) (keys.ID, *Record, bool) {
+	for _, domain := range b.domains() {
+		res, err := b.Store.Result(domain, id.String())
+		if err != nil {
+			continue
+		}
+		if res.Alias == "" {
+			if rec := b.whole(domain, res); rec != nil {
+				return id, rec, true
+			}
+			continue
+		}
+		content, err := keys.ParseID(res.Alias)
+		if err != nil {
+			continue
+		}
+		for _, d := range b.domains() {
+			if res, err := b.Store.Result(d, res.Alias); err == nil && res.Alias == "" {
+				if rec := b.whole(d, res); rec != nil {
+					b.Store.Touch(domain, id.String())
+					return content, rec, true
+				}
+			}
+		}
+	}
+	return keys.ID{}, nil, false
+}
+
+// whole gives the record in a result of a domain; nil if that is none, or lacks something.
+func (b *Builder) whole(domain string, res *cas.Result) *Record {
+	rec, err := DecodeRecord(res)
+	if err != nil || !b.complete(rec) {
+		return nil
+	}
+	b.Store.Touch(domain, res.Key)
+	return rec
+}
+
+// complete reports whether the store has what a record refers to.
+func (b *Builder) complete(rec *Record) bool {
+	for _, l := range rec.Layers {
+		if l.IsZero() || l.Dir != "" && b.Store.HasLayer(l.Dir) {
+			continue
+		}
+		if _, ok := b.Store.HasBlob(l.Blob.Digest); !ok {
+			return false
+		}
+	}
+	if rec.LogBlob != "" {
+		_, ok := b.Store.HasBlob(rec.LogBlob)
+		return ok
+	}
+	return true
+}
+
+// load makes the state of a key, with all that is below it. When something below is lost, missing is its key.
+func (b *Builder) load(id keys.ID) (top *state, missing keys.ID) {
+	link := &top
+	var child *state
+	for {
+		found, rec, ok := b.find(id)
+		if !ok {
+			return nil, id
+		}
+		s := &state{id: found, rec: rec}
+		if child != nil && child.rec.ParentID != rec.ID {
+			return nil, child.id
+		}
+		child = s
+		*link, link = s, &s.parent
+		if rec.Parent == "" {
+			return top, keys.ID{}
+		}
+		parent, err := keys.ParseID(rec.Parent)
+		if err != nil {
+			return nil, found
+		}
+		id = parent
+	}
+}
+
+// stateID names the files that a layer makes of its parent's.
+func stateID(parent string, l layers.Layer) string {
+	name := l.Dir
+	if name == "" {
+		name = l.DiffID.String()
+	}
+	return digest.FromString(parent + "\n" + name).Encoded()
+}
+
+// save makes a state visible in the build's own domain, and points the step's input key to it.
+func (b *Builder) save(s *state, input keys.ID) error {
+	data, err := json.Marshal(s.rec)
+	if err != nil {
+		return fmt.Errorf("encode the record of %s: %w", s.id, err)
+	}
+	domain, key := b.domains()[0], s.id.String()
+	res := &cas.Result{Key: key, Created: time.Now().UTC(), Data: data}
+	if s.rec.Parent != "" {
+		res.Parents = []string{s.rec.Parent}
+	}
+	for _, l := range s.rec.Layers {
+		if l.Dir != "" {
+			res.Layers = append(res.Layers, l.Dir)
+		}
+		if l.Blob.Digest != "" {
+			res.Blobs = append(res.Blobs, l.Blob.Digest)
+		}
+	}
+	if s.rec.LogBlob != "" {
+		res.Blobs = append(res.Blobs, s.rec.LogBlob)
+	}
+	if p := s.rec.Pulled; p != nil {
+		for _, step := range slices.Concat(p.Steps, p.Others) {
+			if step.Log.Blob != "" {
+				res.Blobs = append(res.Blobs, step.Log.Blob)
+			}
+		}
+	}
+	if err := b.Store.PutResult(domain, res); err != nil {
+		return fmt.Errorf("save result %s: %w", key, err)
+	}
+	if input == s.id {
+		return nil
+	}
+	alias := &cas.Result{Key: input.String(), Alias: key, Parents: []string{key}, Created: res.Created}
+	if err := b.Store.PutResult(domain, alias); err != nil {
+		return fmt.Errorf("save alias %s of result %s: %w", input, key, err)
+	}
+	return nil
+}
+
+// openLog reads a log that is in the store.
+func (b *Builder) openLog(l registry.Log) (io.ReadCloser, error) {
+	if l.Blob == "" {
+		return io.NopCloser(bytes.NewReader(l.Data)), nil
+	}
+	return b.Store.Blob(l.Blob)
+}
+
+// Log writes the recorded log of a key.
+func (b *Builder) Log(ctx context.Context, key string, w io.Writer) error {
+	rec, err := b.Record(key)
+	if err != nil {
+		return err
+	}
+	log, err := b.openLog(registry.Log{Data: rec.Log, Blob: rec.LogBlob})
+	if err != nil {
+		return fmt.Errorf("open the log of %s: %w", key, err)
+	}
+	defer log.Close()
+	_, err = io.Copy(w, log)
+	return err
+}
+
+// Record reads the record of a key.
+func (b *Builder) Record(key string) (*Record, error) {
+	id, err := keys.ParseID(key)
+	if err != nil {
+		return nil, err
+	}
+	_, rec, ok := b.find(id)
+	if !ok {
+		return nil, fmt.Errorf("result %s: %w", key, cas.ErrNotFound)
+	}
+	return rec, nil
+}
+
+// DecodeRecord reads the data of a result that this package has written.
+func DecodeRecord(res *cas.Result) (*Record, error) {
+	if res.Alias != "" {
+		return nil, errors.New("an alias has no record")
+	}
+	var rec Record
+	if err := json.Unmarshal(res.Data, &rec); err != nil {
+		return nil, fmt.Errorf("decode the record of %s: %w", res.Key, err)
+	}
+	// Either a state has one below it, or it tells all by itself.
+	if rec.ID == "" || (rec.Parent == "") != (rec.Config != nil) {
+		return nil, fmt.Errorf("decode the record of %s: it describes no state", res.Key)
+	}
+	return &rec, nil
+}

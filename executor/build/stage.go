@@ -1,0 +1,406 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/keys/spec"
+	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry"
+)
+
+// A stage is one stage of a run. It is built when something needs its files: nobody copies from it (the outermost
+// stage, and nested ones that are built for their own sake), or a step that copies from it has missed.
+type stage struct {
+	*run
+	*keys.Stage
+	final future[*state]
+
+	once    sync.Once
+	pending int             // copies that may still need the stage; guarded by run.mu
+	hearsay *state          // a result that tells of the stage's steps; guarded by run.mu
+	done    []registry.Step // what is known of the steps so far; guarded by run.mu
+	nextOp  int             // the first operation whose heading is not printed yet
+}
+
+// start builds the stage in the background, once.
+func (s *stage) start(ctx context.Context) {
+	s.once.Do(func() {
+		s.final.done = make(chan struct{})
+		s.group.Go(func() error {
+			defer close(s.final.done)
+			s.final.value, s.final.err = s.build(ctx)
+			return s.final.err
+		})
+	})
+}
+
+// spare tells a stage that one of the copies from it is answered without it, by a result that knows others' steps.
+// After the last one the stage is not built; its log is replayed as far as it is known.
+func (s *stage) spare(ctx context.Context, by *state) {
+	s.mu.Lock()
+	s.pending--
+	if by != nil && by.rec.Pulled != nil {
+		s.hearsay = by
+	}
+	last := s.pending == 0
+	s.mu.Unlock()
+	if !last {
+		return
+	}
+	s.once.Do(func() {
+		s.final.done = make(chan struct{})
+		s.final.err = errors.New("stage " + s.Name + " was not needed")
+		close(s.final.done)
+		s.emit(Event{Kind: StageOpen, Stage: s.Stage})
+		next, top := s.deepest(s.Stage, 0, len(s.Steps))
+		facts := s.facts(top, next)
+		for _, step := range s.Steps {
+			f := fact{Step: registry.Step{Key: step.Key}, where: storeName}
+			if step.Index < next {
+				f = facts[step.Index]
+			} else if s.hearsay != nil {
+				f = s.hearsay.heard(step)
+			}
+			s.hit(ctx, step, f)
+			if step.From != nil {
+				s.stages[step.From].spare(ctx, s.hearsay)
+			}
+		}
+		s.headings(len(s.Spec.Ops))
+		s.emit(Event{Kind: StageDone, Stage: s.Stage})
+	})
+}
+
+// build brings the stage to its end: from the deepest result that there is, step by step.
+func (s *stage) build(ctx context.Context) (*state, error) {
+	s.emit(Event{Kind: StageOpen, Stage: s.Stage})
+	forced, noInput := s.firstForced(s.Stage), s.firstUnsure(s.Stage)
+
+	next, cur, err := s.resume(ctx, noInput)
+	if err != nil {
+		return nil, err
+	}
+	for _, step := range s.Steps {
+		switch {
+		case step.From == nil:
+		case step.Index < next:
+			s.stages[step.From].spare(ctx, cur)
+		default:
+			s.stages[step.From].start(ctx)
+		}
+	}
+	if err := s.hits(ctx, 0, next, cur); err != nil {
+		return nil, err
+	}
+	if next < len(s.Steps) {
+		// What the executor's first step needs is better there when the step is.
+		if p, ok := s.Executor.(interface{ Prepare() }); ok {
+			p.Prepare()
+		}
+	}
+	if cur == nil {
+		if cur, err = s.base(ctx, s.Stage); err != nil {
+			return nil, err
+		}
+	}
+
+	var root root
+	defer func() { _ = root.close() }()
+	known := 0 // steps below this one have been looked up by content key
+	for i := next; i < len(s.Steps); {
+		step := s.Steps[i]
+		s.headings(step.OpIndex + 1)
+		w := work{step: step, parent: cur, forced: i >= forced}
+		if step.From != nil {
+			if err := s.readSources(ctx, &w); err != nil {
+				return nil, errors.Join(err, w.close())
+			}
+		}
+		w.id, w.preimage = step.ContentKey(cur.id, w.sources)
+		if w.id != step.Key && i >= known && !w.forced {
+			ids := s.contentKeys(i, forced, w)
+			known = i + len(ids)
+			n, top, err := s.byContent(ctx, i, ids)
+			if err != nil {
+				return nil, errors.Join(err, w.close())
+			}
+			if n > 0 {
+				err := s.hits(ctx, i, i+n, top)
+				if err := errors.Join(err, w.close(), root.close()); err != nil {
+					return nil, err
+				}
+				cur, i = top, i+n
+				continue
+			}
+		}
+		made, err := s.step(ctx, &w, &root)
+		if err := errors.Join(err, w.close()); err != nil {
+			return nil, err
+		}
+		cur = made
+		i++
+	}
+	s.headings(len(s.Spec.Ops))
+	key := cur.id.String()
+	s.mu.Lock()
+	s.report.Results[s.Stage] = key
+	if s.Parent == nil {
+		s.report.Key = key
+	}
+	s.mu.Unlock()
+	s.emit(Event{Kind: StageDone, Stage: s.Stage, Key: key})
+	return cur, nil
+}
+
+// needsFiles reports whether something beside the stage's own steps uses the files of its result.
+func (s *stage) needsFiles() bool { return s.Users > 0 || s.Parent == nil && s.NeedFiles }
+
+// resume looks for the deepest result by input key: in the store, and in the caches if those may have a deeper one. It
+// tells the first step to do. The files of the result are in the store if they are needed.
+func (s *stage) resume(ctx context.Context, limit int) (next int, top *state, err error) {
+	next, top = s.deepest(s.Stage, 0, limit)
+	if next == 0 && s.anyStep(limit) {
+		// Steps are there whose base is lost: it can be had again, and they with it.
+		if _, err := s.base(ctx, s.Stage); err != nil {
+			return 0, nil, err
+		}
+		next, top = s.deepest(s.Stage, 0, limit)
+	}
+	ids := make([]keys.ID, 0, limit-next)
+	for _, step := range s.Steps[next:limit] {
+		ids = append(ids, step.Key)
+	}
+	n, pulled, err := s.ask(ctx, next, ids)
+	if n > 0 {
+		next, top = next+n, pulled
+	}
+	return next, top, err
+}
+
+// hits reports the steps in [from, to) as answered by what led to top, and notes what their input keys mean.
+func (s *stage) hits(ctx context.Context, from, to int, top *state) error {
+	if to <= from {
+		return nil
+	}
+	for i, f := range s.facts(top, to)[from:] {
+		step := s.Steps[from+i]
+		if top.remote == nil {
+			if err := s.alias(step.Key, f.Key); err != nil {
+				return err
+			}
+		}
+		s.hit(ctx, step, f)
+	}
+	s.share(s, from, to-1, top)
+	return nil
+}
+
+// anyStep reports whether any step has a record, whatever is below it.
+func (s *stage) anyStep(limit int) bool {
+	for _, step := range s.Steps[:limit] {
+		if _, _, ok := s.find(step.Key); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// deepest finds the last of a stage's steps in [from, to) that has a whole result under its input key. It gives the
+// step's index plus one, or from and nil.
+func (b *Builder) deepest(s *keys.Stage, from, to int) (int, *state) {
+	for i := to - 1; i >= from; i-- {
+		if top, _ := b.load(s.Steps[i].Key); top != nil {
+			return i + 1, top
+		}
+	}
+	return from, nil
+}
+
+// storeName is where results of the store are, for people.
+const storeName = "store"
+
+// A fact is what is known of a step that need not run.
+type fact struct {
+	registry.Step
+	where string
+	cache Cache // of the log, if it is not in the store
+}
+
+// facts tells what is known of the first n steps of a stage, the last of which gave top.
+func (b *Builder) facts(top *state, n int) []fact {
+	facts := make([]fact, n)
+	for i, s := n-1, top; i >= 0 && s != nil; i, s = i-1, s.parent {
+		if p := s.rec.Pulled; p != nil {
+			for j := range min(i+1, len(p.Steps)) {
+				facts[j] = fact{Step: p.Steps[j], where: storeName}
+				if s.cache != nil {
+					facts[j].where, facts[j].cache = s.cache.Name(), s.cache
+				}
+			}
+			break
+		}
+		facts[i] = fact{Step: s.stepInfo(), where: storeName}
+	}
+	return facts
+}
+
+// stepInfo tells of the step that made a state.
+func (s *state) stepInfo() registry.Step {
+	return registry.Step{
+		Key: s.id, Input: s.input(), Op: s.rec.Op, Took: s.rec.Took,
+		Log: registry.Log{Data: s.rec.Log, Blob: s.rec.LogBlob},
+	}
+}
+
+// input is the input key under which a state was asked for, if that is not its own key.
+func (s *state) input() keys.ID {
+	if s.rec.Input == "" {
+		return keys.ID{}
+	}
+	id, err := keys.Sum([]byte(s.rec.Input))
+	if err != nil {
+		return keys.ID{}
+	}
+	return id
+}
+
+// heard is what a result from a cache tells of a step in another stage.
+func (s *state) heard(step *keys.Step) fact {
+	f := fact{Step: registry.Step{Key: step.Key}, where: storeName, cache: s.cache}
+	if s.cache != nil {
+		f.where = s.cache.Name()
+	}
+	for _, o := range s.rec.Pulled.Others {
+		if o.Key == step.Key || o.Input == step.Key {
+			f.Step = o
+		}
+	}
+	return f
+}
+
+// contentKeys gives the content keys of the steps from i on, as far as they are known: up to limit, or to the next copy
+// from a build.
+func (s *stage) contentKeys(i, limit int, w work) []keys.ID {
+	ids := []keys.ID{w.id}
+	for j := i + 1; j < limit && s.Steps[j].From == nil; j++ {
+		id, _ := s.Steps[j].ContentKey(ids[len(ids)-1], nil)
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// byContent finds the deepest of consecutive content keys, the first of which is step i's, and tells how many steps
+// it answers.
+func (s *stage) byContent(ctx context.Context, i int, ids []keys.ID) (int, *state, error) {
+	names := make([]string, len(ids))
+	for i, id := range ids {
+		names[i] = id.String()
+	}
+	if err := s.holdKeys(names...); err != nil {
+		return 0, nil, err
+	}
+	for n := len(ids); n > 0; n-- {
+		if top, _ := s.load(ids[n-1]); top != nil {
+			more, pulled, err := s.ask(ctx, i+n, ids[n:])
+			if more > 0 {
+				return n + more, pulled, err
+			}
+			return n, top, err
+		}
+	}
+	return s.ask(ctx, i, ids)
+}
+
+// firstForced is the index of the first step that runs whatever the store has.
+func (b *Builder) firstForced(s *keys.Stage) int {
+	if b.NoCache {
+		return 0
+	}
+	for i, step := range s.Steps {
+		if b.Rebuild[step] {
+			return i
+		}
+	}
+	return len(s.Steps)
+}
+
+// firstUnsure is the index of the first step whose input key says nothing, since something that it depends on runs
+// again and may give other files.
+func (b *Builder) firstUnsure(s *keys.Stage) int {
+	first := b.firstForced(s)
+	for i, step := range s.Steps[:first] {
+		if step.From != nil && b.firstUnsure(step.From) < len(step.From.Steps) {
+			return i
+		}
+	}
+	return first
+}
+
+// headings prints the headings of the operations before index to that are not printed yet.
+func (s *stage) headings(to int) {
+	for ; s.nextOp < to; s.nextOp++ {
+		op := s.Spec.Ops[s.nextOp]
+		ev := Event{Kind: OpOpen, Stage: s.Stage, Op: op, Workdir: s.Contexts[s.nextOp].Workdir}
+		switch op.(type) {
+		case *spec.Run, *spec.Copy:
+			for _, step := range s.Steps {
+				if step.OpIndex == s.nextOp {
+					ev.Step = step
+				}
+			}
+		}
+		s.emit(ev)
+	}
+}
+
+// hit reports a step that need not run, with the log of when it ran.
+func (s *stage) hit(ctx context.Context, step *keys.Step, f fact) {
+	s.headings(step.OpIndex + 1)
+	s.replay(ctx, step, f, 0)
+	s.emit(Event{
+		Kind: Finished, Stage: s.Stage, Step: step, Key: f.Key.String(),
+		Cached: true, Where: f.where, Took: f.Took,
+	})
+	s.note(f.Step, step)
+}
+
+// A root is the root file system that a stage's steps run in, opened when the first one does.
+type root struct{ executor.Root }
+
+// open opens the files of a state. A layer whose directory is gone is unpacked again from its bytes.
+func (b *Builder) open(ctx context.Context, r *root, s *state) error {
+	if r.Root != nil {
+		return nil
+	}
+	chain := s.chain()
+	for i, l := range chain {
+		if l.IsZero() || l.Dir != "" && b.Store.HasLayer(l.Dir) {
+			continue
+		}
+		unpacked, err := layers.Unpack(ctx, b.Store, l)
+		if err != nil {
+			return fmt.Errorf("unpack a layer of %s: %w", s.id, err)
+		}
+		chain[i] = unpacked
+	}
+	opened, err := b.Executor.Open(ctx, chain)
+	if err != nil {
+		return fmt.Errorf("open a root file system: %w", err)
+	}
+	r.Root = opened
+	return nil
+}
+
+func (r *root) close() error {
+	if r.Root == nil {
+		return nil
+	}
+	err := r.Root.Close()
+	r.Root = nil
+	return err
+}

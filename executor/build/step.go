@@ -1,0 +1,437 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/keys/spec"
+	"github.com/ocurrent/obx/layers"
+)
+
+// maxPreimage is how large a preimage is kept whole, in bytes: some 3,000 files of a copy. Of a larger one, whole
+// directories are kept as digests, so explain names those instead of files.
+const maxPreimage = 256 << 10
+
+// hostname is what steps see as the name of their machine, as in OBuilder.
+const hostname = "builder"
+
+// A work is one step to do.
+type work struct {
+	step     *keys.Step
+	parent   *state
+	forced   bool // not to be looked up
+	id       keys.ID
+	preimage []byte
+
+	sources []keys.Source // of a copy from a build
+	from    root          // that build's files
+}
+
+func (w *work) close() error { return w.from.close() }
+
+// readSources waits for the build that a step copies from, and hashes what it takes.
+func (s *stage) readSources(ctx context.Context, w *work) error {
+	from := s.stages[w.step.From]
+	final, err := from.final.wait(ctx)
+	if err != nil {
+		return err
+	}
+	if err := s.open(ctx, &w.from, final); err != nil {
+		return err
+	}
+	tree, err := w.from.Files(ctx)
+	if err != nil {
+		return fmt.Errorf("read the files of build %s: %w", from.Name, err)
+	}
+	w.sources, err = keys.HashSources(ctx, tree, w.step.Op.(*spec.Copy), keys.Options{Platform: s.plan.Platform})
+	if err != nil && ctx.Err() == nil {
+		return &StepError{Step: w.step, Err: err}
+	}
+	return err
+}
+
+// step does one step, unless another process or stage does it first. The key's lock is held only meanwhile, and a waiter
+// for it holds no job slot.
+func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
+	key := w.id.String()
+	if w.id != w.step.Key {
+		if err := s.holdKeys(key); err != nil {
+			return nil, err
+		}
+	}
+	lock, seen, err := s.lock(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Unlock()
+	if found := s.found(w); found != nil {
+		f := s.facts(found, w.step.Index+1)[w.step.Index]
+		s.replay(ctx, w.step, f, seen)
+		s.emit(Event{
+			Kind: Finished, Stage: s.Stage, Step: w.step, Key: key,
+			Cached: true, Where: f.where, Took: f.Took,
+		})
+		s.note(f.Step, w.step)
+		return found, errors.Join(s.alias(w.step.Key, w.id), root.close())
+	}
+	if err := s.slots.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer s.slots.Release(1)
+
+	s.emit(Event{Kind: Started, Stage: s.Stage, Step: w.step})
+	start := time.Now()
+	log, err := s.newLog(w.step, lock.LogPath())
+	if err != nil {
+		return nil, err
+	}
+	defer log.file.Close()
+	if err := s.open(ctx, root, w.parent); err != nil {
+		return nil, err
+	}
+	var layer layers.Layer
+	switch op := w.step.Op.(type) {
+	case *spec.Run:
+		layer, err = s.runStep(ctx, w, op, root, log)
+	case *spec.Copy:
+		layer, err = s.copyStep(ctx, w, root)
+	}
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		return nil, err
+	}
+	preimage, err := keys.Collapse(w.preimage, maxPreimage)
+	if err != nil {
+		return nil, fmt.Errorf("shorten the preimage of step %d: %w", w.step.Number, err)
+	}
+	made := &state{id: w.id, parent: w.parent, rec: &Record{
+		Op:       spec.HeadingIn(w.step.Env.Workdir, w.step.Op),
+		Preimage: string(preimage),
+		Parent:   w.parent.id.String(),
+		ID:       stateID(w.parent.rec.ID, layer),
+		ParentID: w.parent.rec.ID,
+		Env:      w.step.Env,
+		Took:     time.Since(start),
+	}}
+	if !layer.IsZero() {
+		made.rec.Layers = []layers.Layer{layer}
+	}
+	if w.id != w.step.Key {
+		made.rec.Input = string(w.step.Preimage)
+	}
+	if made.rec.Log, made.rec.LogBlob, err = log.finish(s.Store); err != nil {
+		return nil, err
+	}
+	if err := s.save(made, w.step.Key); err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	s.made[w.id] = made
+	s.mu.Unlock()
+	s.emit(Event{Kind: Finished, Stage: s.Stage, Step: w.step, Key: key, Took: made.rec.Took})
+	s.note(made.stepInfo(), w.step)
+	s.share(s, w.step.Index, w.step.Index, made)
+	return made, nil
+}
+
+// found looks for the result of a step while its key is locked. What another stage of this run has made just now is
+// not made again, even if nothing else is believed.
+func (s *stage) found(w *work) *state {
+	s.mu.Lock()
+	made := s.made[w.id]
+	s.mu.Unlock()
+	if made != nil || w.forced {
+		return made
+	}
+	found, _ := s.load(w.id)
+	return found
+}
+
+// alias points an input key to the content key that answers it, so that the next look-up needs no files.
+func (b *Builder) alias(input, content keys.ID) error {
+	if input == content {
+		return nil
+	}
+	err := b.Store.PutResult(b.domains()[0], &cas.Result{
+		Key: input.String(), Alias: content.String(), Parents: []string{content.String()}, Created: time.Now().UTC(),
+	})
+	if err != nil {
+		return fmt.Errorf("save alias %s of result %s: %w", input, content, err)
+	}
+	return nil
+}
+
+// lock takes the lock of a step's key. While another has it, the output of the step that it runs is followed; seen is
+// how much of it was shown.
+func (s *stage) lock(ctx context.Context, w *work) (l *cas.Lock, seen int64, err error) {
+	domain, key := s.domains()[0], w.id.String()
+	if l, err = s.Store.TryLock(domain, key); err != nil || l != nil {
+		return l, 0, err
+	}
+	s.emit(Event{Kind: Waiting, Stage: s.Stage, Step: w.step})
+	stop, done := make(chan struct{}), make(chan int64)
+	go func() { done <- s.follow(w.step, s.Store.RunningLog(domain, key), stop) }()
+	l, err = s.Store.Lock(ctx, domain, key)
+	close(stop)
+	return l, <-done, err
+}
+
+// follow shows what is written to a log until it is told to stop.
+func (s *stage) follow(step *keys.Step, path string, stop <-chan struct{}) (seen int64) {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	var file *os.File
+	defer func() {
+		if file != nil {
+			file.Close()
+		}
+	}()
+	buf := make([]byte, 32<<10)
+	for {
+		select {
+		case <-stop:
+			return seen
+		case <-tick.C:
+		}
+		// Each holder of the lock has a file of its own.
+		if info, err := os.Stat(path); err != nil {
+			continue
+		} else if file != nil {
+			if old, err := file.Stat(); err != nil || !os.SameFile(info, old) {
+				file.Close()
+				file = nil
+			}
+		}
+		if file == nil {
+			var err error
+			if file, err = os.Open(path); err != nil {
+				continue
+			}
+			seen = 0
+		}
+		for {
+			n, _ := file.Read(buf)
+			if n == 0 {
+				break
+			}
+			seen += int64(n)
+			s.emit(Event{Kind: Output, Stage: s.Stage, Step: step, Data: buf[:n]})
+		}
+	}
+}
+
+// runStep runs a command and freezes what it has changed.
+func (s *stage) runStep(ctx context.Context, w *work, op *spec.Run, root *root, log io.Writer) (layers.Layer, error) {
+	p, err := s.process(w, op)
+	if err != nil {
+		return layers.Layer{}, err
+	}
+	if err := root.Run(ctx, p, log); err != nil {
+		var exit *executor.ExitError
+		var start *executor.StartError
+		if errors.As(err, &exit) || errors.As(err, &start) {
+			return layers.Layer{}, &StepError{Step: w.step, Err: err}
+		}
+		return layers.Layer{}, fmt.Errorf("step %d: %w", w.step.Number, err)
+	}
+	return s.freeze(ctx, w.step, root)
+}
+
+func (s *stage) freeze(ctx context.Context, step *keys.Step, root *root) (layers.Layer, error) {
+	change, err := root.Freeze(ctx)
+	if err != nil {
+		var start *executor.StartError
+		if errors.As(err, &start) {
+			return layers.Layer{}, &StepError{Step: step, Err: err}
+		}
+		return layers.Layer{}, fmt.Errorf("freeze the result of step %d: %w", step.Number, err)
+	}
+	layer, err := change.Layer(ctx)
+	if err := errors.Join(err, change.Close()); err != nil {
+		return layers.Layer{}, fmt.Errorf("keep the result of step %d: %w", step.Number, err)
+	}
+	return layer, nil
+}
+
+// process is what a run operation asks for.
+func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
+	env := w.step.Env
+	p := executor.Process{
+		Argv:     append(slices.Clone(env.Shell), op.Command),
+		Env:      environ(w.parent.lowest().rec.Config, env),
+		Dir:      env.Workdir,
+		UID:      env.User.UID,
+		GID:      env.User.GID,
+		User:     env.User.Name,
+		Hostname: hostname,
+		Limits:   s.Limits,
+		FastSync: s.FastSync,
+	}
+	if slices.Contains(op.Network, "host") {
+		p.Network = executor.NetworkHost
+	}
+	for _, m := range op.Caches {
+		c := &executor.Cache{Domain: s.domains()[0], Name: m.ID}
+		for _, o := range m.Options {
+			if o.Key == "sharing" && o.Value != "private" {
+				c.Sharing = o.Value
+			}
+		}
+		p.Mounts = append(p.Mounts, executor.Mount{Target: m.Target, Cache: c})
+	}
+	for _, m := range op.Secrets {
+		read, ok := s.Secrets[m.ID]
+		if !ok {
+			return p, &StepError{Step: w.step, Err: fmt.Errorf("secret %q has no value: give it with --secret %s=FILE", m.ID, m.ID)}
+		}
+		data, err := read()
+		if err != nil {
+			return p, fmt.Errorf("read secret %s: %w", m.ID, err)
+		}
+		p.Mounts = append(p.Mounts, executor.Mount{Target: m.Target, Secret: &executor.Secret{Data: data}})
+	}
+	return p, nil
+}
+
+// environ joins the spec's variables with the base image's.
+func environ(base *ocispec.Image, c keys.Context) []string {
+	var env []string
+	set := map[string]bool{}
+	for _, v := range c.Env {
+		env = append(env, v.Name+"="+v.Value)
+		set[v.Name] = true
+	}
+	if base != nil {
+		for _, v := range base.Config.Env {
+			if name, _, _ := strings.Cut(v, "="); !set[name] {
+				env = append(env, v)
+			}
+		}
+	}
+	return env
+}
+
+// copyStep makes the layer of a copy, and goes on from it.
+func (s *stage) copyStep(ctx context.Context, w *work, root *root) (layers.Layer, error) {
+	parent, err := root.Files(ctx)
+	if err != nil {
+		return layers.Layer{}, fmt.Errorf("read the files that step %d copies into: %w", w.step.Number, err)
+	}
+	c := layers.Copy{
+		From:   s.Source,
+		Parent: parent,
+		Dst:    w.step.Dst,
+		UID:    w.step.Env.User.UID,
+		GID:    w.step.Env.User.GID,
+	}
+	sources := w.step.Sources
+	if w.step.From != nil {
+		sources = w.sources
+		if c.From, err = w.from.Files(ctx); err != nil {
+			return layers.Layer{}, fmt.Errorf("read the files of build %s: %w", w.step.From.Name, err)
+		}
+	}
+	for _, src := range sources {
+		item := copyItem(src.Node)
+		item.Src = src.Src
+		c.Items = append(c.Items, item)
+	}
+	layer, err := layers.MakeCopy(ctx, s.Store, c)
+	if err != nil {
+		var bad *layers.CopyError
+		if errors.As(err, &bad) {
+			return layers.Layer{}, &StepError{Step: w.step, Err: err}
+		}
+		return layers.Layer{}, fmt.Errorf("step %d: copy: %w", w.step.Number, err)
+	}
+	if err := root.Add(ctx, layer); err != nil {
+		return layers.Layer{}, fmt.Errorf("step %d: go on from the copy: %w", w.step.Number, err)
+	}
+	return layer, nil
+}
+
+func copyItem(n keys.Node) layers.Item {
+	item := layers.Item{Name: n.Name, Mode: n.Kind, Exec: n.Exec, Digest: n.Digest, Link: n.Link}
+	for _, c := range n.Children {
+		item.Children = append(item.Children, copyItem(c))
+	}
+	return item
+}
+
+// A stepLog shows what a step prints and keeps it in a file that other processes can follow.
+type stepLog struct {
+	stage *stage
+	step  *keys.Step
+	file  *os.File
+	limit int64
+	size  int64
+	full  bool
+}
+
+func (s *stage) newLog(step *keys.Step, path string) (*stepLog, error) {
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make the log of step %d: %w", step.Number, err)
+	}
+	l := &stepLog{stage: s, step: step, file: file, limit: s.LogLimit}
+	if l.limit <= 0 {
+		l.limit = DefaultLogLimit
+	}
+	return l, nil
+}
+
+// Write never fails because of the limit: a step that prints too much is no failure, its log just ends.
+func (l *stepLog) Write(p []byte) (int, error) {
+	if l.full {
+		return len(p), nil
+	}
+	n := len(p)
+	if left := l.limit - l.size; int64(n) > left {
+		l.full = true
+		p = append(slices.Clip(p[:left]), fmt.Sprintf("\n[obx: this log is over its limit of %d bytes; the rest is dropped]\n", l.limit)...)
+	}
+	if _, err := l.file.Write(p); err != nil {
+		return 0, fmt.Errorf("write the log of step %d: %w", l.step.Number, err)
+	}
+	l.size += int64(len(p))
+	l.stage.emit(Event{Kind: Output, Stage: l.stage.Stage, Step: l.step, Data: p})
+	return n, nil
+}
+
+// finish gives the whole log: its bytes if it is small, else the blob that it was stored as.
+func (l *stepLog) finish(st *cas.Store) ([]byte, digest.Digest, error) {
+	if _, err := l.file.Seek(0, io.SeekStart); err != nil {
+		return nil, "", fmt.Errorf("read the log of step %d: %w", l.step.Number, err)
+	}
+	if l.size <= inlineLog {
+		data, err := io.ReadAll(l.file)
+		return data, "", err
+	}
+	w, err := st.NewBlob()
+	if err != nil {
+		return nil, "", fmt.Errorf("keep the log of step %d: %w", l.step.Number, err)
+	}
+	defer w.Close()
+	if _, err := io.Copy(w, l.file); err != nil {
+		return nil, "", fmt.Errorf("keep the log of step %d: %w", l.step.Number, err)
+	}
+	d, _, err := w.Commit("")
+	if err != nil {
+		return nil, "", fmt.Errorf("keep the log of step %d: %w", l.step.Number, err)
+	}
+	return nil, d, nil
+}

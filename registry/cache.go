@@ -1,0 +1,536 @@
+package registry
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/layers"
+)
+
+// A Cache is where results are shared: a Repo, and rules of whom to believe. What is broken, missing, untrusted or of an unknown format is a
+// miss for its methods, told to Warn once a cause, and never an error: errors are ctx's alone, or, of Push, that it could not be done.
+//
+// Its methods may be called concurrently. A Cache remembers what it has seen of the Repo, and must not be copied.
+type Cache struct {
+	Repo        Repo
+	Store       *cas.Store
+	Domains     []string           // results of all are read, first to last; new ones belong to the first. None: "default"
+	Platform    ocispec.Platform   // if not zero, only results for it are read
+	Trust       []PublicKey        // if not empty, only results with a signature by one of them are read
+	Signer      *Signer            // may be nil
+	Failures    time.Duration      // if not 0, failures younger than this are found too (Result.Exit != 0)
+	Compression layers.Compression // of layers that Push must make (merged ranges)
+	Warn        func(msg string)
+
+	clock func() time.Time // nil: time.Now
+
+	entries flights[string]        // one push of a tag at a time
+	blobs   flights[digest.Digest] // one upload of a blob
+	merges  flights[string]        // one merge of a range
+
+	mu      sync.Mutex
+	seen    map[string]sight            // by tag of a record
+	known   map[digest.Digest]bool      // blobs that are in the Repo; false: that were found missing or wrong
+	members map[digest.Digest]int       // by diff id: of how many layers of steps a layer was merged
+	packed  map[digest.Digest]packedLog // by digest of the log
+	warned  map[string]bool
+	plain   bool // the Repo refuses media types of records
+}
+
+// ErrGone says that what a record refers to is no longer there, or is not what it says: the result is a miss.
+var ErrGone = errors.New("a cached result is gone or broken")
+
+// A Result is what is shared of a key.
+type Result struct {
+	Key      keys.ID
+	Found    keys.ID // set by Find: which of the keys it was looked up by; Key, or a key that is an alias of Key
+	Alias    keys.ID // of an input key: the content key that has the result. Then only Key, Alias, Preimage, Platform and Domain mean something
+	Preimage string  // of Key
+	Platform ocispec.Platform
+	Domain   string         // set by Find; Push uses the Cache's first
+	Exit     int            // of a step that failed; then Layers are those of the state before it, which Find does not give
+	Config   ocispec.Image  // as of this state: env, user and directory of the next step, history. Push fills RootFS in; Find leaves all to Fetch
+	Layers   []layers.Layer // base first; none is zero
+	Base     int            // how many of Layers are the base image's
+	BaseRef  string         // where the base can be had: a normalised name, to mount its blobs from; "" if that is unknown
+	Steps    []Step         // of the stage, first to last; the last is Key's own
+	Others   []Step         // of other stages that it depends on, in the order of the log
+	Started  time.Time
+	Took     time.Duration
+	Builder  string
+
+	Envelope []byte   // as it was found
+	Signers  []string // names of the trusted keys that signed it
+
+	record *record // as it was found
+	alias  *record // of Found, if that is not Key
+}
+
+// A Step is one step of a Result: what a replay needs of it.
+type Step struct {
+	Key    keys.ID // content key
+	Input  keys.ID // input key; zero if it is the same
+	Op     string  // its heading, for people: one line, shortened
+	Layers int     // how many of Result.Layers lead to the state after it; -1 for steps of other stages, and where layers were merged
+	Took   time.Duration
+	Log    Log
+}
+
+// A Log is what a step printed.
+type Log struct {
+	Data []byte             // all of it, for Push
+	Blob digest.Digest      // else: a blob of the store (not compressed), for Push
+	Desc ocispec.Descriptor // else: a blob of the Repo (zstd), from Find; its Data is there if it was inlined. Read it with OpenLog
+
+	unpacked int64 // of Desc
+	repo     Repo  // that has Desc
+}
+
+// fresh is how long the last look at a tag counts. Within it a push asks nothing before and after: a race that this misses costs a
+// rebuild, while asking twice a step would cost every step.
+const fresh = 10 * time.Second
+
+// A sight is what was last seen under the tag of a record.
+type sight struct {
+	verdict verdict
+	at      time.Time
+	digest  digest.Digest // of the manifest
+	made    time.Time     // of a failure: when
+}
+
+// A verdict says what is under a tag, and so whether a push replaces it.
+type verdict int
+
+const (
+	unseen    verdict = iota
+	missing           // nothing
+	broken            // nothing that anybody could use
+	untrusted         // a record that others may believe
+	newer             // a record of a later format
+	failure           // a good record of a failure
+	good              // a good record
+)
+
+func (c *Cache) now() time.Time {
+	if c.clock != nil {
+		return c.clock()
+	}
+	return time.Now()
+}
+
+func (c *Cache) domains() []string {
+	if len(c.Domains) == 0 {
+		return []string{defaultDomain}
+	}
+	return c.Domains
+}
+
+func (c *Cache) warn(cause, format string, args ...any) {
+	c.mu.Lock()
+	first := !c.warned[cause]
+	if c.warned == nil {
+		c.warned = make(map[string]bool)
+	}
+	c.warned[cause] = true
+	c.mu.Unlock()
+	if first && c.Warn != nil {
+		c.Warn(c.Repo.Name() + ": " + fmt.Sprintf(format, args...))
+	}
+}
+
+func (c *Cache) note(tag string, s sight) {
+	s.at = c.now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.seen == nil {
+		c.seen = make(map[string]sight)
+	}
+	c.seen[tag] = s
+}
+
+func (c *Cache) sightOf(tag string) sight {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.seen[tag]
+}
+
+// learn notes that blobs are in the Repo, or are not.
+func (c *Cache) learn(there bool, ds ...digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.known == nil {
+		c.known = make(map[digest.Digest]bool)
+	}
+	for _, d := range ds {
+		c.known[d] = there
+	}
+}
+
+// forget takes learn back.
+func (c *Cache) forget(d digest.Digest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.known, d)
+}
+
+func (c *Cache) isKnown(d digest.Digest) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known[d]
+}
+
+// lost gives a layer of a record that was found missing before, when another record named it.
+func (c *Cache) lost(r *record) (digest.Digest, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range r.Layers {
+		d := l.Digest.digest()
+		if there, ok := c.known[d]; ok && !there {
+			return d, true
+		}
+	}
+	return "", false
+}
+
+// maxRequests is how many requests a look-up has in flight.
+const maxRequests = 32
+
+// Find looks results up: keys of one chain of steps, deepest first. It asks for the first alone; when that misses, for all others at once
+// (HEAD, at most 32 requests in flight), and gives the deepest good one, through its alias if that is what it finds; nil
+// if there is none. A hit of the first key costs one request, or two through an alias.
+func (c *Cache) Find(ctx context.Context, ids []keys.ID) (*Result, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	for _, domain := range c.domains() {
+		switch r, err := c.find(ctx, ids[0], domain); {
+		case errors.Is(err, errNoAnswer):
+			return nil, nil // more questions would only wait for it
+		case err != nil || r != nil:
+			return r, err
+		}
+	}
+	there, err := c.heads(ctx, ids[1:])
+	if err != nil {
+		return nil, err
+	}
+	for i, id := range ids[1:] {
+		for j, domain := range c.domains() {
+			if !there[i][j] {
+				continue
+			}
+			switch r, err := c.find(ctx, id, domain); {
+			case errors.Is(err, errNoAnswer):
+			case err != nil || r != nil:
+				return r, err
+			}
+		}
+	}
+	return nil, nil
+}
+
+// errNoAnswer says that a Repo could not be asked. It has been told to Warn.
+var errNoAnswer = errors.New("the cache does not answer")
+
+// heads asks which records there are, for each key and domain.
+func (c *Cache) heads(ctx context.Context, ids []keys.ID) ([][]bool, error) {
+	there := make([][]bool, len(ids))
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxRequests)
+	for i, id := range ids {
+		there[i] = make([]bool, len(c.domains()))
+		for j, domain := range c.domains() {
+			tag := tagOf(id, domain) + recordSuffix
+			g.Go(func() error {
+				_, err := c.Repo.Head(gctx, tag)
+				switch {
+				case err == nil:
+					there[i][j] = true
+				case gctx.Err() != nil:
+					return gctx.Err()
+				case errors.Is(err, ErrNotFound):
+					c.note(tag, sight{verdict: missing})
+				default:
+					c.warn("read", "cannot be read: %v", err)
+				}
+				return nil
+			})
+		}
+	}
+	return there, g.Wait()
+}
+
+// find gives the result of a key in a domain, through an alias too.
+func (c *Cache) find(ctx context.Context, id keys.ID, domain string) (*Result, error) {
+	rec, err := c.lookUp(ctx, id, domain)
+	if err != nil || rec == nil {
+		return nil, err
+	}
+	if rec.Status != statusAlias {
+		return c.result(rec, id), nil
+	}
+	for _, domain := range c.domains() {
+		target, err := c.lookUp(ctx, rec.Alias, domain)
+		if err != nil {
+			return nil, err
+		}
+		if target != nil && target.Status != statusAlias {
+			r := c.result(target, id)
+			r.alias = rec
+			return r, nil
+		}
+	}
+	// Whoever builds it may get another content key: then this alias must not stand in the way.
+	c.note(rec.tag, sight{verdict: broken, digest: rec.digest})
+	return nil, nil
+}
+
+// lookUp reads the record of a key in a domain. What cannot be used is nil; why is noted, and told once. errNoAnswer, or ctx's error.
+func (c *Cache) lookUp(ctx context.Context, id keys.ID, domain string) (*record, error) {
+	tag := tagOf(id, domain) + recordSuffix
+	rec, d, err := c.read(ctx, tag)
+	if err == nil {
+		err = c.fits(rec, id, domain)
+	}
+	var distrust *untrustedError
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, ErrNotFound):
+		c.note(tag, sight{verdict: missing})
+		return nil, nil
+	case errors.As(err, &distrust):
+		c.warn("untrusted", "the result of %s is not used: %v (trust its signer with --trust NAME:KEY, or let a machine that "+
+			"is trusted build it with --sign-key)", id, err)
+		c.note(tag, sight{verdict: untrusted, digest: d})
+		return nil, nil
+	case errors.Is(err, errNewer):
+		c.warn("newer", "the result of %s is not used: %v", id, err)
+		c.note(tag, sight{verdict: newer, digest: d})
+		return nil, nil
+	case d == "":
+		c.warn("read", "cannot be read: %v", err)
+		return nil, errNoAnswer
+	default:
+		c.warn("broken", "the result of %s is broken, and not used: %v", id, err)
+		c.note(tag, sight{verdict: broken, digest: d})
+		return nil, nil
+	}
+	if was := c.sightOf(tag); was.verdict == broken && was.digest == d {
+		return nil, nil // Fetch found it so, and nobody has mended it since
+	}
+	if lost, ok := c.lost(rec); ok {
+		c.warn("broken", "the result of %s is broken, and not used: layer %s is gone", id, lost)
+		c.note(tag, sight{verdict: broken, digest: d})
+		return nil, nil
+	}
+	if rec.Status == statusFailed {
+		c.note(tag, sight{verdict: failure, digest: d, made: rec.finished()})
+		if !c.recent(rec.finished()) {
+			return nil, nil
+		}
+	} else {
+		c.note(tag, sight{verdict: good, digest: d})
+	}
+	c.learn(true, rec.config.Digest)
+	for _, l := range rec.Layers {
+		c.learn(true, l.Digest.digest())
+	}
+	for _, l := range rec.logs {
+		c.learn(true, l.Digest)
+	}
+	if rec.Config != nil {
+		c.learn(true, rec.Config.Digest.digest())
+	}
+	return rec, nil
+}
+
+// recent reports whether a failure of that time still counts. One from the future, beyond clocks that differ, does not.
+func (c *Cache) recent(made time.Time) bool {
+	age := c.now().Sub(made)
+	return age < c.Failures && age > -time.Hour
+}
+
+// read gives what is under the tag of a record. The digest is that of its manifest, "" if there is none or it could not be read.
+func (c *Cache) read(ctx context.Context, tag string) (*record, digest.Digest, error) {
+	_, b, err := c.Repo.Manifest(ctx, tag)
+	if err != nil {
+		return nil, "", err
+	}
+	d := digest.FromBytes(b)
+	m, err := decodeRecordManifest(b)
+	if err != nil {
+		return nil, d, err
+	}
+	envelope := m.Config.Data
+	if envelope == nil {
+		switch envelope, err = readBlob(ctx, c.Repo, m.Config); {
+		case errors.Is(err, ErrNotFound):
+			return nil, d, fmt.Errorf("its envelope %s is gone", m.Config.Digest)
+		case err != nil:
+			return nil, "", err
+		}
+	}
+	rec, err := openRecord(m, envelope, c.Trust)
+	if err != nil {
+		return nil, d, err
+	}
+	rec.tag, rec.digest, rec.manifest = tag, d, b
+	return rec, d, nil
+}
+
+// fits holds a record against what was asked for.
+func (c *Cache) fits(r *record, id keys.ID, domain string) error {
+	switch {
+	case r.Key != id:
+		return fmt.Errorf("it is the result of %s", r.Key)
+	case r.Domain != domain:
+		return fmt.Errorf("it belongs to the domain %q, not to %q", r.Domain, domain)
+	case c.Platform.OS == "":
+		return nil
+	}
+	have, want := platformString(normalizePlatform(r.Platform)), platformString(normalizePlatform(c.Platform))
+	if have != want {
+		return fmt.Errorf("it is for %s, not for %s", have, want)
+	}
+	return nil
+}
+
+// readBlob reads a small blob. The caller holds it against its digest.
+func readBlob(ctx context.Context, repo Repo, desc ocispec.Descriptor) ([]byte, error) {
+	if desc.Size > maxDocument {
+		return nil, fmt.Errorf("%s has %d bytes: too many", desc.Digest, desc.Size)
+	}
+	rc, err := repo.Blob(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	b, err := io.ReadAll(io.LimitReader(rc, desc.Size+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", desc.Digest, err)
+	}
+	return b, nil
+}
+
+// result gives a record in the terms of those who use it.
+func (c *Cache) result(rec *record, found keys.ID) *Result {
+	r := &Result{
+		Key:      rec.Key,
+		Found:    found,
+		Preimage: rec.Preimage,
+		Platform: rec.Platform,
+		Domain:   rec.Domain,
+		Exit:     rec.Exit,
+		Base:     rec.Base,
+		Started:  rec.Started,
+		Took:     time.Duration(rec.Took) * time.Millisecond,
+		Builder:  rec.Builder,
+		Envelope: rec.envelope,
+		Signers:  rec.signers,
+		record:   rec,
+	}
+	for _, l := range rec.Layers {
+		r.Layers = append(r.Layers, layers.Layer{DiffID: l.DiffID.digest(), Blob: l.layer(), Size: l.Unpacked})
+		if l.Members > 1 {
+			c.noteMembers(l.DiffID.digest(), l.Members)
+		}
+	}
+	steps := func(refs []stepRef) (steps []Step) {
+		for _, s := range refs {
+			step := Step{Key: keys.ID(s.Key), Input: keys.ID(s.Input), Op: s.Op, Layers: s.Layers, Took: time.Duration(s.Took) * time.Millisecond}
+			if s.Log >= 0 {
+				step.Log = Log{Desc: rec.logs[s.Log], unpacked: rec.Logs[s.Log].Unpacked, repo: c.Repo}
+			}
+			steps = append(steps, step)
+		}
+		return steps
+	}
+	r.Steps, r.Others = steps(rec.Steps), steps(rec.Others)
+	return r
+}
+
+// Touch notes that a result of Find is used, if that was last noted more than a day ago and the Repo can be written: garbage collection
+// goes by it.
+func (c *Cache) Touch(ctx context.Context, r *Result) {
+	for _, rec := range []*record{r.record, r.alias} {
+		if rec != nil && rec.Status != statusFailed {
+			c.touch(ctx, rec)
+		}
+	}
+}
+
+func (c *Cache) touch(ctx context.Context, rec *record) {
+	m, err := decodeRecordManifest(rec.manifest)
+	if err != nil || c.now().Sub(lastUse(m)) < 24*time.Hour {
+		return
+	}
+	// Whatever somebody has put there since is newer than this.
+	if desc, err := c.Repo.Head(ctx, rec.tag); err != nil || desc.Digest != rec.digest {
+		return
+	}
+	if m.Annotations == nil {
+		m.Annotations = make(map[string]string)
+	}
+	m.Annotations[annotationUsed] = c.now().UTC().Format(time.RFC3339)
+	desc, err := c.putRecordManifest(ctx, rec.tag, m)
+	if err == nil {
+		c.note(rec.tag, sight{verdict: good, digest: desc.Digest})
+	} else if !errors.Is(err, ErrReadOnly) && ctx.Err() == nil {
+		c.warn("touch", "the date of last use cannot be noted: %v", err)
+	}
+}
+
+// lastUse reads when a record was used last. It is a hint: it stands outside the envelope.
+func lastUse(m *recordManifest) time.Time {
+	t, err := time.Parse(time.RFC3339, m.Annotations[annotationUsed])
+	if err != nil {
+		t, _ = time.Parse(time.RFC3339, m.Annotations[ocispec.AnnotationCreated])
+	}
+	return t
+}
+
+// flights lets one caller at a time do what concerns a key.
+type flights[K comparable] struct {
+	mu sync.Mutex
+	m  map[K]chan struct{}
+}
+
+// claim waits until nobody else has k. The caller calls done.
+func (f *flights[K]) claim(ctx context.Context, k K) (done func(), err error) {
+	for {
+		f.mu.Lock()
+		busy, ok := f.m[k]
+		if !ok {
+			if f.m == nil {
+				f.m = make(map[K]chan struct{})
+			}
+			mine := make(chan struct{})
+			f.m[k] = mine
+			f.mu.Unlock()
+			return func() {
+				f.mu.Lock()
+				delete(f.m, k)
+				f.mu.Unlock()
+				close(mine)
+			}, nil
+		}
+		f.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}

@@ -1,0 +1,911 @@
+package registry_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry"
+)
+
+// A spy is a Memory that tells and spoils requests.
+type spy struct {
+	*registry.Memory
+
+	mu     sync.Mutex
+	lines  []string
+	fault  func(line string) error // before a request
+	refuse string                  // the media type of configs that it does not take
+	wrote  int64                   // bytes of manifests, and of blobs that no image lists as layers
+}
+
+func newSpy() *spy { return &spy{Memory: &registry.Memory{}} }
+
+func (s *spy) see(format string, args ...any) error {
+	line := fmt.Sprintf(format, args...)
+	s.mu.Lock()
+	s.lines = append(s.lines, line)
+	fault := s.fault
+	s.mu.Unlock()
+	if fault != nil {
+		return fault(line)
+	}
+	return nil
+}
+
+// seen gives the requests so far, and forgets them.
+func (s *spy) seen() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	defer func() { s.lines = nil }()
+	return s.lines
+}
+
+func (s *spy) setFault(fault func(line string) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = fault
+}
+
+func (s *spy) Head(ctx context.Context, ref string) (ocispec.Descriptor, error) {
+	if err := s.see("HEAD %s", ref); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	return s.Memory.Head(ctx, ref)
+}
+
+func (s *spy) Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
+	if err := s.see("GET %s", ref); err != nil {
+		return ocispec.Descriptor{}, nil, err
+	}
+	return s.Memory.Manifest(ctx, ref)
+}
+
+func (s *spy) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if err := s.see("GET %s", desc.Digest); err != nil {
+		return nil, err
+	}
+	return s.Memory.Blob(ctx, desc)
+}
+
+func (s *spy) HasBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+	if err := s.see("HEAD %s", desc.Digest); err != nil {
+		return false, err
+	}
+	return s.Memory.HasBlob(ctx, desc)
+}
+
+func (s *spy) PutBlob(ctx context.Context, desc ocispec.Descriptor, from string, open func() (io.ReadCloser, error)) error {
+	if err := s.see("POST+PUT %s %s", desc.MediaType, desc.Digest); err != nil {
+		return err
+	}
+	if !strings.Contains(desc.MediaType, "layer") {
+		s.mu.Lock()
+		s.wrote += desc.Size
+		s.mu.Unlock()
+	}
+	return s.Memory.PutBlob(ctx, desc, from, open)
+}
+
+func (s *spy) PutManifest(ctx context.Context, tag, mediaType string, data []byte) (ocispec.Descriptor, error) {
+	if err := s.see("PUT %s", tag); err != nil {
+		return ocispec.Descriptor{}, err
+	}
+	if s.refuse != "" && strings.Contains(string(data), s.refuse) {
+		return ocispec.Descriptor{}, fmt.Errorf("put manifest: %w", registry.ErrRefused)
+	}
+	s.mu.Lock()
+	s.wrote += int64(len(data))
+	s.mu.Unlock()
+	return s.Memory.PutManifest(ctx, tag, mediaType, data)
+}
+
+func (s *spy) Delete(ctx context.Context, ref string) error {
+	if err := s.see("DELETE %s", ref); err != nil {
+		return err
+	}
+	return s.Memory.Delete(ctx, ref)
+}
+
+// A chain is a build of one stage: a base of one layer, then one layer a step.
+type chain struct {
+	t       testing.TB
+	st      *cas.Store
+	name    string
+	results []*registry.Result // the base's, then each step's
+}
+
+func newChain(t testing.TB, st *cas.Store, name string) *chain {
+	t.Helper()
+	c := &chain{t: t, st: st, name: name}
+	pre := fmt.Sprintf("(obx/1 base/1 (digest %s) (os linux) (arch amd64))", digest.FromString(name))
+	r := c.result(pre)
+	r.Layers, r.Base = []layers.Layer{c.layer(map[string]string{"base": name})}, 1
+	r.BaseRef = "docker.io/library/busybox:latest"
+	r.Config.History = []ocispec.History{{CreatedBy: "base"}}
+	c.results = append(c.results, r)
+	return c
+}
+
+func (c *chain) result(preimage string) *registry.Result {
+	c.t.Helper()
+	id, err := keys.Sum([]byte(preimage))
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	r := &registry.Result{
+		Key: id, Preimage: preimage, Platform: linux("amd64"), Started: time.Now(), Took: 25 * time.Millisecond, Builder: "test",
+	}
+	r.Config.Platform = r.Platform
+	r.Config.Config.Env = []string{"PATH=/bin"}
+	return r
+}
+
+func (c *chain) layer(files map[string]string) layers.Layer {
+	c.t.Helper()
+	dir, err := os.MkdirTemp(c.st.TempDir(), "")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	old := time.Unix(1e9, 0)
+	root := filepath.Join(dir, "fs")
+	for name, text := range files {
+		writeFile(c.t, filepath.Join(root, name), []byte(text))
+		if err := os.Chtimes(filepath.Join(root, name), old, old); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	if err := os.Chtimes(root, old, old); err != nil {
+		c.t.Fatal(err)
+	}
+	name, err := c.st.CommitLayer(dir, "")
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	l, err := layers.Pack(c.t.Context(), c.st, layers.Layer{Dir: name}, layers.Compression{})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return l
+}
+
+// step adds a step that appends a line to a file, as `echo N >> /log` does.
+func (c *chain) step(log string) *registry.Result {
+	c.t.Helper()
+	n := len(c.results)
+	before := c.last()
+	op := fmt.Sprintf("echo %d >> /log", n)
+	r := c.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command %q))", before.Key, op))
+	var text strings.Builder
+	for i := range n {
+		fmt.Fprintln(&text, i+1)
+	}
+	r.Layers = append(slices.Clone(before.Layers), c.layer(map[string]string{"log": c.name + text.String()}))
+	r.Base, r.BaseRef = before.Base, before.BaseRef
+	r.Config.History = append(slices.Clone(before.Config.History), ocispec.History{CreatedBy: op})
+	s := registry.Step{Key: r.Key, Op: "/: (run (shell " + op + "))", Layers: len(r.Layers), Took: 30 * time.Millisecond}
+	if log != "" {
+		s.Log.Data = []byte(log)
+	}
+	r.Steps = append(slices.Clone(before.Steps), s)
+	c.results = append(c.results, r)
+	return r
+}
+
+func (c *chain) last() *registry.Result { return c.results[len(c.results)-1] }
+
+// ids lists the keys of all steps and the base, deepest first.
+func (c *chain) ids() (ids []keys.ID) {
+	for _, r := range slices.Backward(c.results) {
+		ids = append(ids, r.Key)
+	}
+	return ids
+}
+
+// A warning keeps what a Cache has told.
+type warnings struct {
+	mu   sync.Mutex
+	told []string
+}
+
+func (w *warnings) warn(msg string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.told = append(w.told, msg)
+}
+
+func (w *warnings) take() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	defer func() { w.told = nil }()
+	return w.told
+}
+
+// machine is a Cache of a fresh store.
+func machine(t testing.TB, repo registry.Repo) (*registry.Cache, *warnings) {
+	t.Helper()
+	w := &warnings{}
+	return &registry.Cache{Repo: repo, Store: openStore(t), Warn: w.warn}, w
+}
+
+func push(t testing.TB, c *registry.Cache, rs ...*registry.Result) {
+	t.Helper()
+	for _, r := range rs {
+		if _, err := c.Push(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func find(t testing.TB, c *registry.Cache, ids ...keys.ID) *registry.Result {
+	t.Helper()
+	r, err := c.Find(t.Context(), ids)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// fetch unpacks a result, and gives the files of all its layers.
+func fetch(t testing.TB, c *registry.Cache, r *registry.Result) map[string]string {
+	t.Helper()
+	ls, err := c.Fetch(t.Context(), r, true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := make(map[string]string)
+	for _, l := range ls {
+		root := c.Store.LayerPath(l.Dir)
+		entries, err := os.ReadDir(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			b, err := os.ReadFile(filepath.Join(root, e.Name()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			files[e.Name()] = string(b)
+		}
+	}
+	return files
+}
+
+func readLog(t testing.TB, c *registry.Cache, l registry.Log) string {
+	t.Helper()
+	r, err := c.OpenLog(t.Context(), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+func opener(b []byte) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+}
+
+func needRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("requires root: layers keep owners")
+	}
+}
+
+func TestPushAndResume(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, warnA := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	build.step("hello\n")
+	build.step("")
+	big := strings.Repeat("a long log, and not a random one\n", 1<<16) + "end\n"
+	build.step(big)
+	if r := find(t, a, build.ids()...); r != nil {
+		t.Fatalf("found %s in an empty cache", r.Key)
+	}
+	push(t, a, build.results...)
+
+	b, warnB := machine(t, repo)
+	repo.seen()
+	r := find(t, b, build.ids()...)
+	if r == nil || r.Key != build.last().Key || r.Found != r.Key || r.Domain != "default" {
+		t.Fatalf("found %+v, warned %q", r, warnB.take())
+	}
+	if lines := repo.seen(); len(lines) != 1 {
+		t.Errorf("a full hit took %q", lines)
+	}
+	want := build.last()
+	if r.Base != 1 || len(r.Layers) != 4 || r.Preimage != want.Preimage || r.Builder != "test" || r.Took != want.Took ||
+		!r.Started.Equal(want.Started.Truncate(time.Second)) {
+		t.Errorf("got %+v", r)
+	}
+	for i, s := range r.Steps {
+		w := want.Steps[i]
+		if s.Key != w.Key || s.Op != w.Op || s.Layers != w.Layers || s.Took != w.Took {
+			t.Errorf("step %d is %+v, want %+v", i, s, w)
+		}
+	}
+	if got := readLog(t, b, r.Steps[0].Log); got != "hello\n" {
+		t.Errorf("log 1 is %q", got)
+	}
+	if got := readLog(t, b, r.Steps[1].Log); got != "" {
+		t.Errorf("log 2 is %q", got)
+	}
+	if got := readLog(t, b, r.Steps[2].Log); got != big {
+		t.Errorf("log 3 has %d bytes", len(got))
+	}
+	if lines := repo.seen(); len(lines) != 0 {
+		t.Errorf("logs took %q", lines) // the big one packs well
+	}
+	if files := fetch(t, b, r); files["log"] != "one1\n2\n3\n" || files["base"] != "one" {
+		t.Errorf("got the files %q", files)
+	}
+	if lines := repo.seen(); len(lines) != 5 { // config, layers
+		t.Errorf("fetching took %q", lines)
+	}
+	if len(r.Config.Config.Env) != 1 || len(r.Config.History) != 4 {
+		t.Errorf("the config is %+v", r.Config)
+	}
+	fetch(t, b, r)
+	if lines := repo.seen(); len(lines) != 0 {
+		t.Errorf("fetching again took %q", lines)
+	}
+
+	// Only the base and the first step are there: what is above misses.
+	c, _ := machine(t, repo)
+	next := *build
+	next.results = slices.Clone(build.results[:3])
+	next.step("").Key[0]++
+	if r := find(t, c, next.ids()...); r == nil || r.Key != build.results[2].Key {
+		t.Errorf("found %+v", r)
+	}
+	if w := slices.Concat(warnA.take(), warnB.take()); len(w) > 0 {
+		t.Errorf("warned %q", w)
+	}
+}
+
+func TestRequestsOfAPush(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	c, _ := machine(t, repo)
+	build := newChain(t, c.Store, "one")
+	for range 3 {
+		build.step("")
+	}
+	find(t, c, build.ids()...)
+	push(t, c, build.results[:3]...)
+	repo.Requests()
+	repo.seen()
+	push(t, c, build.last())
+	if n := repo.Requests(); n > 8 {
+		t.Errorf("a step took %d requests: %q", n, repo.seen())
+	}
+	push(t, c, build.last())
+	if n := repo.Requests(); n != 0 {
+		t.Errorf("pushing it again took %d requests", n)
+	}
+}
+
+// pushSteps pushes a build of n steps as it goes along, and gives the bytes of metadata.
+func pushSteps(t testing.TB, n int, log func(i int) string) (repo *spy, c *registry.Cache, build *chain) {
+	t.Helper()
+	repo = newSpy()
+	c, _ = machine(t, repo)
+	build = newChain(t, c.Store, "many")
+	push(t, c, build.last())
+	for i := range n {
+		push(t, c, build.step(log(i)))
+	}
+	return repo, c, build
+}
+
+func TestManySteps(t *testing.T) {
+	needRoot(t)
+	repo, _, build := pushSteps(t, 400, func(int) string { return "" })
+	if repo.wrote > 40<<20 {
+		t.Errorf("%d bytes of metadata", repo.wrote)
+	}
+	t.Logf("%d bytes of metadata", repo.wrote)
+	for _, r := range build.results {
+		_, b, err := repo.Manifest(t.Context(), r.Key.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(b), "application/vnd.oci.image.layer"); n > 120 {
+			t.Fatalf("%d layers", n)
+		}
+	}
+	b, warned := machine(t, repo)
+	r := find(t, b, build.ids()...)
+	if r == nil || r.Key != build.last().Key {
+		t.Fatalf("found %+v, warned %q", r, warned.take())
+	}
+	// 12 ranges of 32, and 16.
+	if len(r.Layers) != 1+12+16 {
+		t.Errorf("it has %d layers", len(r.Layers))
+	}
+	for i, want := range map[int]int{0: -1, 30: -1, 31: 2, 32: -1, 63: 3, 383: 13, 384: 14, 399: 29} {
+		if got := r.Steps[i].Layers; got != want {
+			t.Errorf("step %d has %d layers, want %d", i+1, got, want)
+		}
+	}
+	if files := fetch(t, b, r); !strings.HasSuffix(files["log"], "399\n400\n") || files["base"] != "many" {
+		t.Errorf("got the files %q", files)
+	}
+	if n := len(r.Config.History); n != 401 {
+		t.Errorf("%d entries of history", n)
+	}
+
+	// Who goes on from there merges the same ranges.
+	more := &chain{t: t, st: b.Store, name: "many", results: slices.Clone(build.results)}
+	more.results[400] = r
+	r.BaseRef = build.last().BaseRef
+	first := *more.step("")
+	push(t, b, &first)
+	again, _ := machine(t, repo)
+	got := find(t, again, first.Key)
+	if got == nil || len(got.Layers) != 1+12+17 {
+		t.Errorf("found %+v", got)
+	}
+}
+
+func TestGoneIsAMiss(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	build.step("one\n")
+	build.step("two\n")
+	push(t, a, build.results...)
+
+	// What a resume asks for vanishes, each in turn.
+	var lines []string
+	for k := 0; ; k++ {
+		b, warned := machine(t, repo)
+		gone := ""
+		n := 0
+		repo.setFault(func(line string) error {
+			if n++; n == k || line == gone {
+				gone = line
+				return fmt.Errorf("%s: %w", line, registry.ErrNotFound)
+			}
+			return nil
+		})
+		for range 3 { // each loses at most one more
+			r := find(t, b, build.ids()...)
+			if r == nil {
+				break
+			}
+			ls, err := b.Fetch(t.Context(), r, true, nil)
+			if err == nil && len(ls) == len(r.Layers) {
+				break
+			}
+			if !errors.Is(err, registry.ErrGone) {
+				t.Fatalf("%s vanished: %v", gone, err)
+			}
+		}
+		repo.setFault(nil)
+		if k > 0 && gone == "" {
+			break
+		}
+		told := warned.take()
+		if len(told) > 2 {
+			t.Errorf("%s vanished: warned %q", gone, told)
+		}
+		lines = append(lines, gone)
+
+		// Building again heals.
+		redo := newChain(t, b.Store, "one")
+		redo.step("one\n")
+		redo.step("two\n")
+		push(t, b, redo.results...)
+		c, warned := machine(t, repo)
+		r := find(t, c, build.ids()...)
+		if r == nil || r.Key != build.last().Key {
+			t.Fatalf("%s vanished: found %+v after it was built again, warned %q", gone, r, warned.take())
+		}
+		fetch(t, c, r)
+	}
+	if len(lines) < 5 {
+		t.Errorf("a resume made only the requests %q", lines)
+	}
+}
+
+func TestDomains(t *testing.T) {
+	needRoot(t)
+	repo := &registry.Memory{}
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	one, two := build.step("1\n"), build.step("2\n")
+	push(t, a, one)
+	pr, _ := machine(t, repo)
+	pr.Store, pr.Domains = a.Store, []string{"pr-7", "default"}
+	if r := find(t, pr, two.Key, one.Key); r == nil || r.Key != one.Key || r.Domain != "default" {
+		t.Errorf("found %+v in the parent domain", r)
+	}
+	push(t, pr, two)
+	if r := find(t, pr, two.Key, one.Key); r == nil || r.Key != two.Key || r.Domain != "pr-7" {
+		t.Errorf("found %+v in its own domain", r)
+	}
+	b, _ := machine(t, repo)
+	if r := find(t, b, two.Key, one.Key); r == nil || r.Key != one.Key {
+		t.Errorf("a result of pr-7 is seen elsewhere: %+v", r)
+	}
+	// What is not read does not keep a domain from having its own.
+	push(t, b, &registry.Result{Key: two.Key, Preimage: two.Preimage, Platform: two.Platform, Exit: 1})
+	if r := find(t, pr, two.Key); r == nil || r.Exit != 0 {
+		t.Errorf("found %+v", r)
+	}
+}
+
+func TestAlias(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	r := build.step("1\n")
+	input := build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command input))", r.Key))
+	alias := &registry.Result{Key: input.Key, Alias: r.Key, Preimage: input.Preimage, Platform: r.Platform}
+	push(t, a, r, alias)
+
+	b, warned := machine(t, repo)
+	repo.Requests()
+	got := find(t, b, input.Key)
+	if got == nil || got.Key != r.Key || got.Found != input.Key || repo.Requests() != 2 {
+		t.Fatalf("found %+v, warned %q", got, warned.take())
+	}
+	fetch(t, b, got)
+	_, image, err := repo.Manifest(t.Context(), input.Key.String())
+	if !errors.Is(err, registry.ErrNotFound) {
+		t.Errorf("an alias has the image %s, %v", image, err)
+	}
+	// An alias of nothing, and one of an alias, lead nowhere.
+	second := build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command again))", r.Key))
+	third := build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command nothing))", r.Key))
+	push(t, a, &registry.Result{Key: second.Key, Alias: input.Key, Preimage: second.Preimage, Platform: r.Platform},
+		&registry.Result{Key: third.Key, Alias: keys.ID{1}, Preimage: third.Preimage, Platform: r.Platform})
+	for _, id := range []keys.ID{second.Key, third.Key} {
+		if got := find(t, b, id); got != nil {
+			t.Errorf("%s leads to %s", id, got.Key)
+		}
+	}
+	push(t, b, &registry.Result{Key: third.Key, Alias: r.Key, Preimage: third.Preimage, Platform: r.Platform})
+	if got := find(t, a, third.Key); got == nil || got.Key != r.Key {
+		t.Errorf("an alias of nothing was not replaced: %+v", got)
+	}
+	if w := warned.take(); len(w) > 0 {
+		t.Errorf("warned %q", w)
+	}
+}
+
+func TestFailures(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	push(t, a, build.step("1\n"))
+	ok := build.step("it works\n")
+	failed := *ok
+	failed.Exit, failed.Layers = 2, ok.Layers[:2]
+	failed.Steps = slices.Clone(ok.Steps)
+	failed.Steps[1].Log.Data = []byte("it fails\n")
+	push(t, a, &failed)
+
+	careless, warned := machine(t, repo)
+	if r := find(t, careless, ok.Key); r != nil {
+		t.Errorf("a failure is found: %+v", r)
+	}
+	b, warnB := machine(t, repo)
+	b.Failures = time.Hour
+	r := find(t, b, ok.Key)
+	if r == nil || r.Exit != 2 || len(r.Layers) != 0 || readLog(t, b, r.Steps[1].Log) != "it fails\n" {
+		t.Fatalf("found %+v, warned %q", r, warnB.take())
+	}
+	if _, err := repo.Head(t.Context(), ok.Key.String()); !errors.Is(err, registry.ErrNotFound) {
+		t.Errorf("a failure has an image: %v", err)
+	}
+	if _, err := b.Fetch(t.Context(), r, true, nil); err == nil {
+		t.Error("a failure can be fetched")
+	}
+	old, _ := machine(t, repo)
+	old.Failures = time.Hour
+	registry.SetClock(old, func() time.Time { return time.Now().Add(2 * time.Hour) })
+	if r := find(t, old, ok.Key); r != nil {
+		t.Errorf("an old failure is found: %+v", r)
+	}
+	if w := warned.take(); len(w) > 0 {
+		t.Errorf("warned %q", w)
+	}
+}
+
+func TestFirstWriterWins(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	first := newChain(t, a.Store, "one")
+	r := first.step("first\n")
+	b, _ := machine(t, repo)
+	second := newChain(t, b.Store, "one")
+	s := second.step("second\n")
+	find(t, a, r.Key)
+	push(t, a, r)
+	push(t, b, s)
+	c, _ := machine(t, repo)
+	if got := find(t, c, r.Key); readLog(t, c, got.Steps[0].Log) != "first\n" {
+		t.Error("the second writer has won")
+	}
+	// A failure does not replace a success, not even if the success came after the miss.
+	d, _ := machine(t, repo)
+	second.step("")
+	t2 := second.last()
+	if find(t, d, t2.Key) != nil {
+		t.Fatal("found")
+	}
+	push(t, b, t2)
+	push(t, d, &registry.Result{Key: t2.Key, Preimage: t2.Preimage, Platform: t2.Platform, Exit: 1})
+	if got := find(t, c, t2.Key); got == nil || got.Exit != 0 {
+		t.Errorf("found %+v", got)
+	}
+	// But a success replaces a failure.
+	t3 := second.step("")
+	push(t, d, &registry.Result{Key: t3.Key, Preimage: t3.Preimage, Platform: t3.Platform, Exit: 1})
+	push(t, b, t3)
+	if got := find(t, c, t3.Key); got == nil || got.Exit != 0 {
+		t.Errorf("found %+v", got)
+	}
+}
+
+// Another writer's image comes between, then the registry collects what no tag names.
+func TestRace(t *testing.T) {
+	needRoot(t)
+	for _, slow := range []bool{false, true} {
+		t.Run(fmt.Sprintf("slow=%v", slow), func(t *testing.T) {
+			repo := newSpy()
+			a, _ := machine(t, repo)
+			b, _ := machine(t, repo)
+			first, second := newChain(t, a.Store, "one"), newChain(t, b.Store, "one")
+			r := first.step("first\n")
+			r.Layers[1] = first.layer(map[string]string{"log": "first"})
+			s := second.step("second\n")
+			for _, c := range []*registry.Cache{a, b} {
+				find(t, c, r.Key)
+			}
+			if slow { // then the push looks again
+				late := time.Now()
+				registry.SetClock(a, func() time.Time { late = late.Add(6 * time.Second); return late })
+			}
+			tag := r.Key.String()
+			repo.setFault(func(line string) error {
+				if line == "PUT "+tag+".rec" {
+					repo.setFault(nil)
+					push(t, b, s) // PUT image A, image B, record B, record A
+				}
+				return nil
+			})
+			push(t, a, r)
+			if _, err := repo.CollectGarbage(t.Context(), 0); err != nil {
+				t.Fatal(err)
+			}
+
+			c, _ := machine(t, repo)
+			got := find(t, c, r.Key)
+			if log := readLog(t, c, got.Steps[0].Log); log != "first\n" {
+				t.Fatalf("the log is %q", log)
+			}
+			_, err := c.Fetch(t.Context(), got, true, nil)
+			if slow {
+				if err != nil {
+					t.Errorf("the image was not put again: %v", err)
+				}
+				return
+			}
+			if !errors.Is(err, registry.ErrGone) {
+				t.Fatalf("fetched, %v", err)
+			}
+			// The next build heals, the one after hits.
+			if got := find(t, c, r.Key); got != nil {
+				t.Error("what is gone is found again")
+			}
+			third := newChain(t, c.Store, "one")
+			push(t, c, third.results[0], third.step("third\n"))
+			d, _ := machine(t, repo)
+			if files := fetch(t, d, find(t, d, r.Key)); files["log"] != "one1\n" {
+				t.Errorf("got %q", files)
+			}
+		})
+	}
+}
+
+func TestConcurrentPushes(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	c, _ := machine(t, repo)
+	build := newChain(t, c.Store, "one")
+	for i := range 20 {
+		build.step(fmt.Sprintln(i))
+	}
+	var wg sync.WaitGroup
+	for range 2 {
+		for _, r := range build.results {
+			wg.Go(func() {
+				if _, err := c.Push(t.Context(), r); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+	sent := make(map[string]int)
+	for _, line := range repo.seen() {
+		if strings.HasPrefix(line, "P") {
+			sent[line]++
+		}
+	}
+	for line, n := range sent {
+		if n > 1 {
+			t.Errorf("%d times %s", n, line)
+		}
+	}
+	b, _ := machine(t, repo)
+	if files := fetch(t, b, find(t, b, build.ids()...)); !strings.HasSuffix(files["log"], "20\n") {
+		t.Errorf("got %q", files)
+	}
+}
+
+func TestRefusedMediaTypes(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	repo.refuse = "application/vnd.obx"
+	a, _ := machine(t, repo)
+	a.Signer = signer(t, "ci")
+	build := newChain(t, a.Store, "one")
+	build.step("hello\n")
+	push(t, a, build.results...)
+	repo.seen()
+	push(t, a, build.step("again\n"))
+	if n := slices.IndexFunc(repo.seen(), func(s string) bool { return strings.Contains(s, "vnd.obx.record") }); n >= 0 {
+		t.Error("what was refused is tried again")
+	}
+	_, m, err := repo.Manifest(t.Context(), build.last().Key.String()+".rec")
+	if err != nil || strings.Contains(string(m), "vnd.obx") {
+		t.Errorf("got %s, %v", m, err)
+	}
+	b, warned := machine(t, repo)
+	b.Trust = trust(a.Signer)
+	r := find(t, b, build.ids()...)
+	if r == nil || r.Key != build.last().Key || readLog(t, b, r.Steps[0].Log) != "hello\n" {
+		t.Fatalf("found %+v, warned %q", r, warned.take())
+	}
+	if files := fetch(t, b, r); files["log"] != "one1\n2\n" {
+		t.Errorf("got %q", files)
+	}
+}
+
+// The registry has lost what it was believed to have.
+func TestUnknownBlobs(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	c, warned := machine(t, repo)
+	build := newChain(t, c.Store, "one")
+	push(t, c, build.step("hello\n"))
+	for _, r := range build.results {
+		for _, tag := range []string{r.Key.String(), r.Key.String() + ".rec"} {
+			if err := repo.Delete(t.Context(), tag); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, err := repo.CollectGarbage(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
+	push(t, c, build.step("again\n"))
+	b, _ := machine(t, repo)
+	r := find(t, b, build.last().Key)
+	if files := fetch(t, b, r); files["log"] != "one1\n2\n" || readLog(t, b, r.Steps[0].Log) != "hello\n" {
+		t.Errorf("got %q", files)
+	}
+	if w := warned.take(); len(w) > 0 {
+		t.Errorf("warned %q", w)
+	}
+}
+
+func TestNoAnswer(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	push(t, a, build.step("hello\n"))
+	repo.setFault(func(string) error { return errors.New("connection refused") })
+	b, warned := machine(t, repo)
+	b.Store = a.Store
+	repo.seen()
+	for range 2 {
+		if r := find(t, b, build.ids()...); r != nil {
+			t.Errorf("found %+v", r)
+		}
+	}
+	if lines := repo.seen(); len(lines) != 2 {
+		t.Errorf("a dead registry is asked %q", lines)
+	}
+	if w := warned.take(); len(w) != 1 || !strings.Contains(w[0], "connection refused") {
+		t.Errorf("warned %q", w)
+	}
+	if _, err := b.Push(t.Context(), build.step("")); err == nil {
+		t.Error("pushed to a dead registry")
+	}
+	repo.setFault(nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Find(ctx, build.ids()); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled: %v", err)
+	}
+	r := find(t, b, build.ids()...)
+	fresh, _ := machine(t, repo)
+	if _, err := fresh.Fetch(ctx, r, true, nil); !errors.Is(err, context.Canceled) || errors.Is(err, registry.ErrGone) {
+		t.Errorf("cancelled: %v", err)
+	}
+}
+
+func TestTouch(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	a.Signer = signer(t, "ci")
+	build := newChain(t, a.Store, "one")
+	r := build.step("hello\n")
+	push(t, a, r)
+	b, warned := machine(t, repo)
+	b.Trust = trust(a.Signer)
+	got := find(t, b, r.Key)
+	repo.seen()
+	b.Touch(t.Context(), got)
+	if lines := repo.seen(); len(lines) != 0 {
+		t.Errorf("touching what is new took %q", lines)
+	}
+	registry.SetClock(b, func() time.Time { return time.Now().Add(25 * time.Hour) })
+	b.Touch(t.Context(), got)
+	if lines := repo.seen(); len(lines) != 2 {
+		t.Errorf("touching took %q", lines)
+	}
+	again := find(t, b, r.Key)
+	if again == nil || !bytes.Equal(again.Envelope, got.Envelope) {
+		t.Fatalf("found %+v, warned %q", again, warned.take())
+	}
+	repo.seen()
+	b.Touch(t.Context(), again)
+	b.Touch(t.Context(), got) // somebody has put it again since
+	if lines := repo.seen(); len(lines) != 1 {
+		t.Errorf("touching twice took %q", lines)
+	}
+	repo.setFault(func(line string) error {
+		if strings.HasPrefix(line, "PUT") {
+			return fmt.Errorf("%s: %w", line, registry.ErrReadOnly)
+		}
+		return nil
+	})
+	registry.SetClock(b, func() time.Time { return time.Now().Add(50 * time.Hour) })
+	b.Touch(t.Context(), find(t, b, r.Key))
+	if w := warned.take(); len(w) > 0 {
+		t.Errorf("warned %q", w)
+	}
+}

@@ -1,0 +1,370 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"syscall"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/layers"
+)
+
+// Fetch brings the layers of a result of Find into the store, several at once, unpacked as they arrive if unpack is set, and the image's
+// config, into r.Config. What the store has is not fetched. It gives the layers in the order of r.Layers. An error that wraps ErrGone
+// makes the result a miss; others are ctx's, or the store's.
+func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) ([]layers.Layer, error) {
+	if r.record == nil || r.record.Status != statusOK {
+		return nil, fmt.Errorf("fetch %s: it has no image", r.Key)
+	}
+	ls := make([]layers.Layer, len(r.Layers))
+	first := make(map[digest.Digest]int) // index of the first layer with these bytes
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxTransfers)
+	g.Go(func() (err error) {
+		r.Config, err = c.fetchConfig(gctx, r.record)
+		return err
+	})
+	for i, l := range r.Layers {
+		if _, ok := first[l.Blob.Digest]; ok {
+			continue
+		}
+		first[l.Blob.Digest] = i
+		g.Go(func() (err error) {
+			if ls[i], err = c.fetchLayer(gctx, l, unpack, p); err != nil {
+				err = fmt.Errorf("layer %d of %d: %w", i+1, len(ls), err)
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case errors.Is(err, errWrong):
+		c.note(r.record.tag, sight{verdict: broken, digest: r.record.digest})
+		fallthrough
+	case errors.Is(err, ErrGone):
+		c.warn("gone", "the result of %s cannot be used: %v", r.Key, err)
+		fallthrough
+	case err != nil:
+		return nil, fmt.Errorf("fetch %s: %w", r.Key, err)
+	}
+	for i, l := range r.Layers {
+		ls[i] = ls[first[l.Blob.Digest]]
+	}
+	return ls, nil
+}
+
+// errWrong is why a result is gone for good: the Repo has answered, and has no such bytes.
+var errWrong = fmt.Errorf("%w: the bytes are missing or wrong", ErrGone)
+
+// fetchConfig gives the config of a record's image.
+func (c *Cache) fetchConfig(ctx context.Context, rec *record) (img ocispec.Image, err error) {
+	desc := rec.Config.descriptor(ocispec.MediaTypeImageConfig)
+	fail := func(kind, err error) (ocispec.Image, error) {
+		if kind == errWrong {
+			c.learn(false, desc.Digest)
+		}
+		return ocispec.Image{}, fmt.Errorf("config %s: %w: %w", desc.Digest, kind, err)
+	}
+	b, err := c.stored(desc)
+	if err != nil {
+		switch b, err = readBlob(ctx, c.Repo, desc); {
+		case errors.Is(err, ErrNotFound):
+			return fail(errWrong, err)
+		case err != nil:
+			return fail(ErrGone, err)
+		}
+		if err := checkBytes(b, desc.Digest); err != nil {
+			return fail(errWrong, err)
+		}
+		if _, err := c.Store.PutBlob(b); err != nil {
+			return ocispec.Image{}, err
+		}
+	}
+	parsed, err := parseConfig(b, len(rec.Layers))
+	if err != nil {
+		return fail(errWrong, err)
+	}
+	for i, l := range rec.Layers {
+		if parsed.RootFS.DiffIDs[i] != l.DiffID.digest() {
+			return fail(errWrong, fmt.Errorf("layer %d has another diff id than the record says", i+1))
+		}
+	}
+	return *parsed, nil
+}
+
+// stored reads a small blob of the store.
+func (c *Cache) stored(desc ocispec.Descriptor) ([]byte, error) {
+	f, err := c.Store.Blob(desc.Digest)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxDocument))
+	if err != nil {
+		return nil, err
+	}
+	return b, checkBytes(b, desc.Digest)
+}
+
+// here says what of a layer is in the store.
+func (c *Cache) here(l layers.Layer) (found layers.Layer, hasBlob bool) {
+	if dir := "d-" + l.DiffID.Encoded(); l.Dir == "" && c.Store.HasLayer(dir) {
+		l.Dir = dir
+	}
+	size, ok := c.Store.HasBlob(l.Blob.Digest)
+	return l, ok && size == l.Blob.Size
+}
+
+// fetchLayer brings one layer. Processes that want the same one fetch it once.
+func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, unpack bool, p Progress) (layers.Layer, error) {
+	enough := func() (layers.Layer, bool, error) {
+		switch l, hasBlob := c.here(l); {
+		case unpack && l.Dir != "", !unpack && hasBlob:
+			return l, true, nil
+		case hasBlob:
+			l, err := layers.Unpack(ctx, c.Store, l)
+			return l, true, err
+		}
+		return layers.Layer{}, false, nil
+	}
+	if l, ok, err := enough(); ok && err == nil {
+		return l, nil
+	}
+	lock, err := c.Store.Lock(ctx, ImagesDomain, l.Blob.Digest.Encoded())
+	if err != nil {
+		return l, err
+	}
+	defer lock.Unlock()
+	if l, ok, err := enough(); ok && err == nil {
+		return l, nil
+	}
+	rc, err := c.Repo.Blob(ctx, l.Blob)
+	if err != nil {
+		return l, c.gone(l.Blob.Digest, err, nil)
+	}
+	defer rc.Close()
+	src := &sourceReader{r: rc}
+	var r io.Reader = src
+	if p != nil {
+		r = &progressReader{r: src, tell: func(done int64) { p(l.Blob.Digest, done, l.Blob.Size) }}
+	}
+	// One byte more than the record says shows that it is wrong, as one too few does.
+	got, err := layers.Load(ctx, c.Store, l.Blob, l.DiffID, r, unpack, layers.Limits{Bytes: l.Size})
+	if err != nil {
+		return l, c.gone(l.Blob.Digest, err, src.err)
+	}
+	if l.Size != 0 && got.Size != l.Size {
+		return l, c.gone(l.Blob.Digest, fmt.Errorf("it unpacks to %d bytes, the record says %d", got.Size, l.Size), nil)
+	}
+	return got, nil
+}
+
+// gone tells what an error means that came with a blob; from is what its source said while it was read.
+func (c *Cache) gone(d digest.Digest, err, from error) error {
+	var path *fs.PathError
+	var errno syscall.Errno
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return err
+	case errors.Is(err, ErrNotFound), errors.Is(from, ErrNotFound):
+	case from != nil:
+		return fmt.Errorf("blob %s: %w: %w", d, ErrGone, from)
+	case errors.As(err, &path), errors.As(err, &errno):
+		return err // of the store
+	}
+	c.learn(false, d)
+	return fmt.Errorf("blob %s: %w: %w", d, errWrong, err)
+}
+
+// sourceReader remembers the error of its source, which is not one of where the bytes go.
+type sourceReader struct {
+	r   io.Reader
+	err error
+}
+
+func (s *sourceReader) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}
+
+// smallLog is up to which size a log passes through memory.
+const smallLog = 1 << 20
+
+// OpenLog reads a log that Find gave: what was inlined, else by one request. Nothing of it is seen before all of it was verified.
+func (c *Cache) OpenLog(ctx context.Context, l Log) (io.ReadCloser, error) {
+	switch {
+	case l.Data != nil:
+		return io.NopCloser(bytes.NewReader(l.Data)), nil
+	case l.Blob != "":
+		return c.Store.Blob(l.Blob)
+	case l.Desc.Digest == "":
+		return io.NopCloser(bytes.NewReader(nil)), nil
+	}
+	r, err := c.openPacked(ctx, l)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(logWindow))
+	if err != nil {
+		r.Close()
+		return nil, fmt.Errorf("open log: %w: %w", errWrong, err)
+	}
+	var plain io.Reader = z
+	if l.unpacked > 0 {
+		plain = io.LimitReader(z, l.unpacked)
+	}
+	return &logReader{Reader: plain, z: z, packed: r}, nil
+}
+
+// openPacked gives the verified bytes of a log of a Repo.
+func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
+	if l.Desc.Data != nil {
+		return io.NopCloser(bytes.NewReader(l.Desc.Data)), nil // verified by Find
+	}
+	if f, err := c.Store.Blob(l.Desc.Digest); err == nil {
+		return f, nil
+	}
+	repo := l.repo
+	if repo == nil {
+		repo = c.Repo
+	}
+	rc, err := repo.Blob(ctx, l.Desc)
+	if err != nil {
+		return nil, c.gone(l.Desc.Digest, err, nil)
+	}
+	defer rc.Close()
+	src := &sourceReader{r: io.LimitReader(rc, l.Desc.Size+1)}
+	if l.Desc.Size <= smallLog {
+		b, err := io.ReadAll(src)
+		if err == nil {
+			err = checkBytes(b, l.Desc.Digest)
+		}
+		if err != nil {
+			return nil, c.gone(l.Desc.Digest, err, src.err)
+		}
+		return io.NopCloser(bytes.NewReader(b)), nil
+	}
+	w, err := c.Store.NewBlob()
+	if err != nil {
+		return nil, err
+	}
+	defer w.Close()
+	if _, err := io.Copy(w, ctxReader{ctx, src}); err != nil {
+		return nil, c.gone(l.Desc.Digest, err, src.err)
+	}
+	if _, _, err := w.Commit(l.Desc.Digest); err != nil {
+		return nil, c.gone(l.Desc.Digest, err, nil)
+	}
+	return c.Store.Blob(l.Desc.Digest)
+}
+
+type logReader struct {
+	io.Reader
+	z      *zstd.Decoder
+	packed io.Closer
+}
+
+func (r *logReader) Close() error {
+	r.z.Close()
+	return r.packed.Close()
+}
+
+// A packedLog is a log as it travels.
+type packedLog struct {
+	desc     ocispec.Descriptor // with Data if it is small
+	unpacked int64
+}
+
+// logWindow bounds the memory that a log takes to read.
+const logWindow = 1 << 20
+
+// packLog compresses a log, once. The zero packedLog is an empty one.
+func (c *Cache) packLog(ctx context.Context, l Log) (packedLog, error) {
+	plain := l.Blob
+	switch {
+	case l.Data != nil:
+		plain = digest.FromBytes(l.Data)
+	case plain != "":
+	default:
+		return packedLog{desc: l.Desc, unpacked: l.unpacked}, nil
+	}
+	c.mu.Lock()
+	packed, ok := c.packed[plain]
+	c.mu.Unlock()
+	if ok {
+		return packed, nil
+	}
+	r, err := c.OpenLog(ctx, l)
+	if err != nil {
+		return packed, err
+	}
+	defer r.Close()
+	if packed, err = c.compressLog(ctx, r); err != nil {
+		return packed, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.packed == nil {
+		c.packed = make(map[digest.Digest]packedLog)
+	}
+	c.packed[plain] = packed
+	return packed, nil
+}
+
+// compressLog keeps a small log in memory, and a large one in the store.
+func (c *Cache) compressLog(ctx context.Context, r io.Reader) (p packedLog, err error) {
+	head, err := io.ReadAll(io.LimitReader(r, smallLog))
+	if err != nil || len(head) == 0 {
+		return p, err
+	}
+	var small bytes.Buffer
+	var w io.Writer = &small
+	var blob *cas.BlobWriter
+	if len(head) == smallLog {
+		if blob, err = c.Store.NewBlob(); err != nil {
+			return p, err
+		}
+		defer blob.Close()
+		w = blob
+	}
+	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(logWindow),
+		zstd.WithLowerEncoderMem(true))
+	if err != nil {
+		return p, err
+	}
+	n, err := io.Copy(z, ctxReader{ctx, io.MultiReader(bytes.NewReader(head), r)})
+	if err = errors.Join(err, z.Close()); err != nil {
+		return p, err
+	}
+	p = packedLog{desc: ocispec.Descriptor{MediaType: mediaTypeLog}, unpacked: n}
+	if blob == nil {
+		p.desc.Digest, p.desc.Size = digest.FromBytes(small.Bytes()), int64(small.Len())
+		if small.Len() > inlineLogs {
+			_, err = c.Store.PutBlob(small.Bytes())
+		} else {
+			p.desc.Data = small.Bytes()
+		}
+		return p, err
+	}
+	if p.desc.Digest, p.desc.Size, err = blob.Commit(""); err == nil && p.desc.Size <= inlineLogs {
+		p.desc.Data, err = c.stored(p.desc)
+	}
+	return p, err
+}

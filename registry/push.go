@@ -1,0 +1,637 @@
+package registry
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/layers"
+)
+
+// Push publishes a result: blobs in any order (mounted, or skipped where they are known), the image, then the record. Its layers must be
+// packed. The first trusted writer wins; a broken, untrusted or incomplete entry is overwritten. (An untrusted one only by a Cache with a
+// Signer: an unsigned record would serve its writer no better.) It reports the bytes that it sent.
+func (c *Cache) Push(ctx context.Context, r *Result) (sent int64, err error) {
+	p := &push{Cache: c, r: r, domain: c.domains()[0]}
+	p.tag = tagOf(r.Key, p.domain)
+	err = p.run(ctx)
+	if errors.Is(err, errNowhere) {
+		err = p.run(ctx) // the Repo has lost what it was believed to have: now this is known, and the layer is packed again
+	}
+	if err != nil {
+		err = fmt.Errorf("push the result of %s to %s: %w", r.Key, c.Repo.Name(), err)
+	}
+	return p.sent.Load(), err
+}
+
+// errNowhere says that bytes are in neither store.
+var errNowhere = errors.New("its bytes are neither here nor there")
+
+// A push is one Push.
+type push struct {
+	*Cache
+	r      *Result
+	domain string
+	tag    string // of the image
+	sent   atomic.Int64
+}
+
+// A blob is bytes that the Repo has to have.
+type blob struct {
+	desc ocispec.Descriptor
+	open func() (io.ReadCloser, error)
+	from string // a repository that may have it
+	ask  bool   // whether to ask before sending
+}
+
+// askAbove is from which size on a question costs little beside sending bytes that are there already.
+const askAbove = 1 << 20
+
+func (p *push) run(ctx context.Context) error {
+	if id, err := keys.Sum([]byte(p.r.Preimage)); err != nil || id != p.r.Key {
+		return fmt.Errorf("its preimage does not give its key (but %s, %v)", id, err)
+	}
+	done, err := p.entries.claim(ctx, p.tag)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if p.r.Exit != 0 { // never in place of a success that has come meanwhile
+		p.note(p.tag+recordSuffix, sight{})
+	}
+	if taken, err := p.taken(ctx); taken || err != nil {
+		return err
+	}
+	since := p.sightOf(p.tag + recordSuffix).at
+
+	pred, err := p.predicate()
+	if err != nil {
+		return err
+	}
+	image := &imageDocs{}
+	if pred.Status == statusOK {
+		if image, err = p.image(ctx, pred); err != nil {
+			return err
+		}
+	}
+	logs, err := p.logs(ctx, pred)
+	if err != nil {
+		return err
+	}
+	if err := pred.check(); err != nil {
+		return fmt.Errorf("the record would be wrong: %w", err)
+	}
+	payload, err := pred.encode()
+	if err != nil {
+		return err
+	}
+	envelope, err := seal(payload, p.Signer)
+	if err != nil {
+		return err
+	}
+	rec := &recordDocs{manifest: recordOf(pred, envelope, logs, p.now()), envelope: envelope, logs: logs}
+	if p.refuses() {
+		if err := rec.disguise(); err != nil {
+			return err
+		}
+	}
+	// The record's blobs go along with the image's: one round trip less.
+	if err := p.putAll(ctx, slices.Concat(image.blobs, rec.blobs(ctx, p.Cache))); err != nil {
+		return err
+	}
+	if image.manifest != nil {
+		if err := p.putImage(ctx, image); err != nil {
+			return err
+		}
+	}
+	desc, err := p.putRecord(ctx, rec)
+	if err != nil {
+		return err
+	}
+	s := sight{verdict: good, digest: desc.Digest}
+	if pred.Status == statusFailed {
+		s.verdict, s.made = failure, pred.finished()
+	}
+	p.note(p.tag+recordSuffix, s)
+	if image.manifest != nil && p.now().Sub(since) > fresh {
+		p.mend(ctx, desc.Digest, image)
+	}
+	return nil
+}
+
+// taken reports whether what is there stays.
+func (p *push) taken(ctx context.Context) (bool, error) {
+	tag := p.tag + recordSuffix
+	s := p.sightOf(tag)
+	// Good records stay good; that others are not may have changed.
+	if s.verdict != good && (s.verdict == unseen || p.now().Sub(s.at) > fresh) {
+		switch _, err := p.lookUp(ctx, p.r.Key, p.domain); {
+		case ctx.Err() != nil:
+			return false, ctx.Err()
+		case errors.Is(err, errNoAnswer):
+			return false, errNoAnswer
+		}
+		s = p.sightOf(tag)
+	}
+	switch s.verdict {
+	case good, newer:
+		return true, nil
+	case untrusted:
+		return p.Signer == nil, nil
+	case failure:
+		return p.r.Exit != 0 && p.recent(s.made), nil
+	}
+	return false, nil
+}
+
+// predicate says what is known before layers and logs are.
+func (p *push) predicate() (*predicate, error) {
+	r := p.r
+	preimage := r.Preimage
+	if len(preimage) > maxPreimage {
+		b, err := keys.Collapse([]byte(preimage), maxPreimage)
+		if err != nil {
+			return nil, fmt.Errorf("collapse the preimage: %w", err)
+		}
+		preimage = string(b)
+	}
+	parent, _, err := keys.Parent([]byte(preimage))
+	if err != nil {
+		return nil, err
+	}
+	pred := &predicate{
+		Format:   fmt.Sprint(recordFormat, recordVersion),
+		Key:      r.Key,
+		Preimage: preimage,
+		Parent:   parent,
+		Platform: normalizePlatform(r.Platform),
+		Domain:   p.domain,
+		Status:   statusOK,
+		Builder:  text(r.Builder),
+	}
+	if !r.Started.IsZero() {
+		pred.Started = r.Started.UTC().Truncate(time.Second)
+	}
+	if !r.Alias.IsZero() {
+		pred.Status, pred.Alias = statusAlias, r.Alias
+		return pred, nil
+	}
+	pred.Took = max(r.Took.Milliseconds(), 0)
+	if r.Exit != 0 {
+		pred.Status, pred.Exit = statusFailed, r.Exit
+	}
+	refs := func(steps []Step) (refs []stepRef) {
+		for _, s := range steps {
+			ref := stepRef{Key: sum(s.Key), Op: text(s.Op), Layers: -1, Took: max(s.Took.Milliseconds(), 0), Log: -1}
+			if s.Input != s.Key {
+				ref.Input = sum(s.Input)
+			}
+			refs = append(refs, ref)
+		}
+		return refs
+	}
+	pred.Steps, pred.Others = refs(r.Steps), refs(r.Others)
+	return pred, nil
+}
+
+// imageDocs are an image as it is pushed.
+type imageDocs struct {
+	manifest []byte
+	digest   digest.Digest
+	blobs    []blob
+}
+
+// image makes the image of a result, and says in the predicate what it is.
+func (p *push) image(ctx context.Context, pred *predicate) (*imageDocs, error) {
+	if p.r.Base < 0 || p.r.Base > len(p.r.Layers) {
+		return nil, fmt.Errorf("the base has %d of %d layers", p.r.Base, len(p.r.Layers))
+	}
+	for i, l := range p.r.Layers {
+		if l.Blob.Digest == "" || l.DiffID == "" {
+			return nil, fmt.Errorf("layer %d is not packed", i+1)
+		}
+	}
+	parts, counts, err := p.arrange(ctx, p.r)
+	if err != nil {
+		return nil, err
+	}
+	doc := &imageDocs{}
+	manifest := ocispec.Manifest{
+		Versioned:   specs.Versioned{SchemaVersion: 2},
+		MediaType:   ocispec.MediaTypeImageManifest,
+		Layers:      []ocispec.Descriptor{},
+		Annotations: map[string]string{annotationKey: pred.Key.String()},
+	}
+	config := p.r.Config
+	config.Created = nil
+	config.Platform = pred.Platform
+	config.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
+	config.History = history(p.r.Config.History, counts)
+	pred.Base = p.r.Base
+	for i, part := range parts {
+		b, err := p.layerBlob(ctx, &part, i < p.r.Base)
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i+1, err)
+		}
+		b.ask = b.ask || i < len(parts)-1 // only the newest is likely to be new
+		doc.blobs = append(doc.blobs, b)
+		ref, err := refOf(part)
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i+1, err)
+		}
+		pred.Layers = append(pred.Layers, ref)
+		manifest.Layers = append(manifest.Layers, ref.layer())
+		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, part.DiffID)
+	}
+	for i, s := range p.r.Steps {
+		if s.Layers >= p.r.Base && s.Layers < len(counts) {
+			pred.Steps[i].Layers = counts[s.Layers]
+		}
+	}
+	b, err := json.Marshal(config)
+	if err != nil {
+		return nil, fmt.Errorf("encode the image's config: %w", err)
+	}
+	manifest.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	doc.blobs = append(doc.blobs, blob{desc: manifest.Config, open: opener(b)})
+	if pred.Config, err = blobRefOf(manifest.Config); err != nil {
+		return nil, err
+	}
+	if doc.manifest, err = json.Marshal(manifest); err != nil {
+		return nil, fmt.Errorf("encode the image: %w", err)
+	}
+	doc.digest = digest.FromBytes(doc.manifest)
+	pred.Image, err = blobRefOf(ocispec.Descriptor{Digest: doc.digest, Size: int64(len(doc.manifest))})
+	return doc, err
+}
+
+// layerBlob says where a layer's bytes are. If the store has lost them, and the Repo has not got them either, they are packed again,
+// which may give other bytes of the same diff id.
+func (p *push) layerBlob(ctx context.Context, l *part, base bool) (blob, error) {
+	from := ""
+	if base {
+		from = p.r.BaseRef
+	}
+	if _, ok := p.Store.HasBlob(l.Blob.Digest); !ok && !p.isKnown(l.Blob.Digest) {
+		has, err := p.Repo.HasBlob(ctx, l.Blob)
+		if err != nil {
+			return blob{}, err
+		}
+		if has {
+			p.learn(true, l.Blob.Digest)
+		} else if l.Dir != "" && p.Store.HasLayer(l.Dir) {
+			packed, err := layers.Pack(ctx, p.Store, layers.Layer{Dir: l.Dir}, p.Compression)
+			if err != nil {
+				return blob{}, err
+			}
+			if packed.DiffID != l.DiffID {
+				return blob{}, fmt.Errorf("its bytes are lost, and packing it again gave %s instead of %s", packed.DiffID, l.DiffID)
+			}
+			l.Layer = packed
+		}
+	}
+	d := l.Blob.Digest
+	return blob{
+		desc: ocispec.Descriptor{MediaType: l.Blob.MediaType, Digest: d, Size: l.Blob.Size},
+		open: func() (io.ReadCloser, error) { return p.Store.Blob(d) },
+		from: from,
+		ask:  base || l.Blob.Size > askAbove,
+	}, nil
+}
+
+func blobRefOf(desc ocispec.Descriptor) (*blobRef, error) {
+	s, err := sumOf(desc.Digest)
+	return &blobRef{s, desc.Size}, err
+}
+
+func refOf(p part) (ref layerRef, err error) {
+	b, err := blobRefOf(p.Blob)
+	if err != nil {
+		return ref, err
+	}
+	ref = layerRef{blobRef: *b, Unpacked: p.Size, Members: p.members}
+	if ref.DiffID, err = sumOf(p.DiffID); err != nil {
+		return ref, err
+	}
+	ref.Compression, err = layerCompression(p.Blob.MediaType)
+	return ref, err
+}
+
+// history keeps as many entries that are not empty as the image has layers: of what was merged, the last. If it did not fit the layers before, it
+// is dropped, as tools refuse such images. Commands are shortened: each image has those of all steps before.
+func history(hs []ocispec.History, counts []int) []ocispec.History {
+	hs = slices.Clone(hs)
+	n := 0
+	for i, h := range hs {
+		hs[i].CreatedBy, hs[i].Comment = text(h.CreatedBy), text(h.Comment)
+		if h.EmptyLayer {
+			continue
+		}
+		if n++; n >= len(counts) {
+			return nil
+		}
+		hs[i].EmptyLayer = counts[n] == -1
+	}
+	if n != len(counts)-1 {
+		return nil
+	}
+	return hs
+}
+
+// logs packs the logs of all steps, each once, oldest first, and says in the predicate which are whose.
+func (p *push) logs(ctx context.Context, pred *predicate) (all []Log, err error) {
+	if pred.Status == statusAlias {
+		return nil, nil
+	}
+	index := make(map[digest.Digest]int)
+	add := func(steps []Step, refs []stepRef) error {
+		for i, s := range steps {
+			l, err := p.packLog(ctx, s.Log)
+			if err != nil {
+				return fmt.Errorf("log of %s: %w", s.Key, err)
+			}
+			if l.desc.Digest == "" {
+				continue
+			}
+			at, ok := index[l.desc.Digest]
+			if !ok {
+				at = len(all)
+				index[l.desc.Digest] = at
+				ref, err := blobRefOf(l.desc)
+				if err != nil {
+					return err
+				}
+				pred.Logs = append(pred.Logs, logRef{*ref, l.unpacked})
+				all = append(all, Log{Desc: l.desc, repo: s.Log.repo})
+			}
+			refs[i].Log = at
+		}
+		return nil
+	}
+	if err := add(p.r.Others, pred.Others); err != nil {
+		return nil, err
+	}
+	return all, add(p.r.Steps, pred.Steps)
+}
+
+// recordOf makes the manifest of a record.
+func recordOf(pred *predicate, envelope []byte, logs []Log, now time.Time) *recordManifest {
+	at := now.UTC().Format(time.RFC3339)
+	m := &recordManifest{
+		Versioned:   specs.Versioned{SchemaVersion: 2},
+		MediaType:   ocispec.MediaTypeImageManifest,
+		Config:      envelopeDescriptor(mediaTypeRecord, envelope),
+		Layers:      []ocispec.Descriptor{},
+		Annotations: map[string]string{annotationKey: pred.Key.String(), ocispec.AnnotationCreated: at, annotationUsed: at},
+	}
+	for _, l := range logs {
+		desc := l.Desc
+		desc.Data = nil
+		m.Layers = append(m.Layers, desc)
+	}
+	left := inlineLogs
+	for i, l := range slices.Backward(logs) {
+		if n := len(l.Desc.Data); n <= left {
+			m.Layers[i].Data = l.Desc.Data
+			left -= n
+		}
+	}
+	return m
+}
+
+func envelopeDescriptor(mediaType string, b []byte) ocispec.Descriptor {
+	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if len(b) <= inlineEnvelope {
+		desc.Data = b
+	}
+	return desc
+}
+
+// recordDocs are a record as it is pushed.
+type recordDocs struct {
+	manifest  *recordManifest
+	envelope  []byte
+	logs      []Log
+	disguised bool
+}
+
+// blobs lists what the record's manifest refers to.
+func (r *recordDocs) blobs(ctx context.Context, c *Cache) []blob {
+	blobs := []blob{{desc: bare(r.manifest.Config), open: opener(r.envelope)}}
+	for i, l := range r.logs {
+		blobs = append(blobs, blob{
+			desc: bare(l.Desc),
+			open: func() (io.ReadCloser, error) { return c.openPacked(ctx, l) },
+			ask:  i < len(r.logs)-1 || l.Desc.Data == nil || l.repo != nil, // only the newest is likely to be new
+		})
+	}
+	return blobs
+}
+
+// disguise makes the record look like an image that runs nowhere, for registries that take nothing else. The config is an envelope still:
+// to each of its two readers, the other's fields are unknown ones.
+func (r *recordDocs) disguise() error {
+	var fields map[string]json.RawMessage
+	if err := json.Unmarshal(r.envelope, &fields); err != nil {
+		return fmt.Errorf("disguise the record: %w", err)
+	}
+	// Nobody unpacks the logs; but there has to be one diff id for each.
+	rootfs := ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
+	for i := range r.manifest.Layers {
+		r.manifest.Layers[i].MediaType = ocispec.MediaTypeImageLayerZstd
+		rootfs.DiffIDs = append(rootfs.DiffIDs, r.manifest.Layers[i].Digest)
+	}
+	b, err := json.Marshal(rootfs)
+	if err != nil {
+		return fmt.Errorf("disguise the record: %w", err)
+	}
+	fields["architecture"], fields["os"], fields["rootfs"] = json.RawMessage(`"unknown"`), json.RawMessage(`"unknown"`), b
+	if r.envelope, err = json.Marshal(fields); err != nil {
+		return fmt.Errorf("disguise the record: %w", err)
+	}
+	r.manifest.Config = envelopeDescriptor(ocispec.MediaTypeImageConfig, r.envelope)
+	r.disguised = true
+	return nil
+}
+
+// bare is a descriptor as it stands in requests.
+func bare(d ocispec.Descriptor) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+}
+
+func opener(b []byte) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+}
+
+// maxUploads is how many blobs of one result are sent or asked for at once.
+const maxUploads = 4
+
+func (p *push) putAll(ctx context.Context, blobs []blob) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxUploads)
+	for _, b := range blobs {
+		if !p.isKnown(b.desc.Digest) {
+			g.Go(func() error { return p.put(gctx, b, &p.sent) })
+		}
+	}
+	if err := g.Wait(); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return err
+	}
+	return nil
+}
+
+// put makes sure that the Repo has a blob; concurrent pushes send it once.
+func (c *Cache) put(ctx context.Context, b blob, sent *atomic.Int64) error {
+	done, err := c.blobs.claim(ctx, b.desc.Digest)
+	if err != nil {
+		return err
+	}
+	defer done()
+	c.mu.Lock()
+	there, seen := c.known[b.desc.Digest]
+	c.mu.Unlock()
+	if there {
+		return nil
+	}
+	// What was found missing or wrong may be there, but is not what it should be.
+	if b.ask && !seen {
+		has, err := c.Repo.HasBlob(ctx, b.desc)
+		if err != nil {
+			return fmt.Errorf("look for blob %s: %w", b.desc.Digest, err)
+		}
+		if has {
+			c.learn(true, b.desc.Digest)
+			return nil
+		}
+	}
+	err = c.Repo.PutBlob(ctx, b.desc, b.from, func() (io.ReadCloser, error) {
+		r, err := b.open()
+		if err != nil {
+			return nil, err
+		}
+		return &countingReader{r, sent}, nil
+	})
+	if errors.Is(err, cas.ErrNotFound) {
+		return fmt.Errorf("blob %s: %w", b.desc.Digest, errNowhere)
+	}
+	if err != nil {
+		return fmt.Errorf("send blob %s: %w", b.desc.Digest, err)
+	}
+	c.learn(true, b.desc.Digest)
+	return nil
+}
+
+type countingReader struct {
+	io.ReadCloser
+	n *atomic.Int64
+}
+
+func (r *countingReader) Read(b []byte) (int, error) {
+	n, err := r.ReadCloser.Read(b)
+	r.n.Add(int64(n))
+	return n, err
+}
+
+// retrying puts a manifest. If the Repo does not know a blob of it, what was believed known is forgotten, and sent once more.
+func (p *push) retrying(ctx context.Context, blobs []blob, put func() error) error {
+	err := put()
+	if !errors.Is(err, ErrBlobUnknown) {
+		return err
+	}
+	for i := range blobs {
+		blobs[i].ask = true
+		p.forget(blobs[i].desc.Digest)
+	}
+	if err := p.putAll(ctx, blobs); err != nil {
+		return err
+	}
+	return put()
+}
+
+func (p *push) putImage(ctx context.Context, image *imageDocs) error {
+	return p.retrying(ctx, image.blobs, func() error {
+		_, err := p.Repo.PutManifest(ctx, p.tag, ocispec.MediaTypeImageManifest, image.manifest)
+		if err != nil {
+			return fmt.Errorf("put the image: %w", err)
+		}
+		p.sent.Add(int64(len(image.manifest)))
+		return nil
+	})
+}
+
+// putRecord puts the record, in the form that the Repo takes.
+func (p *push) putRecord(ctx context.Context, rec *recordDocs) (desc ocispec.Descriptor, err error) {
+	put := func() (err error) {
+		desc, err = p.putRecordManifest(ctx, p.tag+recordSuffix, rec.manifest)
+		p.sent.Add(desc.Size)
+		return err
+	}
+	err = p.retrying(ctx, rec.blobs(ctx, p.Cache), put)
+	if !errors.Is(err, ErrRefused) || rec.disguised {
+		return desc, err
+	}
+	p.mu.Lock()
+	p.plain = true
+	p.mu.Unlock()
+	if err := rec.disguise(); err != nil {
+		return desc, err
+	}
+	blobs := rec.blobs(ctx, p.Cache)
+	if err := p.putAll(ctx, blobs); err != nil {
+		return desc, err
+	}
+	return desc, p.retrying(ctx, blobs, put)
+}
+
+// refuses reports whether the Repo is known not to take the media types of records.
+func (c *Cache) refuses() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.plain
+}
+
+func (c *Cache) putRecordManifest(ctx context.Context, tag string, m *recordManifest) (ocispec.Descriptor, error) {
+	b, err := json.Marshal(m)
+	if err == nil && len(b) > maxDocument {
+		err = fmt.Errorf("it has %d bytes: too many", len(b))
+	}
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("put the record: %w", err)
+	}
+	desc, err := c.Repo.PutManifest(ctx, tag, ocispec.MediaTypeImageManifest, b)
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("put the record: %w", err)
+	}
+	return desc, nil
+}
+
+// mend puts the image again if another writer's stands under the tag, while the record there is ours. Readers fetch the image that the
+// record names, whatever the tag says; but garbage collection deletes manifests that no tag names.
+func (p *push) mend(ctx context.Context, rec digest.Digest, image *imageDocs) {
+	desc, err := p.Repo.Head(ctx, p.tag)
+	if err != nil || desc.Digest == image.digest {
+		return
+	}
+	if desc, err = p.Repo.Head(ctx, p.tag+recordSuffix); err != nil || desc.Digest != rec {
+		return
+	}
+	if err := p.putImage(ctx, image); err != nil && ctx.Err() == nil {
+		p.warn("mend", "the image of %s cannot be put again: %v", p.r.Key, err)
+	}
+}
