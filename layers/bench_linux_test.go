@@ -2,6 +2,7 @@ package layers
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -14,7 +15,10 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas"
 )
 
 // Each benchmark runs the tool that it is measured against in turns with it, and reports the quotient of the medians
@@ -226,4 +230,40 @@ func joinWords(words []string) string {
 		b.WriteString(w + " ")
 	}
 	return b.String()
+}
+
+// BenchmarkSeal is what freezing a step with 10,000 new files waits for.
+func BenchmarkSeal(b *testing.B) {
+	dir := freshFS(b, 1<<30)
+	manyFiles(b, dir, 10_000, 10)
+	for b.Loop() {
+		_, err := Seal(dir)
+		check(b, err)
+	}
+}
+
+// BenchmarkLoad unpacks a compressed image while it is stored and hashed. Storing is durable, so the floor's is too.
+func BenchmarkLoad(b *testing.B) {
+	dir := freshFS(b, 16<<30)
+	image(b, dir)
+	for _, c := range []Compression{{}, {Algorithm: "gzip"}} {
+		b.Run(c.String(), func(b *testing.B) {
+			var packed bytes.Buffer
+			diffID, size, err := pack(context.Background(), &packed, filepath.Join(dir, "image"), c)
+			check(b, err)
+			blob := ocispec.Descriptor{MediaType: c.mediaType(), Digest: digest.FromBytes(packed.Bytes()), Size: int64(packed.Len())}
+			b.SetBytes(size)
+			against(b, "tar", func(n int) {
+				st, err := cas.Open(mkdir(b, dir, c.String(), fmt.Sprint("store", n)))
+				check(b, err)
+				_, err = Load(context.Background(), st, blob, diffID, bytes.NewReader(packed.Bytes()), true, Limits{})
+				check(b, err)
+				check(b, st.Close())
+			}, func(n int) {
+				out := mkdir(b, dir, c.String(), fmt.Sprint("tar", n))
+				shell := fmt.Sprintf("tee %s.blob | tar --extract --file=- --%s -C %[1]s && sync %[1]s.blob", out, cmp.Or(c.Algorithm, "zstd"))
+				command(b, bytes.NewReader(packed.Bytes()), "sh", "-c", shell)
+			})
+		})
+	}
 }

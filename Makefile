@@ -1,0 +1,56 @@
+# The two commands of the README are `make example` and `make test`; `make help` lists the rest.
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+OBX         := bin/obx
+
+export CGO_ENABLED ?= 0
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: $(OBX) ## build bin/obx
+
+$(OBX): FORCE
+	go build -trimpath -o $@ ./cmd/obx
+
+deps: ## install what builds and tests use and this machine lacks (Debian, Ubuntu)
+	@missing=; \
+	command -v runc >/dev/null || command -v crun >/dev/null || missing="$$missing runc"; \
+	test -x /bin/busybox || test -x /usr/bin/busybox || missing="$$missing busybox-static"; \
+	command -v docker-registry >/dev/null || missing="$$missing docker-registry"; \
+	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
+	command -v mkfs.ext4 >/dev/null || PATH=$$PATH:/sbin:/usr/sbin command -v mkfs.ext4 >/dev/null || missing="$$missing e2fsprogs"; \
+	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
+	if [ -n "$$missing" ]; then \
+		echo "installing$$missing"; \
+		if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
+		$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
+	fi
+
+example: $(OBX) deps ## install what is missing, and run examples/hello twice
+	cp "$$(command -v busybox)" examples/hello/busybox
+	$(OBX) run examples/hello/hello.sexp examples/hello --secret token=examples/hello/token
+	$(OBX) run examples/hello/hello.sexp examples/hello --secret token=examples/hello/token --output type=tar,dest=bin/hello.tar
+	@echo "the result's files are in bin/hello.tar"
+
+test: deps ## install what is missing, and run all tests with the race detector
+	CGO_ENABLED=1 go test -race -timeout 20m ./...
+
+lint: ## gofmt, go vet, staticcheck
+	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+
+cross: ## build for the other systems
+	@for t in linux/arm64 windows/amd64 windows/arm64 darwin/arm64 freebsd/amd64; do \
+		echo "build $$t"; GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/obx || exit 1; \
+	done
+
+bench: deps ## run the benchmarks, with their floors, on a fresh file system
+	go test -run '^$$' -bench . -benchtime 3x -timeout 30m ./...
+
+clean: ## remove what was built
+	rm -rf bin examples/hello/busybox
+
+FORCE:
+.PHONY: help build deps example test lint cross bench clean FORCE
