@@ -68,6 +68,7 @@ func commonTests() []executorTest {
 		{"Add", testAdd},
 		{"ZeroLayersAreSkipped", testZeroLayers},
 		{"NoLayers", testNoLayers},
+		{"RepeatedLayer", testRepeatedLayer},
 		{"ManyLayers", testManyLayers},
 		{"Tree", testTree},
 		{"TreeNeverFollowsLinks", testTreeLinks},
@@ -521,6 +522,23 @@ func testNoLayers(t *testing.T, b *rig) {
 	}
 	if out := run(t, r, script("echo here")); out != "here\n" {
 		t.Errorf("got %q", out)
+	}
+}
+
+// testRepeatedLayer has a layer twice in a chain, as when two steps have made the same change.
+func testRepeatedLayer(t *testing.T, b *rig) {
+	one := loadTar(t, b.st, tar.Header{Name: "d/a", Linkname: "one\n"}, tar.Header{Name: ".wh.x"})
+	two := loadTar(t, b.st, tar.Header{Name: "d/.wh.a"}, tar.Header{Name: "d/b", Linkname: "two\n"}, tar.Header{Name: "x", Linkname: "two\n"})
+	r := b.open(t, b.base, one, two)
+	wantFile(t, r, "d/a", "")
+	if err := r.Add(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []executor.Root{r, b.open(t, b.base, one, two, one)} {
+		wantFile(t, r, "x", "")
+		if out := run(t, r, script("cat /d/a\ncat /d/b")); out != "one\ntwo\n" {
+			t.Errorf("got %q", out)
+		}
 	}
 }
 

@@ -10,12 +10,15 @@ import (
 	"time"
 )
 
-// Leftovers fails t if, a second from now, there still is a process or a mount of an executor on the store directory, in
+// patience is how long something may take to end on a busy machine. On an idle one it takes milliseconds.
+const patience = 5 * time.Second
+
+// Leftovers fails t if, a little later, there still is a process or a mount of an executor on the store directory, in
 // whatever namespace, or a cgroup of one of the runs (cas.Store.RunID).
 func Leftovers(t testing.TB, store string, runs ...string) {
 	t.Helper()
 	var left []string
-	for deadline := time.Now().Add(time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		left = findLeftovers(store, runs)
 		if len(left) == 0 {
 			return
@@ -29,11 +32,11 @@ func Leftovers(t testing.TB, store string, runs ...string) {
 	}
 }
 
-// noSteps fails t if, a second from now, a run still has the cgroup of a step.
+// noSteps fails t if, a little later, a run still has the cgroup of a step.
 func noSteps(t testing.TB, run string) {
 	t.Helper()
 	var groups []string
-	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		groups = nil
 		for _, top := range []string{"/sys/fs/cgroup/obx/", "/sys/fs/cgroup/*/obx/"} {
 			found, _ := filepath.Glob(top + run + "/*/cgroup.procs")

@@ -29,6 +29,12 @@ type Executor interface {
 	Close() error
 }
 
+// A Preparer is an Executor that can begin in the background what its first Run needs. Calling Prepare is never needed: it
+// saves time when it is done while something else is waited for, as answers of a cache.
+type Preparer interface {
+	Prepare()
+}
+
 // A Root is a private, writable root file system. Its methods are called one at a time.
 type Root interface {
 	// Run runs one process to its end and writes what it prints to out, in the order in which it was written.
@@ -66,7 +72,7 @@ type Process struct {
 	Dir      string   // absolute; made (root:root 0755) if missing
 	UID, GID int
 	User     string // by name, for Windows; then UID and GID mean nothing
-	Hostname string
+	Hostname string // "" is "builder"
 	Network  Network
 	Mounts   []Mount
 	Limits   Limits
@@ -96,7 +102,7 @@ type Mount struct {
 type Cache struct {
 	Domain  string
 	Name    string
-	Sharing string // "" (copy-on-write; the first to finish wins), "shared" or "locked"
+	Sharing string // "" or "private" (copy-on-write; the first to finish wins), "shared" or "locked"
 }
 
 // A Secret is a read-only file whose bytes live in memory only.
@@ -126,8 +132,8 @@ const (
 // An ExitError is a process that ended without success.
 type ExitError struct {
 	Reason Reason
-	Code   int    // of Exited
-	Signal int    // of Signaled
+	Code   int    // of Exited; of OOM if the process outlived the one that was killed
+	Signal int    // of Signaled, and of OOM otherwise
 	Limit  string // of TimedOut and OOM: the limit, for people ("10s", "64MiB")
 }
 

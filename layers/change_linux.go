@@ -210,7 +210,7 @@ func (t *changeWriter) zeros(w io.Writer, n int64) error {
 }
 
 func reservedName(name string) error {
-	return fmt.Errorf("%s: names that begin with %q cannot be kept in a layer", name, whiteoutPrefix)
+	return fmt.Errorf("%s: %w", name, ErrReservedName)
 }
 
 // Seal prepares a directory that overlayfs has written, over lower directories (base first), for being a layer: it

@@ -26,9 +26,13 @@
 package layers
 
 import (
+	"errors"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
+
+// ErrReservedName says that a file's name means something else in a layer: one that begins with .wh. does not survive.
+var ErrReservedName = errors.New("names that begin with .wh. cannot be kept in a layer")
 
 // A Layer is one file system change. The zero Layer changes nothing. At least one of Dir and Blob is set otherwise.
 type Layer struct {

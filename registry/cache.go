@@ -189,12 +189,20 @@ func (c *Cache) isKnown(d digest.Digest) bool {
 	return c.known[d]
 }
 
-// lost gives a layer of a record that was found missing before, when another record named it.
+// lost gives a blob of a record that was found missing or wrong before, when another record named it.
 func (c *Cache) lost(r *record) (digest.Digest, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	var blobs []digest.Digest
 	for _, l := range r.Layers {
-		d := l.Digest.digest()
+		blobs = append(blobs, l.Digest.digest())
+	}
+	for _, l := range r.logs {
+		if l.Data == nil {
+			blobs = append(blobs, l.Digest)
+		}
+	}
+	for _, d := range blobs {
 		if there, ok := c.known[d]; ok && !there {
 			return d, true
 		}
@@ -331,7 +339,7 @@ func (c *Cache) lookUp(ctx context.Context, id keys.ID, domain string) (*record,
 		return nil, nil // Fetch found it so, and nobody has mended it since
 	}
 	if lost, ok := c.lost(rec); ok {
-		c.warn("broken", "the result of %s is broken, and not used: layer %s is gone", id, lost)
+		c.warn("broken", "the result of %s is broken, and not used: blob %s is gone", id, lost)
 		c.note(tag, sight{verdict: broken, digest: d})
 		return nil, nil
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -482,9 +483,12 @@ func TestGoneIsAMiss(t *testing.T) {
 	var lines []string
 	for k := 0; ; k++ {
 		b, warned := machine(t, repo)
+		var mu sync.Mutex
 		gone := ""
 		n := 0
 		repo.setFault(func(line string) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if n++; n == k || line == gone {
 				gone = line
 				return fmt.Errorf("%s: %w", line, registry.ErrNotFound)
@@ -528,6 +532,45 @@ func TestGoneIsAMiss(t *testing.T) {
 	}
 	if len(lines) < 5 {
 		t.Errorf("a resume made only the requests %q", lines)
+	}
+}
+
+// Who finds bytes wrong sends them again, though the registry says that it has them.
+func TestCorruptBlobsAreReplaced(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	push(t, a, build.step("1\n"))
+	noise := make([]byte, 1<<20)
+	rand.NewChaCha8([32]byte{}).Read(noise)
+	push(t, a, build.step(string(noise)))
+	last := build.last()
+	log := find(t, a, last.Key).Steps[1].Log.Desc.Digest
+	for _, d := range []digest.Digest{last.Layers[0].Blob.Digest, last.Layers[2].Blob.Digest, log} {
+		registry.Corrupt(repo.Memory, d)
+		b, _ := machine(t, repo)
+		r := find(t, b, last.Key)
+		var err error
+		if d == log {
+			_, err = b.OpenLog(t.Context(), r.Steps[1].Log)
+		} else {
+			_, err = b.Fetch(t.Context(), r, true, nil)
+		}
+		if !errors.Is(err, registry.ErrGone) {
+			t.Fatalf("read %s, %v", d, err)
+		}
+		if r := find(t, b, last.Key); r != nil {
+			t.Error("what is broken is found again")
+		}
+		b.Store = a.Store
+		push(t, b, last)
+		c, warned := machine(t, repo)
+		if r := find(t, c, last.Key); r == nil || readLog(t, c, r.Steps[1].Log) != string(noise) {
+			t.Fatalf("found %+v, warned %q", r, warned.take())
+		} else {
+			fetch(t, c, r)
+		}
 	}
 }
 
@@ -907,5 +950,83 @@ func TestTouch(t *testing.T) {
 	b.Touch(t.Context(), find(t, b, r.Key))
 	if w := warned.take(); len(w) > 0 {
 		t.Errorf("warned %q", w)
+	}
+}
+
+// A base of many layers leaves so little room that ranges of ranges are merged soon.
+func TestRangesOfRanges(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	c, _ := machine(t, repo)
+	build := newChain(t, c.Store, "one")
+	base := build.results[0]
+	for i := range 103 {
+		base.Layers = append(base.Layers, build.layer(map[string]string{fmt.Sprint("base", i): "x"}))
+		base.Config.History = append(base.Config.History, ocispec.History{CreatedBy: "more"})
+	}
+	base.Base = len(base.Layers)
+	push(t, c, base)
+	for range 27 {
+		push(t, c, build.step(""))
+	}
+	b, warned := machine(t, repo)
+	r := find(t, b, build.ids()...)
+	if r == nil || len(r.Layers) != 104+4 { // 16, 8, 2, 1
+		t.Fatalf("found %+v, warned %q", r, warned.take())
+	}
+	for i, want := range map[int]int{0: -1, 14: -1, 15: 105, 22: -1, 23: 106, 24: -1, 25: 107, 26: 108} {
+		if got := r.Steps[i].Layers; got != want {
+			t.Errorf("step %d has %d layers, want %d", i+1, got, want)
+		}
+	}
+	files := fetch(t, b, r)
+	if !strings.HasSuffix(files["log"], "26\n27\n") || files["base102"] != "x" || len(r.Config.History) != 104+27 {
+		t.Errorf("got %d files, the log %q, %d entries of history", len(files), files["log"], len(r.Config.History))
+	}
+	if found := problems(t, b); len(found) > 0 {
+		t.Errorf("found %q", found)
+	}
+
+	// No room at all.
+	for range 15 {
+		base.Layers = append(base.Layers, base.Layers[0])
+	}
+	base.Base = len(base.Layers)
+	full := newChain(t, c.Store, "full")
+	full.results[0].Layers, full.results[0].Base = base.Layers, base.Base
+	full.step("")
+	full.step("")
+	if _, err := c.Push(t.Context(), full.last()); err == nil || !strings.Contains(err.Error(), "120") {
+		t.Errorf("pushed an image of 121 layers: %v", err)
+	}
+}
+
+// Bytes that the store has lost are packed again, where the registry has lost them, too.
+func TestPackedAgain(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	push(t, a, build.step("1\n"))
+	b, warned := machine(t, repo)
+	ls, err := b.Fetch(t.Context(), find(t, b, build.last().Key), true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range ls { // as prune may leave them
+		if err := os.Remove(filepath.Join(b.Store.Dir(), "blobs", "sha256", l.Blob.Digest.Encoded())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	empty := newSpy()
+	next := &chain{t: t, st: b.Store, name: "one", results: slices.Clone(build.results)}
+	next.last().Layers = ls
+	c, _ := machine(t, empty)
+	c.Store, c.Compression = b.Store, layers.Compression{Algorithm: "gzip"}
+	next.last().Steps[0].Log = registry.Log{Data: []byte("1\n")}
+	push(t, c, next.step(""))
+	d, _ := machine(t, empty)
+	if files := fetch(t, d, find(t, d, next.last().Key)); files["log"] != "one1\n2\n" || files["base"] != "one" {
+		t.Errorf("got %q, warned %q", files, warned.take())
 	}
 }

@@ -49,10 +49,8 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) (
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.Is(err, errWrong):
-		c.note(r.record.tag, sight{verdict: broken, digest: r.record.digest})
-		fallthrough
 	case errors.Is(err, ErrGone):
+		c.note(r.record.tag, sight{verdict: broken, digest: r.record.digest})
 		c.warn("gone", "the result of %s cannot be used: %v", r.Key, err)
 		fallthrough
 	case err != nil:
@@ -64,28 +62,19 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) (
 	return ls, nil
 }
 
-// errWrong is why a result is gone for good: the Repo has answered, and has no such bytes.
-var errWrong = fmt.Errorf("%w: the bytes are missing or wrong", ErrGone)
-
 // fetchConfig gives the config of a record's image.
 func (c *Cache) fetchConfig(ctx context.Context, rec *record) (img ocispec.Image, err error) {
 	desc := rec.Config.descriptor(ocispec.MediaTypeImageConfig)
-	fail := func(kind, err error) (ocispec.Image, error) {
-		if kind == errWrong {
-			c.learn(false, desc.Digest)
-		}
-		return ocispec.Image{}, fmt.Errorf("config %s: %w: %w", desc.Digest, kind, err)
+	fail := func(err error) (ocispec.Image, error) {
+		return ocispec.Image{}, fmt.Errorf("config: %w", c.gone(ctx, desc.Digest, err, err))
 	}
 	b, err := c.stored(desc)
 	if err != nil {
-		switch b, err = readBlob(ctx, c.Repo, desc); {
-		case errors.Is(err, ErrNotFound):
-			return fail(errWrong, err)
-		case err != nil:
-			return fail(ErrGone, err)
+		if b, err = readBlob(ctx, c.Repo, desc); err == nil {
+			err = checkBytes(b, desc.Digest)
 		}
-		if err := checkBytes(b, desc.Digest); err != nil {
-			return fail(errWrong, err)
+		if err != nil {
+			return fail(err)
 		}
 		if _, err := c.Store.PutBlob(b); err != nil {
 			return ocispec.Image{}, err
@@ -93,11 +82,11 @@ func (c *Cache) fetchConfig(ctx context.Context, rec *record) (img ocispec.Image
 	}
 	parsed, err := parseConfig(b, len(rec.Layers))
 	if err != nil {
-		return fail(errWrong, err)
+		return fail(err)
 	}
 	for i, l := range rec.Layers {
 		if parsed.RootFS.DiffIDs[i] != l.DiffID.digest() {
-			return fail(errWrong, fmt.Errorf("layer %d has another diff id than the record says", i+1))
+			return fail(fmt.Errorf("layer %d has another diff id than the record says", i+1))
 		}
 	}
 	return *parsed, nil
@@ -151,7 +140,7 @@ func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, unpack bool, p P
 	}
 	rc, err := c.Repo.Blob(ctx, l.Blob)
 	if err != nil {
-		return l, c.gone(l.Blob.Digest, err, nil)
+		return l, c.gone(ctx, l.Blob.Digest, err, err)
 	}
 	defer rc.Close()
 	src := &sourceReader{r: rc}
@@ -162,29 +151,27 @@ func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, unpack bool, p P
 	// One byte more than the record says shows that it is wrong, as one too few does.
 	got, err := layers.Load(ctx, c.Store, l.Blob, l.DiffID, r, unpack, layers.Limits{Bytes: l.Size})
 	if err != nil {
-		return l, c.gone(l.Blob.Digest, err, src.err)
+		return l, c.gone(ctx, l.Blob.Digest, err, src.err)
 	}
 	if l.Size != 0 && got.Size != l.Size {
-		return l, c.gone(l.Blob.Digest, fmt.Errorf("it unpacks to %d bytes, the record says %d", got.Size, l.Size), nil)
+		return l, c.gone(ctx, l.Blob.Digest, fmt.Errorf("it unpacks to %d bytes, the record says %d", got.Size, l.Size), nil)
 	}
 	return got, nil
 }
 
-// gone tells what an error means that came with a blob; from is what its source said while it was read.
-func (c *Cache) gone(d digest.Digest, err, from error) error {
+// gone tells what an error means that came with a blob; from is what its source said. Whatever a Repo does not give, though asked again, is
+// lost to us: to send it once more when the network alone was to blame costs little, never to mend it costs every build.
+func (c *Cache) gone(ctx context.Context, d digest.Digest, err, from error) error {
 	var path *fs.PathError
 	var errno syscall.Errno
 	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return err
-	case errors.Is(err, ErrNotFound), errors.Is(from, ErrNotFound):
-	case from != nil:
-		return fmt.Errorf("blob %s: %w: %w", d, ErrGone, from)
-	case errors.As(err, &path), errors.As(err, &errno):
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case from == nil && (errors.As(err, &path) || errors.As(err, &errno)):
 		return err // of the store
 	}
 	c.learn(false, d)
-	return fmt.Errorf("blob %s: %w: %w", d, errWrong, err)
+	return fmt.Errorf("%w: blob %s: %w", ErrGone, d, err)
 }
 
 // sourceReader remembers the error of its source, which is not one of where the bytes go.
@@ -224,7 +211,7 @@ func (c *Cache) OpenLog(ctx context.Context, l Log) (io.ReadCloser, error) {
 	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(logWindow))
 	if err != nil {
 		r.Close()
-		return nil, fmt.Errorf("open log: %w: %w", errWrong, err)
+		return nil, fmt.Errorf("open log: %w: %w", ErrGone, err)
 	}
 	var plain io.Reader = z
 	if l.unpacked > 0 {
@@ -247,7 +234,7 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 	}
 	rc, err := repo.Blob(ctx, l.Desc)
 	if err != nil {
-		return nil, c.gone(l.Desc.Digest, err, nil)
+		return nil, c.gone(ctx, l.Desc.Digest, err, err)
 	}
 	defer rc.Close()
 	src := &sourceReader{r: io.LimitReader(rc, l.Desc.Size+1)}
@@ -257,7 +244,7 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 			err = checkBytes(b, l.Desc.Digest)
 		}
 		if err != nil {
-			return nil, c.gone(l.Desc.Digest, err, src.err)
+			return nil, c.gone(ctx, l.Desc.Digest, err, src.err)
 		}
 		return io.NopCloser(bytes.NewReader(b)), nil
 	}
@@ -267,10 +254,10 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 	}
 	defer w.Close()
 	if _, err := io.Copy(w, ctxReader{ctx, src}); err != nil {
-		return nil, c.gone(l.Desc.Digest, err, src.err)
+		return nil, c.gone(ctx, l.Desc.Digest, err, src.err)
 	}
 	if _, _, err := w.Commit(l.Desc.Digest); err != nil {
-		return nil, c.gone(l.Desc.Digest, err, nil)
+		return nil, c.gone(ctx, l.Desc.Digest, err, nil)
 	}
 	return c.Store.Blob(l.Desc.Digest)
 }

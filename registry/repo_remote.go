@@ -172,9 +172,6 @@ func (r *remoteRepo) Head(ctx context.Context, ref string) (ocispec.Descriptor, 
 	if err == nil {
 		discard(resp)
 		desc := ocispec.Descriptor{MediaType: mediaTypeIn(resp), Digest: digest.Digest(resp.Header.Get("Docker-Content-Digest")), Size: resp.ContentLength}
-		if desc.Digest == "" && !isTag.MatchString(ref) {
-			desc.Digest = digest.Digest(ref)
-		}
 		if checkDigest(desc.Digest) == nil && desc.Size >= 0 {
 			return desc, nil
 		}
@@ -188,19 +185,16 @@ func (r *remoteRepo) Head(ctx context.Context, ref string) (ocispec.Descriptor, 
 
 // Manifest implements Repo.
 func (r *remoteRepo) Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
-	for failures := 0; ; failures++ {
-		desc, b, err := r.readManifest(ctx, ref)
-		if err == nil {
-			return desc, b, nil
-		}
-		if broke := new(brokenBody); ctx.Err() == nil && errors.As(err, &broke) && failures < maxRetries {
-			if err := sleep(ctx, jitter(r.client.transport.patience.backoff<<failures)); err != nil {
-				return desc, nil, err
-			}
-			continue
-		}
-		return desc, nil, r.fail("read", "manifest "+ref, cmp.Or(ctx.Err(), r.explainRead(err)))
+	var desc ocispec.Descriptor
+	var b []byte
+	err := r.whole(ctx, func() (err error) {
+		desc, b, err = r.readManifest(ctx, ref)
+		return err
+	})
+	if err != nil {
+		return ocispec.Descriptor{}, nil, r.fail("read", "manifest "+ref, cmp.Or(ctx.Err(), r.explainRead(err)))
 	}
+	return desc, b, nil
 }
 
 // A brokenBody is an error that came after a response had begun, where the transport sends nothing again.
@@ -208,6 +202,19 @@ type brokenBody struct{ err error }
 
 func (e *brokenBody) Error() string { return e.err.Error() }
 func (e *brokenBody) Unwrap() error { return e.err }
+
+// whole asks again while the answer breaks.
+func (r *remoteRepo) whole(ctx context.Context, ask func() error) error {
+	for failures := 0; ; failures++ {
+		err := ask()
+		if ctx.Err() != nil || !errors.As(err, new(*brokenBody)) || failures == maxRetries {
+			return err
+		}
+		if err := sleep(ctx, jitter(r.client.transport.patience.backoff<<failures)); err != nil {
+			return err
+		}
+	}
+}
 
 func (r *remoteRepo) readManifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
 	resp, err := r.manifestRequest(ctx, http.MethodGet, ref)
@@ -228,7 +235,11 @@ func (r *remoteRepo) readManifest(ctx context.Context, ref string) (ocispec.Desc
 			mediaType = t
 		}
 	}
-	return ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}, b, nil
+	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	if !isTag.MatchString(ref) && desc.Digest.String() != ref {
+		return desc, nil, fmt.Errorf("%w: what is there has the digest %s", ErrNotFound, desc.Digest)
+	}
+	return desc, b, nil
 }
 
 // Blob implements Repo.
@@ -455,16 +466,23 @@ func (b *uploadBody) Close() error {
 // PutManifest implements Repo.
 func (r *remoteRepo) PutManifest(ctx context.Context, tag, mediaType string, data []byte) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
-	if err := r.putManifest(ctx, tag, desc, data); err != nil {
+	err := checkManifestToPut(tag, data)
+	if err == nil {
+		err = r.putManifest(ctx, tag, desc, data)
+	}
+	// While one client uploads a blob again, distribution sees the file that names it empty for a moment, and does not know the blob for others.
+	for i := 0; i < maxRetries && errors.Is(err, ErrBlobUnknown) && hasCode(err, errcode.ErrorCodeDigestInvalid); i++ {
+		if err = sleep(ctx, jitter(r.client.transport.patience.backoff<<i)); err == nil {
+			err = r.putManifest(ctx, tag, desc, data)
+		}
+	}
+	if err != nil {
 		return desc, fmt.Errorf("put manifest %s into %s: %w", cmp.Or(tag, desc.Digest.String()), r.Name(), cmp.Or(ctx.Err(), err))
 	}
 	return desc, nil
 }
 
 func (r *remoteRepo) putManifest(ctx context.Context, tag string, desc ocispec.Descriptor, data []byte) error {
-	if err := checkManifestToPut(tag, data); err != nil {
-		return err
-	}
 	req, err := r.newRequest(ctx, http.MethodPut, "manifests/"+cmp.Or(tag, desc.Digest.String()), data, write)
 	if err != nil {
 		return err
@@ -502,7 +520,12 @@ func (r *remoteRepo) Tags(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		// Without a number, some registries send all at once; distribution 3 takes none above 1000.
 		for next := r.url(ctx, "tags/list?n=1000"); next != ""; {
-			tags, after, err := r.tagPage(ctx, next)
+			var tags []string
+			var after string
+			err := r.whole(ctx, func() (err error) {
+				tags, after, err = r.tagPage(ctx, next)
+				return err
+			})
 			if err != nil {
 				if statusOf(err) != http.StatusNotFound {
 					yield("", r.fail("list", "tags", cmp.Or(ctx.Err(), r.explainRead(err))))
@@ -537,8 +560,12 @@ func (r *remoteRepo) tagPage(ctx context.Context, page string) (tags []string, n
 		return nil, "", err
 	}
 	defer discard(resp)
+	b, err := io.ReadAll(io.LimitReader(resp.Body, maxTagPage))
+	if err != nil {
+		return nil, "", &brokenBody{err}
+	}
 	var list struct{ Tags []string }
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxTagPage)).Decode(&list); err != nil {
+	if err := json.Unmarshal(b, &list); err != nil {
 		return nil, "", err
 	}
 	// Link: </v2/x/tags/list?n=1000&last=t>; rel="next"

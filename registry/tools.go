@@ -641,17 +641,17 @@ func (cp *copying) image(ctx context.Context, rec *record) (*imageDocs, error) {
 	d := rec.Image.Digest.digest()
 	_, b, err := cp.from.Repo.Manifest(ctx, d.String())
 	if errors.Is(err, ErrNotFound) {
-		return nil, fmt.Errorf("image %s: %w", d, errWrong)
+		return nil, fmt.Errorf("image %s: %w", d, ErrGone)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if err := checkBytes(b, d); err != nil {
-		return nil, fmt.Errorf("image: %w: %w", errWrong, err)
+		return nil, fmt.Errorf("image: %w: %w", ErrGone, err)
 	}
 	var m ocispec.Manifest
 	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("image %s: %w: %w", d, errWrong, err)
+		return nil, fmt.Errorf("image %s: %w: %w", d, ErrGone, err)
 	}
 	docs := &imageDocs{manifest: b, digest: d}
 	for _, desc := range append(m.Layers, m.Config) {
@@ -670,7 +670,7 @@ func (cp *copying) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCl
 	}
 	rc, err := cp.from.Repo.Blob(ctx, desc)
 	if errors.Is(err, ErrNotFound) {
-		return nil, fmt.Errorf("blob %s: %w", desc.Digest, errWrong)
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, ErrGone)
 	}
 	if err != nil {
 		return nil, err
@@ -689,7 +689,7 @@ func (r *verifyingReader) Read(b []byte) (int, error) {
 	n, err := r.ReadCloser.Read(b)
 	r.h.Hash().Write(b[:n])
 	if err == io.EOF && r.h.Digest() != r.want.Digest {
-		return n, fmt.Errorf("blob %s: %w", r.want.Digest, errWrong)
+		return n, fmt.Errorf("blob %s: %w", r.want.Digest, ErrGone)
 	}
 	return n, err
 }

@@ -100,7 +100,7 @@ func TestGC(t *testing.T) {
 	if _, err := repo.PutManifest(t.Context(), broken+".rec", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2,"x":1}`)); err != nil {
 		t.Fatal(err)
 	}
-	b, warned := machine(t, repo)
+	b, _ := machine(t, repo)
 	r := find(t, b, input.Key)
 	b.Touch(t.Context(), r)
 
@@ -157,7 +157,7 @@ func TestGC(t *testing.T) {
 	if !slices.Equal(tags, want) {
 		t.Errorf("left %q, want %q", tags, want)
 	}
-	b, warned = machine(t, repo)
+	b, warned := machine(t, repo)
 	if files := fetch(t, b, find(t, b, input.Key)); files["base"] != "young" {
 		t.Errorf("got %q, warned %q", files, warned.take())
 	}

@@ -184,6 +184,6 @@ func (c *cacheMount) commit() error {
 		return err
 	}
 	return c.use.Commit(c.upper(), func(dst string, dirs []string) error {
-		return layers.FlattenDirs(context.Background(), dst, dirs)
+		return layers.FlattenBaseDirs(context.Background(), dst, dirs)
 	})
 }

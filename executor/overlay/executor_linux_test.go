@@ -96,21 +96,22 @@ func TestTerminal(t *testing.T) {
 		for {
 			n, err := master.Read(buf)
 			all.Write(buf[:n])
+			// Ctrl-C interrupts what is in the foreground, if the terminal controls it.
+			if bytes.Contains(buf[:n], []byte("waiting")) {
+				_, _ = master.WriteString("\x03")
+			}
 			if err != nil || strings.Contains(all.String(), "the end") {
 				break
 			}
 		}
 		screen <- all.String()
 	}()
-	// What is typed early waits in the terminal; Ctrl-C interrupts what is in the foreground, for the terminal controls it.
-	if _, err := master.WriteString("typed\n"); err != nil {
+	if _, err := master.WriteString("typed\n"); err != nil { // before anybody reads
 		t.Fatal(err)
 	}
-	timer := time.AfterFunc(time.Second, func() { _, _ = master.WriteString("\x03") })
-	defer timer.Stop()
-	p := shell("stty size; read x; echo got $x; trap 'echo interrupted' INT; sleep 60; exit 3")
+	p := shell("stty size; read x; echo got $x; trap 'i=1; echo interrupted' INT; echo waiting; while [ -z \"$i\" ]; do sleep 0.1; done; exit 3")
 	p.Terminal, p.Stdin = true, tty
-	p.Limits.Timeout = 20 * time.Second
+	p.Limits.Timeout = time.Minute
 	err = r.Run(t.Context(), p, io.Discard)
 	var exit *executor.ExitError
 	if !errors.As(err, &exit) || exit.Code != 3 {

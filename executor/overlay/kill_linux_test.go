@@ -99,7 +99,7 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait()
-		conformance.Leftovers(t, dir) // processes and mounts, within a second
+		conformance.Leftovers(t, dir) // processes and mounts
 	}
 	st, err = cas.Open(dir)
 	if err != nil {

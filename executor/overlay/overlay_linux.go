@@ -179,7 +179,7 @@ func (e *Executor) flatten(ctx context.Context, dirs []string) (string, error) {
 	if name, ok := e.flattened[key]; ok {
 		return name, nil
 	}
-	l, err := layers.Flatten(ctx, e.options.Store, dirs)
+	l, err := layers.FlattenBase(ctx, e.options.Store, dirs)
 	if err != nil {
 		return "", err
 	}

@@ -249,23 +249,21 @@ func readELF(f io.ReaderAt, head []byte) (string, error) {
 	} else {
 		off, size, count = uint64(order.Uint32(head[28:])), int(order.Uint16(head[42:])), int(order.Uint16(head[44:]))
 	}
-	if size < 32 || off > 1<<40 {
-		return "", nil
+	// The kernel's own conditions.
+	if want := map[bool]int{false: 32, true: 56}[wide]; size != want || count < 1 || size*count > 1<<16 || off > 1<<40 {
+		return "", errors.New("exec format error: bad program headers")
 	}
 	table := make([]byte, size*count)
 	if _, err := f.ReadAt(table, int64(off)); err != nil {
-		return "", nil
+		return "", errors.New("exec format error: the file is too short")
 	}
 	for h := range slices.Chunk(table, size) {
 		if elf.ProgType(order.Uint32(h)) != elf.PT_INTERP {
 			continue
 		}
-		var at, n uint64
-		switch {
-		case wide && size >= 40:
+		at, n := uint64(order.Uint32(h[4:])), uint64(order.Uint32(h[16:]))
+		if wide {
 			at, n = order.Uint64(h[8:]), order.Uint64(h[32:])
-		case !wide:
-			at, n = uint64(order.Uint32(h[4:])), uint64(order.Uint32(h[16:]))
 		}
 		if n < 2 || n > unix.PathMax || at > 1<<40 {
 			return "", errors.New("exec format error: bad interpreter")

@@ -49,7 +49,8 @@ func (r *root) lower(ctx context.Context) ([]string, error) {
 				return nil, err
 			}
 		}
-		r.dirs = append(r.dirs, l.Dir)
+		// Equal layers are one directory, and overlayfs takes none twice. The upper one says all that the lower one says.
+		r.dirs = append(slices.DeleteFunc(r.dirs, func(d string) bool { return d == l.Dir }), l.Dir)
 		r.pending = r.pending[1:]
 	}
 	for len(r.dirs) >= maxLower { // one less than that: there is the floor, or for Files the change
@@ -246,15 +247,15 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 	if r.change == "" {
 		return change{}, nil
 	}
-	empty, err := layers.Seal(r.upper())
+	lower, err := r.lower(ctx)
+	if err != nil {
+		return nil, err
+	}
+	empty, err := layers.Seal(r.upper(), lower...)
 	if err != nil {
 		return nil, errors.Join(err, r.drop())
 	}
 	if empty {
-		lower, err := r.lower(ctx)
-		if err != nil {
-			return nil, err
-		}
 		same, err := layers.SameDir(r.upper(), r.below(lower))
 		if err != nil {
 			return nil, err
