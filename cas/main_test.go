@@ -40,15 +40,6 @@ func helperCmd(t *testing.T, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func runHelper(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	out, err := helperCmd(t, name, args...).Output()
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	return strings.TrimSpace(string(out))
-}
-
 // startHelper starts a helper and waits for its first line.
 func startHelper(t *testing.T, name string, args ...string) (*exec.Cmd, string) {
 	t.Helper()

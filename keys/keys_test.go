@@ -98,8 +98,6 @@ func (b build) key(t *testing.T) keys.ID {
 // on gives a stage on busybox with the operations.
 func on(ops string) build { return build{spec: "((from busybox) " + ops + ")"} }
 
-func (b build) with(pairs ...string) build { b.files = files(pairs...); return b }
-
 func (b build) opt(edit func(*keys.Options)) build { b.edit = edit; return b }
 
 func (b build) onPlatform(p ocispec.Platform) build {

@@ -181,7 +181,7 @@ func checkExecutable(r rootDir, name string, depth int) error {
 	case hasForeignFormats():
 		return nil
 	}
-	return errors.New("exec format error: neither a program nor a script that begins with #!")
+	return errors.New("exec format error: neither a program nor a script with a #! line")
 }
 
 func interpreterError(name string, err error) error {
