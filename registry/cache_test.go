@@ -422,6 +422,7 @@ func pushSteps(t testing.TB, n int, log func(i int) string) (repo *spy, c *regis
 
 func TestManySteps(t *testing.T) {
 	needRoot(t)
+	t.Parallel()
 	repo, _, build := pushSteps(t, 400, func(int) string { return "" })
 	if repo.wrote > 40<<20 {
 		t.Errorf("%d bytes of metadata", repo.wrote)
@@ -956,6 +957,7 @@ func TestTouch(t *testing.T) {
 // A base of many layers leaves so little room that ranges of ranges are merged soon.
 func TestRangesOfRanges(t *testing.T) {
 	needRoot(t)
+	t.Parallel()
 	repo := newSpy()
 	c, _ := machine(t, repo)
 	build := newChain(t, c.Store, "one")

@@ -61,9 +61,6 @@ type blob struct {
 const askAbove = 1 << 20
 
 func (p *push) run(ctx context.Context) error {
-	if id, err := keys.Sum([]byte(p.r.Preimage)); err != nil || id != p.r.Key {
-		return fmt.Errorf("its preimage does not give its key (but %s, %v)", id, err)
-	}
 	done, err := p.entries.claim(ctx, p.tag)
 	if err != nil {
 		return err
@@ -77,36 +74,9 @@ func (p *push) run(ctx context.Context) error {
 	}
 	since := p.sightOf(p.tag + recordSuffix).at
 
-	pred, err := p.predicate()
+	image, rec, err := p.prepare(ctx)
 	if err != nil {
 		return err
-	}
-	image := &imageDocs{}
-	if pred.Status == statusOK {
-		if image, err = p.image(ctx, pred); err != nil {
-			return err
-		}
-	}
-	logs, err := p.logs(ctx, pred)
-	if err != nil {
-		return err
-	}
-	if err := pred.check(); err != nil {
-		return fmt.Errorf("the record would be wrong: %w", err)
-	}
-	payload, err := pred.encode()
-	if err != nil {
-		return err
-	}
-	envelope, err := seal(payload, p.Signer)
-	if err != nil {
-		return err
-	}
-	rec := &recordDocs{manifest: recordOf(pred, envelope, logs, p.now()), envelope: envelope, logs: logs}
-	if p.refuses() {
-		if err := rec.disguise(); err != nil {
-			return err
-		}
 	}
 	// The record's blobs go along with the image's: one round trip less.
 	if err := p.putAll(ctx, slices.Concat(image.blobs, rec.blobs(ctx, p.Cache))); err != nil {
@@ -122,14 +92,48 @@ func (p *push) run(ctx context.Context) error {
 		return err
 	}
 	s := sight{verdict: good, digest: desc.Digest}
-	if pred.Status == statusFailed {
-		s.verdict, s.made = failure, pred.finished()
+	if p.r.Exit != 0 {
+		s.verdict, s.made = failure, p.r.Started.Add(p.r.Took)
 	}
 	p.note(p.tag+recordSuffix, s)
 	if image.manifest != nil && p.now().Sub(since) > fresh {
 		p.mend(ctx, desc.Digest, image)
 	}
 	return nil
+}
+
+// prepare makes image and record, and with them the layers and logs that are not packed yet.
+func (p *push) prepare(ctx context.Context) (*imageDocs, *recordDocs, error) {
+	pred, err := p.predicate()
+	if err != nil {
+		return nil, nil, err
+	}
+	image := &imageDocs{}
+	if pred.Status == statusOK {
+		if image, err = p.image(ctx, pred); err != nil {
+			return nil, nil, err
+		}
+	}
+	logs, err := p.logs(ctx, pred)
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := pred.check(); err != nil {
+		return nil, nil, fmt.Errorf("its record would not be believed: %w", err)
+	}
+	payload, err := pred.encode()
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode the record: %w", err)
+	}
+	envelope, err := seal(payload, p.Signer)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign the record: %w", err)
+	}
+	rec := &recordDocs{manifest: recordOf(pred, envelope, logs, p.now()), envelope: envelope, logs: logs}
+	if p.refuses() {
+		err = rec.disguise()
+	}
+	return image, rec, err
 }
 
 // taken reports whether what is there stays.

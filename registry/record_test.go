@@ -193,7 +193,11 @@ func TestText(t *testing.T) {
 
 func TestSpans(t *testing.T) {
 	for base := range maxImageLayers {
-		for n := range 5000 {
+		steps := 600
+		if base%9 == 0 {
+			steps = 5000
+		}
+		for n := range steps {
 			ss, err := spans(base, n)
 			if err != nil {
 				if base <= 108 {

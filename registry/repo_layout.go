@@ -462,12 +462,13 @@ func (l *layoutRepo) delete(ref string) error {
 		found = slices.ContainsFunc(index.Manifests, func(e ocispec.Descriptor) bool { return e.Digest == d })
 	}
 	for _, name := range names {
-		switch err := l.files.remove(name); {
-		case err == nil:
-			found = true
-		case !errors.Is(err, fs.ErrNotExist):
+		if _, err := l.files.stat(name); errors.Is(err, fs.ErrNotExist) {
+			continue // also where nothing can be written
+		}
+		if err := l.files.remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+		found = true
 	}
 	if !found {
 		return nil

@@ -55,7 +55,11 @@ func (r *remoteRepo) url(ctx context.Context, endpoint string) string {
 // newRequest makes a request for an endpoint of the repository.
 func (r *remoteRepo) newRequest(ctx context.Context, method, endpoint string, body []byte, actions []string) (*http.Request, error) {
 	ctx = auth.AppendRepositoryScope(ctx, r.ref, actions...)
-	return http.NewRequestWithContext(ctx, method, r.url(ctx, endpoint), bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, r.url(ctx, endpoint), bytes.NewReader(body))
+	if err == nil {
+		req.Header["X-Idempotency-Key"] = nil // is not sent: net/http may send again what a connection closed while idle has lost
+	}
+	return req, err
 }
 
 // do sends a request. Any status but those in want is an error, ErrNotFound for 404.

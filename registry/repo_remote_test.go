@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -63,8 +64,9 @@ type operation struct {
 // operations are all methods, each of which finds what it wants.
 func operations(t testing.TB, p *conformance.Proxy, o registry.RepoOptions) []operation {
 	t.Helper()
-	direct := openRepo(t, p.Addr+"/"+repoName(t), registry.RepoOptions{})
-	r := openRepo(t, p.Addr+"/"+repoName(t), o)
+	name := fmt.Sprintf("%s/x%s", repoName(t), p.Addr[strings.LastIndex(p.Addr, ":")+1:])
+	direct := openRepo(t, p.Addr+"/"+name, registry.RepoOptions{})
+	r := openRepo(t, p.Addr+"/"+name, o)
 	desc, blob := conformance.RandomBlob(300_000)
 	conformance.PutBytes(t, direct, "", blob)
 	image, m := conformance.PutImage(t, direct, "x")
@@ -131,6 +133,7 @@ func operations(t testing.TB, p *conformance.Proxy, o registry.RepoOptions) []op
 }
 
 func TestRepoRequests(t *testing.T) {
+	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	for _, op := range operations(t, p, registry.RepoOptions{}) {
 		p.Counts()
@@ -150,6 +153,7 @@ func TestRepoRequests(t *testing.T) {
 
 // TestRepoPassingFaults has one bad thing happen to each kind of request of each method: all of them succeed.
 func TestRepoPassingFaults(t *testing.T) {
+	t.Parallel()
 	addr := conformance.NewDebian(t).Addr
 	tests := []struct {
 		name  string
@@ -174,11 +178,13 @@ func TestRepoPassingFaults(t *testing.T) {
 		{"lost session", conformance.Fault{Status: 404, Body: `{"errors":[{"code":"BLOB_UPLOAD_UNKNOWN"}]}`}, "PUT upload"},
 		{"bad session", conformance.Fault{Status: 416, Body: `{"errors":[{"code":"BLOB_UPLOAD_INVALID"}]}`}, "PUT upload"},
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			p := conformance.StartProxy(t, addr)
-			for _, op := range operations(t, p, hurried()) {
+		p := conformance.StartProxy(t, addr)
+		ops := operations(t, p, hurried())
+		wg.Go(func() {
+			for _, op := range ops {
 				for kind := range op.want {
 					if tt.only != "" && tt.only != kind {
 						continue
@@ -192,10 +198,10 @@ func TestRepoPassingFaults(t *testing.T) {
 					})
 					begin := time.Now()
 					if err := op.call(t.Context()); err != nil {
-						t.Errorf("%s, %s: %v", op.name, kind, err)
+						t.Errorf("%s, %s, %s: %v", tt.name, op.name, kind, err)
 					}
 					if d := time.Since(begin); d > 5*time.Second || !done.Load() {
-						t.Errorf("%s, %s: it took %v; broken: %v", op.name, kind, d, done.Load())
+						t.Errorf("%s, %s, %s: it took %v; broken: %v", tt.name, op.name, kind, d, done.Load())
 					}
 				}
 			}
@@ -205,6 +211,7 @@ func TestRepoPassingFaults(t *testing.T) {
 
 // TestRepoLastingFaults has a registry that has no good moment: each method ends in an error soon, a second call sooner, and all is well afterwards.
 func TestRepoLastingFaults(t *testing.T) {
+	t.Parallel()
 	addr := conformance.NewDebian(t).Addr
 	tests := []struct {
 		name  string
@@ -223,11 +230,12 @@ func TestRepoLastingFaults(t *testing.T) {
 			return conformance.Fault{Redirect: "http://127.0.0.1:1/?s3cret"}
 		}},
 	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			p := conformance.StartProxy(t, addr)
-			ops := operations(t, p, hurried())
+		p := conformance.StartProxy(t, addr)
+		ops := operations(t, p, hurried())
+		wg.Go(func() {
 			for range 2 {
 				p.Break(tt.fault)
 				if tt.fault == nil {
@@ -240,12 +248,12 @@ func TestRepoLastingFaults(t *testing.T) {
 						continue // that is what it says
 					}
 					if err == nil {
-						t.Errorf("%s: no error", op.name)
+						t.Errorf("%s: %s: no error", tt.name, op.name)
 					} else if strings.Contains(err.Error(), "s3cret") || errors.Is(err, registry.ErrNotFound) && tt.name != "status 200" {
-						t.Errorf("%s: %v", op.name, err)
+						t.Errorf("%s: %s: %v", tt.name, op.name, err)
 					}
 					if d := time.Since(begin); d > 3*time.Second {
-						t.Errorf("%s: it took %v", op.name, d)
+						t.Errorf("%s: %s: it took %v", tt.name, op.name, d)
 					}
 				}
 				p.Break(nil)
@@ -254,7 +262,7 @@ func TestRepoLastingFaults(t *testing.T) {
 				}
 				for _, op := range ops {
 					if err := op.call(t.Context()); err != nil {
-						t.Errorf("afterwards %s: %v", op.name, err)
+						t.Errorf("after %s: %s: %v", tt.name, op.name, err)
 					}
 				}
 			}
@@ -264,6 +272,7 @@ func TestRepoLastingFaults(t *testing.T) {
 
 // TestRepoCancelledWhileWaiting cancels calls that wait for a registry, for the end of its pause, or for the next try.
 func TestRepoCancelledWhileWaiting(t *testing.T) {
+	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	for name, fault := range map[string]conformance.Fault{
 		"hangs":  {Hang: true},
@@ -290,6 +299,7 @@ func TestRepoCancelledWhileWaiting(t *testing.T) {
 }
 
 func TestRepoPausesHost(t *testing.T) {
+	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	conformance.PutImage(t, openRepo(t, p.Addr+"/x", registry.RepoOptions{}), "x")
 	p.Counts()
@@ -317,6 +327,7 @@ func TestRepoPausesHost(t *testing.T) {
 
 // TestRepoPausedUpload has the PUT refused, which is not sent again but begun anew.
 func TestRepoPausedUpload(t *testing.T) {
+	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	r := openRepo(t, p.Addr+"/x", registry.RepoOptions{})
 	var refused atomic.Int32
@@ -335,6 +346,7 @@ func TestRepoPausedUpload(t *testing.T) {
 }
 
 func TestRepoInFlight(t *testing.T) {
+	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	r := openRepo(t, p.Addr+"/x", registry.RepoOptions{})
 	p.SetDelay(30 * time.Millisecond)
@@ -354,6 +366,7 @@ func TestRepoInFlight(t *testing.T) {
 
 // TestRepoHTTP2 has a registry behind TLS: parallel requests share a connection.
 func TestRepoHTTP2(t *testing.T) {
+	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	var mu sync.Mutex
 	protocols := make(map[string]int)
@@ -366,6 +379,7 @@ func TestRepoHTTP2(t *testing.T) {
 		p.ServeHTTP(w, r)
 	}))
 	srv.EnableHTTP2 = true
+	srv.Config.ErrorLog = log.New(io.Discard, "", 0) // it is asked first whether it speaks TLS
 	srv.StartTLS()
 	defer srv.Close()
 	addr := srv.Listener.Addr().String()
@@ -400,6 +414,7 @@ func TestRepoHTTP2(t *testing.T) {
 }
 
 func TestRepoMount(t *testing.T) {
+	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	base := openRepo(t, p.Addr+"/library/base", registry.RepoOptions{})
 	r := openRepo(t, p.Addr+"/cache", registry.RepoOptions{})
@@ -455,6 +470,7 @@ func TestRepoMount(t *testing.T) {
 }
 
 func TestRepoReadOnly(t *testing.T) {
+	t.Parallel()
 	for name, start := range map[string]func(testing.TB) *conformance.Registry{"debian": conformance.NewDebian, "distribution": conformance.NewDistribution} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -484,6 +500,7 @@ func TestRepoReadOnly(t *testing.T) {
 }
 
 func TestRepoGarbageCollected(t *testing.T) {
+	t.Parallel()
 	for name, start := range map[string]func(testing.TB) *conformance.Registry{"debian": conformance.NewDebian, "distribution": conformance.NewDistribution} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -515,6 +532,7 @@ func TestRepoGarbageCollected(t *testing.T) {
 
 // TestRepoBroken breaks what the registry has on its disk.
 func TestRepoBroken(t *testing.T) {
+	t.Parallel()
 	reg := conformance.NewDebian(t)
 	r := openRepo(t, reg.Addr+"/x", registry.RepoOptions{})
 	for _, size := range []int{999, 1001} {
@@ -538,6 +556,7 @@ func TestRepoBroken(t *testing.T) {
 }
 
 func TestRepoRefusedManifest(t *testing.T) {
+	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	r := openRepo(t, p.Addr+"/x", registry.RepoOptions{})
 	_, m := conformance.PutImage(t, r, "x")
@@ -574,6 +593,7 @@ func TestRepoRefusedManifest(t *testing.T) {
 
 // TestRepoTagPages has the ways in which registries hand out lists in parts.
 func TestRepoTagPages(t *testing.T) {
+	t.Parallel()
 	var self string
 	pages := map[string]struct {
 		body string

@@ -226,21 +226,16 @@ func (t *tarFiles) sweep(parent string) error {
 }
 
 func (t *tarFiles) remove(name string) error {
-	spool, old, removed := t.state(name)
-	_, inOld := old.members[name]
-	inOld = inOld && !removed
-	if inOld {
-		t.mu.Lock()
-		t.removed[name] = true
-		t.mu.Unlock()
+	spool, err := t.writable()
+	if err != nil {
+		return err
 	}
-	if spool == nil {
-		if _, err := t.writable(); err != nil || inOld {
-			return err
-		}
-		return fs.ErrNotExist
-	}
-	if err := spool.remove(name); !errors.Is(err, fs.ErrNotExist) || !inOld {
+	t.mu.Lock()
+	_, inOld := t.old.members[name]
+	inOld = inOld && !t.removed[name]
+	t.removed[name] = true
+	t.mu.Unlock()
+	if err := spool.remove(name); !inOld || !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return nil

@@ -3,6 +3,7 @@ package registry_test
 import (
 	"io"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/ocurrent/obx/conformance"
@@ -26,29 +27,80 @@ func openRepo(t testing.TB, ref string, o registry.RepoOptions) registry.Repo {
 }
 
 func TestRepoMemory(t *testing.T) {
+	t.Parallel()
 	conformance.Repo(t, func(*testing.T) registry.Repo { return new(registry.Memory) })
 }
 
 func TestRepoDirectory(t *testing.T) {
+	t.Parallel()
 	conformance.Repo(t, func(t *testing.T) registry.Repo {
 		return openRepo(t, "oci:"+filepath.Join(t.TempDir(), "new/layout"), registry.RepoOptions{})
 	})
 }
 
 func TestRepoTar(t *testing.T) {
+	t.Parallel()
 	conformance.Repo(t, func(t *testing.T) registry.Repo {
 		return openRepo(t, filepath.Join(t.TempDir(), "new/layout.tar"), registry.RepoOptions{})
 	})
 }
 
 func TestRepoDebian(t *testing.T) {
+	t.Parallel()
 	addr := conformance.NewDebian(t).Addr
 	conformance.Repo(t, func(t *testing.T) registry.Repo { return openRepo(t, addr+"/"+repoName(t), registry.RepoOptions{}) })
 }
 
 func TestRepoDistribution(t *testing.T) {
+	t.Parallel()
 	addr := conformance.StartDistribution(t)
 	conformance.Repo(t, func(t *testing.T) registry.Repo { return openRepo(t, addr+"/"+repoName(t), registry.RepoOptions{}) })
+}
+
+func TestOpenRepo(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, filepath.Join(dir, "home/letter"), []byte("Dear"))
+	writeFile(t, filepath.Join(dir, "text.tar"), []byte(strings.Repeat("no archive", 100)))
+	writeFile(t, filepath.Join(dir, "file"), []byte("no archive, either"))
+	t.Chdir(dir)
+	tests := []struct{ ref, name, err string }{
+		{"registry.example/cache", "registry.example/cache", ""},
+		{"registry.example:5000/a/b-c", "registry.example:5000/a/b-c", ""},
+		{"localhost/x", "localhost/x", ""},
+		{"127.0.0.1:5000/x/y", "127.0.0.1:5000/x/y", ""},
+		{"user/cache", "docker.io/user/cache", ""},
+		{"oci:dir", "oci:" + dir + "/dir", ""},
+		{"oci:/a/b", "oci:/a/b", ""},
+		{"oci:new.tar", "oci:" + dir + "/new.tar", ""},
+		{"new.tar", "oci:" + dir + "/new.tar", ""},
+		{"./a/new.tar", "oci:" + dir + "/a/new.tar", ""},
+		{"", "", "empty"},
+		{"oci:", "", "the directory is missing"},
+		{"cache", "", "a directory is written oci:cache"},
+		{"./cache", "", "a directory is written oci:./cache"},
+		{"/var/cache", "", "a directory is written oci:/var/cache"},
+		{"../cache", "", "a directory is written oci:../cache"},
+		{"registry.example/cache:tag", "", "write registry.example/cache"},
+		{"registry.example/cache@sha256:" + strings.Repeat("0", 64), "", "write registry.example/cache"},
+		{"https://registry.example/cache", "", "a name has no scheme: write \"registry.example/cache\""},
+		{"registry.example/Cache", "", "lowercase"},
+		{"oci:home", "", "is no OCI layout, nor is it empty"},
+		{"text.tar", "", "read the archive"},
+		{"oci:file", "", "read the archive"},
+	}
+	for _, tt := range tests {
+		r, err := registry.OpenRepo(tt.ref, registry.RepoOptions{})
+		switch {
+		case tt.err == "" && err != nil:
+			t.Errorf("%q: %v", tt.ref, err)
+		case tt.err == "":
+			if r.Name() != tt.name {
+				t.Errorf("%q is named %q, want %q", tt.ref, r.Name(), tt.name)
+			}
+		case err == nil || !strings.Contains(err.Error(), tt.err):
+			t.Errorf("%q: got error %v, want %q", tt.ref, err, tt.err)
+		}
+	}
 }
 
 // repoName makes a test's name one of a repository.

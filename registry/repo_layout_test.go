@@ -1,0 +1,427 @@
+package registry_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/conformance"
+	"github.com/ocurrent/obx/registry"
+)
+
+// inLayout opens a layout, works with it, and closes it.
+func inLayout(t testing.TB, ref string, work func(r registry.Repo)) {
+	t.Helper()
+	r, err := registry.OpenRepo(ref, registry.RepoOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	work(r)
+	if err := r.(io.Closer).Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func tagsOf(t testing.TB, r registry.Repo) []string {
+	t.Helper()
+	var tags []string
+	for tag, err := range r.Tags(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		tags = append(tags, tag)
+	}
+	return tags
+}
+
+// layoutForms are a directory and an archive that do not exist yet.
+func layoutForms(t *testing.T, test func(t *testing.T, ref string)) {
+	t.Run("directory", func(t *testing.T) { test(t, "oci:"+filepath.Join(t.TempDir(), "layout")) })
+	t.Run("archive", func(t *testing.T) { test(t, filepath.Join(t.TempDir(), "layout.tar")) })
+}
+
+// unpacked gives the directory of a layout.
+func unpacked(t testing.TB, ref string) string {
+	t.Helper()
+	dir, isDir := strings.CutPrefix(ref, "oci:")
+	if isDir {
+		return dir
+	}
+	dir = t.TempDir()
+	f, err := os.Open(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return dir
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(dir, h.Name), b)
+	}
+}
+
+func readIndex(t testing.TB, dir string) (tags []string) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, "index.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(b, &index); err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range index.Manifests {
+		if _, err := os.Stat(filepath.Join(dir, "blobs/sha256", e.Digest.Encoded())); err != nil {
+			t.Error(err)
+		}
+		tags = append(tags, e.Annotations[ocispec.AnnotationRefName])
+	}
+	return tags
+}
+
+func TestLayoutGrows(t *testing.T) {
+	layoutForms(t, func(t *testing.T, ref string) {
+		var x, y ocispec.Descriptor
+		inLayout(t, ref, func(r registry.Repo) { x, _ = conformance.PutImage(t, r, "x") })
+		inLayout(t, ref, func(r registry.Repo) {
+			if desc, err := r.Head(t.Context(), "x"); err != nil || desc.Digest != x.Digest {
+				t.Errorf("head: %v, %v", desc, err)
+			}
+			y, _ = conformance.PutImage(t, r, "y")
+			conformance.PutImage(t, r, "z")
+		})
+		inLayout(t, ref, func(r registry.Repo) {
+			if err := r.Delete(t.Context(), "z"); err != nil {
+				t.Fatal(err)
+			}
+			if got := tagsOf(t, r); !slices.Equal(got, []string{"x", "y"}) {
+				t.Errorf("tags: %q", got)
+			}
+		})
+		var before, after int64
+		inLayout(t, ref, func(r registry.Repo) {
+			if _, err := r.Head(t.Context(), "z"); !errors.Is(err, registry.ErrNotFound) {
+				t.Errorf("the deleted one: %v", err)
+			}
+			for _, want := range []ocispec.Descriptor{x, y} {
+				if _, _, err := r.Manifest(t.Context(), want.Digest.String()); err != nil {
+					t.Error(err)
+				}
+			}
+			before = sizeOf(t, ref)
+			if n, err := r.(registry.Collector).CollectGarbage(t.Context(), -time.Hour); n == 0 || err != nil {
+				t.Errorf("collected %d bytes, %v", n, err)
+			}
+		})
+		if after = sizeOf(t, ref); after >= before {
+			t.Errorf("it had %d bytes, and has %d", before, after)
+		}
+		dir := unpacked(t, ref)
+		if got := readIndex(t, dir); !slices.Equal(got, []string{"x", "y"}) {
+			t.Errorf("index.json has %q", got)
+		}
+		if entries, err := os.ReadDir(filepath.Dir(strings.TrimPrefix(ref, "oci:"))); len(entries) != 1 {
+			t.Errorf("beside it: %v, %v", entries, err)
+		}
+	})
+}
+
+func sizeOf(t testing.TB, ref string) (sum int64) {
+	t.Helper()
+	err := filepath.Walk(strings.TrimPrefix(ref, "oci:"), func(_ string, info os.FileInfo, err error) error {
+		if err == nil && info.Mode().IsRegular() {
+			sum += info.Size()
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sum
+}
+
+// TestLayoutManyWriters has several writers, as separate as processes are, and readers meanwhile.
+func TestLayoutManyWriters(t *testing.T) {
+	layoutForms(t, func(t *testing.T, ref string) {
+		const writers, each = 6, 8
+		inLayout(t, ref, func(r registry.Repo) { conformance.PutImage(t, r, "first") })
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for round := range 2 {
+					inLayout(t, ref, func(r registry.Repo) {
+						for i := range each / 2 {
+							conformance.PutImage(t, r, fmt.Sprintf("%d.%d.%d", w, round, i))
+							conformance.PutImage(t, r, "shared")
+						}
+						if _, _, err := r.Manifest(t.Context(), "first"); err != nil {
+							t.Error(err)
+						}
+					})
+				}
+			})
+		}
+		wg.Wait()
+		inLayout(t, ref, func(r registry.Repo) {
+			tags := tagsOf(t, r)
+			if len(tags) != writers*each+2 {
+				t.Errorf("%d tags: %q", len(tags), tags)
+			}
+			for _, tag := range tags {
+				_, m, err := r.Manifest(t.Context(), tag)
+				var im ocispec.Manifest
+				if err := errors.Join(err, json.Unmarshal(m, &im)); err != nil {
+					t.Errorf("%s: %v", tag, err)
+				}
+				for _, l := range append(im.Layers, im.Config) {
+					if b, err := readAll(t.Context(), r, l); err != nil || digest.FromBytes(b) != l.Digest {
+						t.Errorf("%s: %v", tag, err)
+					}
+				}
+			}
+		})
+		if got := readIndex(t, unpacked(t, ref)); len(got) != writers*each+2 {
+			t.Errorf("index.json has %q", got)
+		}
+	})
+}
+
+// TestLayoutOfOthers reads and changes a layout that another tool has made.
+func TestLayoutOfOthers(t *testing.T) {
+	one := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "one"})
+	two := makeImage(t, true, linux("amd64"), testLayer{file: "a", text: "two", compressed: "gzip"})
+	three := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "three"})
+	dir := layoutDir(t, map[string]*testImage{"one": one, "two": two, "": three})
+	inLayout(t, "oci:"+dir, func(r registry.Repo) {
+		if got := tagsOf(t, r); !slices.Equal(got, []string{"one", "two"}) {
+			t.Errorf("tags: %q", got)
+		}
+		desc, b, err := r.Manifest(t.Context(), "two")
+		if err != nil || desc.MediaType != dockerManifestType || !bytes.Equal(b, two.manifest) {
+			t.Errorf("%v %s %v", desc, b, err)
+		}
+		if err := r.Delete(t.Context(), two.desc.Digest.String()); err != nil {
+			t.Fatal(err)
+		}
+		conformance.PutImage(t, r, "one")
+		conformance.PutImage(t, r, "four")
+		if got := tagsOf(t, r); !slices.Equal(got, []string{"four", "one"}) {
+			t.Errorf("tags: %q", got)
+		}
+		if _, err := r.(registry.Collector).CollectGarbage(t.Context(), -time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.Head(t.Context(), three.desc.Digest.String()); err != nil {
+			t.Errorf("the one without a name: %v", err)
+		}
+	})
+	if got := readIndex(t, dir); !slices.Equal(got, []string{"", "four", "one"}) {
+		t.Errorf("index.json has %q", got)
+	}
+}
+
+func TestLayoutBroken(t *testing.T) {
+	layoutForms(t, func(t *testing.T, ref string) {
+		var config, layer ocispec.Descriptor
+		inLayout(t, ref, func(r registry.Repo) {
+			_, m := conformance.PutImage(t, r, "x")
+			for _, tag := range []string{"empty", "rubbish", "hostile", "lost", "changed", "large"} {
+				conformance.PutImage(t, r, tag)
+			}
+			var im ocispec.Manifest
+			if err := json.Unmarshal(m, &im); err != nil {
+				t.Fatal(err)
+			}
+			config, layer = im.Config, im.Layers[0]
+		})
+		dir := unpacked(t, ref)
+		manifest := func(tag string) string {
+			b, err := os.ReadFile(filepath.Join(dir, "tags", tag))
+			var desc ocispec.Descriptor
+			if err := errors.Join(err, json.Unmarshal(b, &desc)); err != nil {
+				t.Fatal(err)
+			}
+			return filepath.Join(dir, "blobs/sha256", desc.Digest.Encoded())
+		}
+		if err := os.Remove(manifest("lost")); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, manifest("changed"), []byte(`{"schemaVersion":2}`))
+		writeFile(t, manifest("large"), bytes.Repeat([]byte(" "), 5<<20))
+		writeFile(t, filepath.Join(dir, "tags/empty"), nil)
+		writeFile(t, filepath.Join(dir, "tags/rubbish"), []byte("{"))
+		writeFile(t, filepath.Join(dir, "tags/hostile"), []byte(`{"digest":"../../../etc/passwd","size":1}`))
+		writeFile(t, filepath.Join(dir, "index.json"), []byte(`{"schemaVersion":2,"manifests":[]}`))
+		writeFile(t, filepath.Join(dir, "blobs/sha256", layer.Digest.Encoded()), []byte("short"))
+		if err := os.Remove(filepath.Join(dir, "blobs/sha256", config.Digest.Encoded())); err != nil {
+			t.Fatal(err)
+		}
+		if strings.HasSuffix(ref, ".tar") {
+			packDir(t, dir, ref)
+		} else if out, err := exec.Command("mkfifo", filepath.Join(dir, "blobs/sha256", config.Digest.Encoded())).CombinedOutput(); err != nil {
+			t.Fatalf("mkfifo: %v: %s", err, out)
+		}
+		inLayout(t, ref, func(r registry.Repo) {
+			for _, tag := range []string{"empty", "rubbish", "hostile", "lost", "changed", "large"} {
+				if _, _, err := r.Manifest(t.Context(), tag); !errors.Is(err, registry.ErrNotFound) {
+					t.Errorf("%s: %v", tag, err)
+				}
+			}
+			for _, desc := range []ocispec.Descriptor{config, layer} {
+				if _, err := r.Blob(t.Context(), desc); !errors.Is(err, registry.ErrNotFound) {
+					t.Errorf("blob: %v", err)
+				}
+			}
+			if got := tagsOf(t, r); len(got) != 7 {
+				t.Errorf("tags: %q", got)
+			}
+			// All of it can be mended.
+			for _, tag := range []string{"empty", "rubbish", "hostile", "lost", "changed", "large"} {
+				want, _ := conformance.PutImage(t, r, tag)
+				if desc, err := r.Head(t.Context(), tag); err != nil || desc.Digest != want.Digest {
+					t.Errorf("%s: %v, %v", tag, desc, err)
+				}
+			}
+		})
+	})
+}
+
+// packDir makes an archive as tar(1) would.
+func packDir(t testing.TB, dir, file string) {
+	t.Helper()
+	out, err := exec.Command("tar", "-C", dir, "-cf", file, ".").CombinedOutput()
+	if err != nil {
+		t.Fatalf("tar: %v: %s", err, out)
+	}
+}
+
+// TestLayoutSweeps removes what killed processes leave, once it is old.
+func TestLayoutSweeps(t *testing.T) {
+	layoutForms(t, func(t *testing.T, ref string) {
+		inLayout(t, ref, func(r registry.Repo) { conformance.PutImage(t, r, "x") })
+		var left []string
+		if dir, isDir := strings.CutPrefix(ref, "oci:"); isDir {
+			left = []string{filepath.Join(dir, "blobs/sha256/.tmp-1"), filepath.Join(dir, "tags/.tmp-2"), filepath.Join(dir, ".tmp-3")}
+		} else {
+			left = []string{filepath.Join(filepath.Dir(ref), ".layout.tar.tmp-1"), filepath.Join(filepath.Dir(ref), ".layout.tar.tmp-2")}
+		}
+		for i, path := range left {
+			writeFile(t, filepath.Join(path, "x"), nil)
+			if at := time.Now().Add(-48 * time.Hour); i > 0 {
+				if err := os.Chtimes(path, at, at); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		inLayout(t, ref, func(r registry.Repo) { conformance.PutImage(t, r, "y") })
+		for i, path := range left {
+			if _, err := os.Stat(path); (err == nil) != (i == 0) {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+	})
+}
+
+func TestLayoutTools(t *testing.T) {
+	skopeo, err := exec.LookPath("skopeo")
+	if err != nil {
+		t.Skip("skopeo is not installed")
+	}
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.Command(skopeo, append([]string{"--insecure-policy"}, args...)...).CombinedOutput(); err != nil {
+			t.Errorf("skopeo %q: %v: %s", args, err, out)
+		}
+	}
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "one"})
+	put := func(r registry.Repo, tag string) {
+		for _, b := range img.blobs {
+			conformance.PutBytes(t, r, "", b)
+		}
+		if _, err := r.PutManifest(t.Context(), tag, img.desc.MediaType, img.manifest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, file, other := filepath.Join(t.TempDir(), "dir"), filepath.Join(t.TempDir(), "layout.tar"), filepath.Join(t.TempDir(), "other")
+	inLayout(t, "oci:"+dir, func(r registry.Repo) { put(r, "x") })
+	inLayout(t, file, func(r registry.Repo) { put(r, "x") })
+	run("copy", "oci:"+dir+":x", "oci:"+other+":dir")
+	run("copy", "oci-archive:"+file+":x", "oci:"+other+":file")
+	run("copy", "oci:"+dir+":x", "oci:"+dir+":again")
+	run("copy", "oci:"+dir+":x", "oci-archive:"+other+".tar:archive")
+	inLayout(t, "oci:"+other, func(r registry.Repo) {
+		if got := tagsOf(t, r); !slices.Equal(got, []string{"dir", "file"}) {
+			t.Errorf("tags: %q", got)
+		}
+	})
+	inLayout(t, "oci:"+dir, func(r registry.Repo) { put(r, "y") })
+	if got := readIndex(t, dir); !slices.Equal(got, []string{"again", "x", "y"}) {
+		t.Errorf("index.json has %q", got)
+	}
+	inLayout(t, other+".tar", func(r registry.Repo) {
+		if _, err := r.Head(t.Context(), "archive"); err != nil { // skopeo has compressed its layer
+			t.Error(err)
+		}
+		put(r, "y")
+	})
+	run("copy", "oci-archive:"+other+".tar:archive", "oci:"+other+":more")
+}
+
+// FuzzLayoutArchive reads archives from anywhere.
+func FuzzLayoutArchive(f *testing.F) {
+	file := filepath.Join(f.TempDir(), "seed.tar")
+	inLayout(f, file, func(r registry.Repo) { conformance.PutImage(f, r, "x") })
+	seed, err := os.ReadFile(file)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
+	f.Add(seed[:700])
+	f.Add([]byte{})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		file := filepath.Join(t.TempDir(), "x.tar")
+		writeFile(t, file, b)
+		r, err := registry.OpenRepo(file, registry.RepoOptions{})
+		if err != nil {
+			return
+		}
+		for tag, err := range r.Tags(t.Context()) {
+			if err != nil {
+				break
+			}
+			desc, m, err := r.Manifest(t.Context(), tag)
+			if err == nil && desc.Digest != digest.FromBytes(m) {
+				t.Errorf("the manifest of %s has another digest", tag)
+			}
+		}
+		if _, err := r.(registry.Collector).CollectGarbage(t.Context(), time.Hour); err != nil {
+			return // it is not closed: nothing was changed
+		}
+		if err := r.(io.Closer).Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
