@@ -13,19 +13,25 @@ build: $(OBX) ## build bin/obx
 $(OBX): FORCE
 	go build -trimpath -o $@ ./cmd/obx
 
-deps: ## install what builds and tests use and this machine lacks (Debian, Ubuntu)
-	@missing=; \
-	command -v runc >/dev/null || command -v crun >/dev/null || missing="$$missing runc"; \
-	test -x /bin/busybox || test -x /usr/bin/busybox || missing="$$missing busybox-static"; \
-	command -v docker-registry >/dev/null || missing="$$missing docker-registry"; \
-	command -v mmdebstrap >/dev/null || missing="$$missing mmdebstrap"; \
-	command -v mkfs.ext4 >/dev/null || PATH=$$PATH:/sbin:/usr/sbin command -v mkfs.ext4 >/dev/null || missing="$$missing e2fsprogs"; \
-	command -v gcc >/dev/null || missing="$$missing gcc libc6-dev"; \
+# install NEEDED: installs Debian packages; TOOL:PACKAGE pairs name what to look for.
+define install
+	@missing=; PATH=$$PATH:/usr/sbin:/sbin; \
+	for need in $(1); do command -v $${need%%:*} >/dev/null || missing="$$missing $${need##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "installing$$missing"; \
 		if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
 		$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; \
 	fi
+endef
+
+deps: ## install what builds need and this machine lacks (Debian, Ubuntu)
+	$(call install,runc:runc busybox:busybox-static)
+
+# Tests run against two registries: Debian's, and the current one of the distribution project.
+test-deps: deps ## install what tests need beside that
+	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci gcc:gcc ip:iproute2)
+	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/registry" || \
+		GOBIN="$$dir" go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 
 example: $(OBX) deps ## install what is missing, and run examples/hello twice
 	cp "$$(command -v busybox)" examples/hello/busybox
@@ -33,7 +39,7 @@ example: $(OBX) deps ## install what is missing, and run examples/hello twice
 	$(OBX) run examples/hello/hello.sexp examples/hello --secret token=examples/hello/token --output type=tar,dest=bin/hello.tar
 	@echo "the result's files are in bin/hello.tar"
 
-test: deps ## install what is missing, and run all tests with the race detector
+test: test-deps ## install what is missing, and run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
 
 lint: ## gofmt, go vet, staticcheck
@@ -46,11 +52,11 @@ cross: ## build for the other systems
 		echo "build $$t"; GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/obx || exit 1; \
 	done
 
-bench: deps ## run the benchmarks, with their floors, on a fresh file system
+bench: test-deps ## run the benchmarks, with their floors, on a fresh file system
 	go test -run '^$$' -bench . -benchtime 3x -timeout 30m ./...
 
 clean: ## remove what was built
 	rm -rf bin examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps example test lint cross bench clean FORCE
+.PHONY: help build deps test-deps example test lint cross bench clean FORCE
