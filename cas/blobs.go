@@ -11,6 +11,10 @@ import (
 	"github.com/opencontainers/go-digest"
 )
 
+// writebackStep is after how many bytes of a large blob the kernel is told to begin writing, so that the sync at its end
+// finds little left to do.
+const writebackStep = 8 << 20
+
 // smallBlob is the size up to which a blob is hashed again rather than synced before it becomes visible.
 const smallBlob = 1 << 20
 
@@ -164,6 +168,7 @@ type BlobWriter struct {
 	file  *os.File // nil after Commit or Close
 	hash  hash.Hash
 	size  int64
+	begun int64 // up to where the kernel was told to write
 	err   error // of the first failed write
 }
 
@@ -178,10 +183,15 @@ func (w *BlobWriter) Write(p []byte) (int, error) {
 	w.hash.Write(p[:n])
 	w.size += int64(n)
 	w.err = err
+	if w.size-w.begun >= writebackStep {
+		startWriteback(w.file, w.begun, w.size-w.begun)
+		w.begun = w.size
+	}
 	return n, err
 }
 
-// Commit syncs and makes the bytes visible; want may be "", else it must be their digest. Idempotent across writers.
+// Commit makes the bytes visible; want may be "", else it must be their digest. What is larger than a MiB is synced before.
+// Idempotent across writers.
 func (w *BlobWriter) Commit(want digest.Digest) (digest.Digest, int64, error) {
 	if w.file == nil {
 		return "", 0, fmt.Errorf("commit blob: %w", fs.ErrClosed)
@@ -197,8 +207,11 @@ func (w *BlobWriter) Commit(want digest.Digest) (digest.Digest, int64, error) {
 	if _, ok := w.store.HasBlob(d); ok {
 		return d, w.size, nil
 	}
-	if err := errors.Join(w.file.Sync(), mark(w.file)); err != nil {
-		return "", 0, fmt.Errorf("commit blob %s: %w", d, err)
+	synced := w.size > smallBlob
+	if synced {
+		if err := errors.Join(w.file.Sync(), mark(w.file)); err != nil {
+			return "", 0, fmt.Errorf("commit blob %s: %w", d, err)
+		}
 	}
 	// Windows renames no open files.
 	path := w.file.Name()
@@ -208,8 +221,11 @@ func (w *BlobWriter) Commit(want digest.Digest) (digest.Digest, int64, error) {
 		_ = os.Remove(path)
 		return "", 0, fmt.Errorf("commit blob %s: %w", d, err)
 	}
-	if err := w.store.installBlob(path, d, true); err != nil {
+	if err := w.store.installBlob(path, d, synced); err != nil {
 		return "", 0, err
+	}
+	if !synced {
+		return d, w.size, w.store.settle()
 	}
 	return d, w.size, nil
 }
