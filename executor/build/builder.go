@@ -40,8 +40,11 @@ type Builder struct {
 	Compression layers.Compression
 	NeedFiles   bool // the files of the result will be used: by Write or Shell
 
-	Caches []Cache  // where results are shared; all are asked in order, the first is pushed to
-	Push   PushMode // whether and how
+	Caches        []Cache              // where results are shared; all are asked in order, the first is pushed to
+	Push          PushMode             // whether and how
+	ShareMounts   map[string]Sharing   // cache mounts that travel through the caches, by name
+	CacheFailures bool                 // push a command's failure too
+	Trust         []registry.PublicKey // not empty: results of the store count only if they were made here, or are signed so
 
 	Events func(Event) // called by one goroutine at a time; nil: nobody listens
 }
@@ -78,12 +81,14 @@ type run struct {
 	group  *errgroup.Group
 	slots  *semaphore.Weighted
 	stages map[*keys.Stage]*stage
-	pusher *pusher // nil: nothing is pushed
+	unsure map[*keys.Stage]int // see Builder.firstUnsure
+	pusher *pusher             // nil: nothing is pushed
 
 	mu     sync.Mutex // guards Events and what follows
 	report Report
 	pulled map[string]int64
 	bases  map[keys.ID]*future[*state]
+	mounts map[string]*future[*mountShare]
 	made   map[keys.ID]*state // what steps of this run have given
 }
 
@@ -102,8 +107,10 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 		group:   group,
 		slots:   semaphore.NewWeighted(int64(jobs)),
 		stages:  map[*keys.Stage]*stage{},
+		unsure:  b.firstUnsure(p),
 		pulled:  map[string]int64{},
 		bases:   map[keys.ID]*future[*state]{},
+		mounts:  map[string]*future[*mountShare]{},
 		made:    map[keys.ID]*state{},
 	}
 	r.report.Results = map[*keys.Stage]string{}
@@ -125,6 +132,9 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 		if r.pusher != nil {
 			if perr := r.pusher.wait(); r.Push == PushRequire && err == nil {
 				err = perr
+			}
+			if merr := r.pushMounts(ctx); err == nil {
+				err = merr
 			}
 		}
 	}
@@ -235,6 +245,7 @@ func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
 		Op:       spec.HeadingFrom(s.Spec.From),
 		Preimage: string(s.Preimage),
 		ID:       s.BaseKey.String(),
+		Ref:      s.Base.Ref + "@" + s.Base.Digest.String(),
 		Layers:   img.Layers,
 		Config:   &img.Config,
 		Took:     time.Since(start),

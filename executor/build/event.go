@@ -22,6 +22,7 @@ const (
 	Finished  Kind = "step"   // Step, Key, Cached, Where, Took
 	StageDone Kind = "stage-done"
 	Pulling   Kind = "pull"    // Stage, Blob, Bytes, Total: bytes of one blob so far
+	Pushing   Kind = "push"    // Bytes, Left: nothing runs any more, results are waited for that are on their way to a cache
 	Warned    Kind = "warning" // Message
 	Failed    Kind = "failed"  // Step (nil if it is not a step's), Err
 	Done      Kind = "done"    // Report; the last event, of failed builds too
@@ -44,6 +45,7 @@ type Event struct {
 	Blob    string
 	Bytes   int64
 	Total   int64 // -1 if unknown
+	Left    int   // of Pushing: results that are not there yet; Bytes are those sent so far
 	Message string
 	Err     error
 	Report  *Report

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -14,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/fstest"
 
@@ -34,6 +36,7 @@ type machine struct {
 	build.Builder
 	t    *testing.T
 	exec *executorSpy
+	told warningList // by caches
 }
 
 // newMachine makes a machine with an empty store and some source files.
@@ -334,7 +337,7 @@ func (o *outcome) check() {
 			bad("an event %s has no time", e.Kind)
 		}
 		switch e.Kind {
-		case build.Planned, build.Warned, build.Pulling, build.Failed, build.Done:
+		case build.Planned, build.Warned, build.Pulling, build.Pushing, build.Failed, build.Done:
 			continue
 		case build.Finished:
 			if e.Key == "" || e.Cached != (e.Where != "") {
@@ -461,6 +464,29 @@ func (o *outcome) wantRan(commands ...string) {
 	if !slices.Equal(o.ran, commands) {
 		o.m.t.Errorf("ran %q, want %q\n%s", o.ran, commands, o)
 	}
+}
+
+// listStore lists the files of a machine's store that outlive a process, with their inodes: what is written again has another.
+func listStore(t *testing.T, m *machine) []string {
+	t.Helper()
+	var all []string
+	for _, dir := range []string{"blobs", "layers", "results"} {
+		err := filepath.WalkDir(filepath.Join(m.Store.Dir(), dir), func(name string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			info, err := d.Info()
+			if err != nil {
+				return err
+			}
+			all = append(all, fmt.Sprint(name, " ", info.Sys().(*syscall.Stat_t).Ino))
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return all
 }
 
 // storeHolds lists the files of a store that have text in them or in their name.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -41,7 +42,11 @@ func TestContentKeys(t *testing.T) {
 		o.wantFiles(map[string]string{"copied": "of b\n", "last": "last\n"})
 	}
 	m.run(fmt.Sprintf(text, 3)).want("rssss")
-	m.run(fmt.Sprintf(text, 3)).want("sssss")
+	before := listStore(t, m)
+	m.another().run(fmt.Sprintf(text, 3)).want("sssss")
+	if after := listStore(t, m); !slices.Equal(before, after) {
+		t.Errorf("a build that found all has changed the store from\n%s\nto\n%s", strings.Join(before, "\n"), strings.Join(after, "\n"))
+	}
 	other := strings.ReplaceAll(fmt.Sprintf(text, 1), "of b", "Of b")
 	m.run(other).want("rsrrr")
 	m.run(fmt.Sprintf(text, 1)).want("sssss")

@@ -179,8 +179,9 @@ func toFile(dest string, stdout io.Writer, write func(io.Writer) error) error {
 // StateBefore makes sure that everything before a step is there, by building it where it is not, and gives the key of
 // the state that the step starts from.
 func (b *Builder) StateBefore(ctx context.Context, p *keys.Plan, step *keys.Step) (string, error) {
-	cut := cutAt(p, step)
-	rep, err := b.Run(ctx, cut)
+	here := *b
+	here.NeedFiles = true
+	rep, err := here.Run(ctx, cutAt(p, step))
 	if err != nil {
 		return "", err
 	}

@@ -33,8 +33,10 @@ type Record struct {
 	// key (rebuilt since, or not believed any more) does not fit.
 	ID       string         `json:"id"`
 	ParentID string         `json:"parentID,omitempty"`
+	Uses     []keys.ID      `json:"uses,omitempty"`   // content keys of the build that the step copies from
 	Layers   []layers.Layer `json:"layers,omitempty"` // of a base: its chain; of a step: one, or none if nothing changed
 	Config   *ocispec.Image `json:"config,omitempty"` // of a base
+	Ref      string         `json:"ref,omitempty"`    // of a base: where it can be had, NAME@DIGEST
 	Env      keys.Context   `json:"context,omitzero"` // of a step: what its command saw
 
 	// Pulled is set for a state that came from a cache: then Layers are all its layers, the base image's too, Config is
@@ -61,8 +63,26 @@ type state struct {
 	rec    *Record
 	parent *state // nil for a base, and for what came from a cache
 
-	cache  Cache            // where it still is, or nil
-	remote *registry.Result // as cache gave it
+	// Of a state that came from a cache in this run.
+	cache   Cache
+	remote  *registry.Result // as cache gave it
+	fetched bool             // its files and logs are in the store by now
+}
+
+// where is where a state was found, for people.
+func (s *state) where() string {
+	if s.cache != nil {
+		return s.cache.Name()
+	}
+	return storeName
+}
+
+// logs is the cache that the logs of a state are read from; nil for the store.
+func (s *state) logs() Cache {
+	if s.fetched {
+		return nil
+	}
+	return s.cache
 }
 
 // chain lists the layers of a state, base first.
@@ -79,6 +99,21 @@ func (s *state) chain() []layers.Layer {
 	return all
 }
 
+// depth is how many steps led to a state.
+func (s *state) depth() int {
+	n := 0
+	for t := s; t.rec.Parent != "" || t.rec.Pulled != nil; t = t.parent {
+		if p := t.rec.Pulled; p != nil {
+			return n + len(p.Steps)
+		}
+		n++
+	}
+	return n
+}
+
+// failed reports a state that is none: the step that would have made it has failed elsewhere.
+func (s *state) failed() bool { return s != nil && s.remote != nil && s.remote.Exit != 0 }
+
 // lowest is the state at the bottom: a base image, or what came from a cache.
 func (s *state) lowest() *state {
 	for s.parent != nil {
@@ -89,6 +124,9 @@ func (s *state) lowest() *state {
 
 // find looks a key up in the domains of the build, follows an alias, and gives the record if all its bytes are here.
 // Whatever is wrong with a record makes it a miss. A domain may have an alias of a result of its parents.
+//
+// A build that trusts believes no alias of the store: it may have been learned from files of somebody untrusted, and then
+// leads to a result that is right for other files. It looks up by content instead, or asks a cache, where aliases are signed.
 func (b *Builder) find(id keys.ID) (keys.ID, *Record, bool) {
 	for _, domain := range b.domains() {
 		res, err := b.Store.Result(domain, id.String())
@@ -102,7 +140,7 @@ func (b *Builder) find(id keys.ID) (keys.ID, *Record, bool) {
 			continue
 		}
 		content, err := keys.ParseID(res.Alias)
-		if err != nil {
+		if err != nil || len(b.Trust) > 0 {
 			continue
 		}
 		for _, d := range b.domains() {
@@ -120,11 +158,24 @@ func (b *Builder) find(id keys.ID) (keys.ID, *Record, bool) {
 // whole gives the record in a result of a domain; nil if that is none, or lacks something.
 func (b *Builder) whole(domain string, res *cas.Result) *Record {
 	rec, err := DecodeRecord(res)
-	if err != nil || !b.complete(rec) {
+	if err != nil || !b.complete(rec) || !b.trusts(domain, res.Key, rec) {
 		return nil
 	}
 	b.Store.Touch(domain, res.Key)
 	return rec
+}
+
+// trusts reports whether a record may be used: it was made here in the build's own domain, it is a base image, which its
+// digest vouches for, or somebody trusted has signed it.
+func (b *Builder) trusts(domain, key string, rec *Record) bool {
+	if len(b.Trust) == 0 {
+		return true
+	}
+	if rec.Pulled == nil {
+		return rec.Parent == "" || domain == b.domains()[0]
+	}
+	id, err := keys.ParseID(key)
+	return err == nil && registry.Vouch(rec.Pulled.Envelope, b.Trust, id, b.domains(), rec.Layers) == nil
 }
 
 // complete reports whether the store has what a record refers to.
@@ -146,17 +197,39 @@ func (b *Builder) complete(rec *Record) bool {
 
 // load makes the state of a key, with all that is below it. When something below is lost, missing is its key.
 func (b *Builder) load(id keys.ID) (top *state, missing keys.ID) {
+	return loader{b, map[keys.ID]bool{}}.load(id)
+}
+
+// A loader loads states one after the other, and remembers what is lost: in a chain of which a low state is lost, each of
+// those above would be read again for each of those above it.
+type loader struct {
+	*Builder
+	lost map[keys.ID]bool // or stands on what is lost
+}
+
+func (l loader) load(id keys.ID) (top *state, missing keys.ID) {
+	var read []keys.ID
+	lost := func(missing keys.ID) (*state, keys.ID) {
+		for _, id := range append(read, missing) {
+			l.lost[id] = true
+		}
+		return nil, missing
+	}
 	link := &top
 	var child *state
 	for {
-		found, rec, ok := b.find(id)
+		if l.lost[id] {
+			return lost(id)
+		}
+		found, rec, ok := l.find(id)
 		if !ok {
-			return nil, id
+			return lost(id)
 		}
 		s := &state{id: found, rec: rec}
 		if child != nil && child.rec.ParentID != rec.ID {
-			return nil, child.id
+			return lost(child.id)
 		}
+		read = append(read, id, found)
 		child = s
 		*link, link = s, &s.parent
 		if rec.Parent == "" {
@@ -164,7 +237,7 @@ func (b *Builder) load(id keys.ID) (top *state, missing keys.ID) {
 		}
 		parent, err := keys.ParseID(rec.Parent)
 		if err != nil {
-			return nil, found
+			return lost(found)
 		}
 		id = parent
 	}
@@ -189,6 +262,9 @@ func (b *Builder) save(s *state, input keys.ID) error {
 	res := &cas.Result{Key: key, Created: time.Now().UTC(), Data: data}
 	if s.rec.Parent != "" {
 		res.Parents = []string{s.rec.Parent}
+	}
+	for _, id := range s.rec.Uses {
+		res.Parents = append(res.Parents, id.String())
 	}
 	for _, l := range s.rec.Layers {
 		if l.Dir != "" {

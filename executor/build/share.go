@@ -1,6 +1,7 @@
 package build
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,11 +9,14 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
 
+	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 )
@@ -54,15 +58,23 @@ func (s *stage) ask(ctx context.Context, from int, ids []keys.ID) (n int, found 
 			if res == nil {
 				break
 			}
-			steps := len(res.Steps) - from // how many of ids it answers
-			if steps <= n || steps > len(ids) {
+			steps := slices.Index(ids, res.Found) + 1 // how many of ids it answers
+			if steps <= n || len(res.Steps) != from+steps {
 				s.warn(s.Stage, "cache %s: result %s has %d steps, which does not fit", c.Name(), res.Key, len(res.Steps))
 				break
 			}
+			if here, err := s.here(ids[steps-1], res); err != nil {
+				return 0, nil, err
+			} else if here != nil {
+				n, found = steps, here
+				break
+			}
 			st := pulledState(c, res)
-			if s.needsFiles() || from+steps < len(s.Steps) {
+			if res.Exit == 0 && (s.needsFiles() || from+steps < len(s.Steps)) {
+				if from+steps < len(s.Steps) {
+					s.prepare()
+				}
 				if err := s.fetch(ctx, st); errors.Is(err, registry.ErrGone) {
-					s.warn(s.Stage, "cache %s: %v", c.Name(), err)
 					rest = ids[n : steps-1] // what is lost is lost: the next best
 					continue
 				} else if err != nil {
@@ -76,19 +88,29 @@ func (s *stage) ask(ctx context.Context, from int, ids []keys.ID) (n int, found 
 	return n, found, nil
 }
 
+// here gives the state of a result from a cache if the store has it: then only what its input key means was news.
+func (s *stage) here(input keys.ID, res *registry.Result) (*state, error) {
+	if res.Exit != 0 || input == res.Key {
+		return nil, nil
+	}
+	if err := s.holdKeys(res.Key.String()); err != nil {
+		return nil, err
+	}
+	st, _ := s.load(res.Key)
+	if st == nil {
+		return nil, nil
+	}
+	return st, s.alias(input, st.id)
+}
+
 // pulledState is the state that a result from a cache describes. Its files are not here yet.
 func pulledState(c Cache, res *registry.Result) *state {
-	last := res.Steps[len(res.Steps)-1]
-	cfg := res.Config
 	return &state{id: res.Key, cache: c, remote: res, rec: &Record{
-		Op:       last.Op,
+		Op:       res.Steps[len(res.Steps)-1].Op,
 		Preimage: res.Preimage,
 		ID:       pulledID(res.Layers),
 		Layers:   res.Layers,
-		Config:   &cfg,
 		Took:     res.Took,
-		Log:      last.Log.Data,
-		LogBlob:  last.Log.Blob,
 		Pulled: &Pulled{
 			Base: res.Base, BaseRef: res.BaseRef, Steps: res.Steps, Others: res.Others, Envelope: res.Envelope,
 		},
@@ -122,18 +144,18 @@ func (s *stage) fetch(ctx context.Context, st *state) error {
 			}
 		}
 	}
-	rec := *st.rec
-	rec.Layers, rec.Pulled = fetched, &p
+	rec, cfg := *st.rec, st.remote.Config
+	rec.Layers, rec.Config, rec.Pulled = fetched, &cfg, &p
 	last := p.Steps[len(p.Steps)-1]
 	rec.Log, rec.LogBlob = last.Log.Data, last.Log.Blob
-	st.rec, st.cache = &rec, nil
+	st.rec, st.fetched = &rec, true
 	return s.save(st, s.Steps[len(p.Steps)-1].Key)
 }
 
 // keepLog brings a log into the store. One that is lost is empty from now on.
 func (s *stage) keepLog(ctx context.Context, c Cache, l registry.Log) (registry.Log, error) {
-	if l.Desc.Digest == "" || len(l.Data) > 0 {
-		return registry.Log{Data: l.Data, Blob: l.Blob}, nil
+	if l.Desc.Digest == "" {
+		return l, nil
 	}
 	r, err := c.OpenLog(ctx, l)
 	if err != nil {
@@ -141,12 +163,19 @@ func (s *stage) keepLog(ctx context.Context, c Cache, l registry.Log) (registry.
 		return registry.Log{}, ctx.Err()
 	}
 	defer r.Close()
-	w, err := s.Store.NewBlob()
-	if err != nil {
-		return registry.Log{}, fmt.Errorf("keep a log: %w", err)
+	data, err := io.ReadAll(io.LimitReader(r, inlineLog+1))
+	if err == nil && len(data) <= inlineLog {
+		return registry.Log{Data: data}, nil
+	}
+	w, werr := s.Store.NewBlob()
+	if werr != nil {
+		return registry.Log{}, fmt.Errorf("keep a log: %w", werr)
 	}
 	defer w.Close()
-	if _, err := io.Copy(w, r); err != nil {
+	if err == nil {
+		_, err = io.Copy(w, io.MultiReader(bytes.NewReader(data), r))
+	}
+	if err != nil {
 		s.warn(s.Stage, "cache %s: a log is lost: %v", c.Name(), err)
 		return registry.Log{}, ctx.Err()
 	}
@@ -157,52 +186,90 @@ func (s *stage) keepLog(ctx context.Context, c Cache, l registry.Log) (registry.
 	return registry.Log{Blob: d}, nil
 }
 
-// note remembers what is known of a step, for the results that depend on it.
-func (s *stage) note(known registry.Step, step *keys.Step) {
-	if known.Key != step.Key {
-		known.Input = step.Key
+// failAgain fails a step as it has failed elsewhere, after the steps before it.
+func (s *stage) failAgain(ctx context.Context, from, index int, st *state) error {
+	facts := s.facts(st, index+1)
+	for i, f := range facts[from:index] {
+		s.hit(ctx, s.Steps[from+i], f)
 	}
-	known.Layers = -1
-	s.mu.Lock()
-	s.done = append(s.done, known)
-	s.mu.Unlock()
+	step := s.Steps[index]
+	s.headings(step.OpIndex + 1)
+	s.replay(ctx, step, facts[index], 0)
+	return &StepError{Step: step, Err: &executor.ExitError{Reason: executor.Exited, Code: st.remote.Exit}}
 }
 
-// others lists the steps of the stages that the first n steps of this one copy from, in the order of the log.
-func (s *stage) others(n int) []registry.Step {
-	used := map[*keys.Stage]bool{}
-	var visit func(steps []*keys.Step)
-	visit = func(steps []*keys.Step) {
+// shareFailure has it pushed that a step's command has failed by itself, if nothing outside the key had a part in it.
+func (s *stage) shareFailure(w *work, log *stepLog, err error) {
+	var exit *executor.ExitError
+	op, isRun := w.step.Op.(*spec.Run)
+	if s.pusher == nil || !s.CacheFailures || !isRun || len(op.Network) > 0 || len(op.Secrets) > 0 ||
+		!errors.As(err, &exit) || exit.Reason != executor.Exited {
+		return
+	}
+	rec := &Record{
+		Op: spec.HeadingIn(w.step.Env.Workdir, op), Preimage: string(w.preimage), Parent: w.parent.id.String(),
+		Env: w.step.Env, Took: time.Since(log.start),
+	}
+	if rec.Log, rec.LogBlob, err = log.finish(s.Store); err != nil {
+		s.warn(s.Stage, "%v", err)
+		return
+	}
+	res := s.result(&state{id: w.id, parent: w.parent, rec: rec})
+	res.Exit, res.Started = exit.Code, log.start
+	s.pusher.add(push{key: w.id, result: func() *registry.Result { return res }})
+}
+
+// others lists the steps of the builds that led to a state by copies, as far as they are known, each once, those first that
+// others copy from.
+func (b *Builder) others(st *state) []registry.Step {
+	var all []registry.Step
+	seen := map[keys.ID]bool{}
+	add := func(steps []registry.Step) {
 		for _, step := range steps {
-			if step.From != nil && !used[step.From] {
-				used[step.From] = true
-				visit(step.From.Steps)
+			if !seen[step.Key] {
+				seen[step.Key] = true
+				step.Layers = -1
+				all = append(all, step)
 			}
 		}
 	}
-	visit(s.Steps[:n])
-	var all []registry.Step
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, st := range s.plan.Stages {
-		if used[st] {
-			all = append(all, s.stages[st].done...)
+	var visit func(s *state)
+	visit = func(s *state) {
+		if s.parent != nil {
+			visit(s.parent)
+		}
+		if s.rec.Pulled != nil {
+			add(s.rec.Pulled.Others)
+		}
+		for _, id := range s.rec.Uses {
+			used, _ := b.load(id)
+			if used == nil {
+				continue
+			}
+			visit(used)
+			for _, f := range b.facts(used, used.depth()) {
+				add([]registry.Step{f.Step})
+			}
 		}
 	}
+	visit(st)
 	return all
 }
 
 // result describes a state for a cache.
-func (s *stage) result(index int, st *state) *registry.Result {
+func (b *Builder) result(st *state) *registry.Result {
+	bottom := st.lowest()
 	res := &registry.Result{
 		Key:      st.id,
 		Preimage: st.rec.Preimage,
-		Platform: s.Base.Platform,
-		Config:   st.config(s.Base.Platform),
-		BaseRef:  s.Base.Ref,
-		Others:   s.others(index + 1),
+		BaseRef:  bottom.rec.Ref,
+		Others:   b.others(st),
 		Took:     st.rec.Took,
 	}
+	if bottom.rec.Config != nil {
+		res.Platform = bottom.rec.Config.Platform
+	}
+	res.Config = st.config(res.Platform)
 	var states []*state
 	for t := st; t != nil; t = t.parent {
 		states = append(states, t)
@@ -217,7 +284,7 @@ func (s *stage) result(index int, st *state) *registry.Result {
 		case t.rec.Pulled != nil:
 			res.Base, res.BaseRef = t.rec.Pulled.Base, t.rec.Pulled.BaseRef
 			res.Steps = slices.Clone(t.rec.Pulled.Steps)
-		case t.rec.Parent == "":
+		case t.parent == nil:
 			res.Base = len(res.Layers)
 		default:
 			info := t.stepInfo()
@@ -234,15 +301,20 @@ func (r *run) share(s *stage, from, index int, st *state) {
 	if r.pusher == nil || st.remote != nil {
 		return
 	}
-	job := s.push(index, st)
-	for i, t := index-1, st.parent; i >= from && t != nil && t.rec.Parent != ""; i, t = i-1, t.parent {
-		job.before = append(job.before, s.push(i, t))
+	job := s.job(index, st)
+	r.mu.Lock()
+	job.old = r.made[st.id] != st
+	r.mu.Unlock()
+	job.before = func(push func(push)) {
+		for i, t := index-1, st.parent; i >= from && t != nil && t.rec.Parent != ""; i, t = i-1, t.parent {
+			push(s.job(i, t))
+		}
 	}
 	r.pusher.add(job)
 }
 
-func (s *stage) push(index int, st *state) push {
-	job := push{res: s.result(index, st)}
+func (s *stage) job(index int, st *state) push {
+	job := push{key: st.id, result: func() *registry.Result { return s.result(st) }}
 	if step := s.Steps[index]; step.Key != st.id {
 		job.alias = &registry.Result{
 			Key: step.Key, Alias: st.id, Preimage: string(step.Preimage), Platform: s.Base.Platform,
@@ -260,16 +332,20 @@ type pusher struct {
 	busy  sync.WaitGroup
 	cores *semaphore.Weighted // that pack, so that steps have the others
 
-	mu     sync.Mutex
-	packed map[string]*future[layers.Layer] // by layer directory
-	err    error                            // the first failure
+	mu      sync.Mutex
+	packed  map[string]*future[layers.Layer] // by layer directory
+	err     error                            // the first failure
+	left    int                              // queued results that are not pushed yet
+	awaited bool                             // nothing but the pushes is waited for
 }
 
 // A push is a result to push. Those before it are pushed if it is new to the cache.
 type push struct {
-	res    *registry.Result
-	alias  *registry.Result // of the input key, if that is another one
-	before []push
+	key    keys.ID
+	result func() *registry.Result // described when it is needed: that names all steps before it
+	alias  *registry.Result        // of the input key, if that is another one
+	old    bool                    // not made by this run: the cache may well have it
+	before func(push func(push))
 }
 
 // maxPushes is how many results are packed and pushed at once.
@@ -288,10 +364,24 @@ func newPusher(ctx context.Context, r *run) *pusher {
 		p.busy.Go(func() {
 			for job := range p.queue {
 				p.do(job)
+				p.count(-1)
 			}
 		})
 	}
 	return p
+}
+
+// count notes that more results, or fewer, are to be pushed, and tells when that is what the build waits for.
+func (p *pusher) count(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left += n
+	if p.awaited {
+		p.run.mu.Lock()
+		sent := p.run.report.PushedBytes
+		p.run.mu.Unlock()
+		p.run.emit(Event{Kind: Pushing, Bytes: sent, Left: p.left})
+	}
 }
 
 // add queues a result. Failures come with wait.
@@ -300,12 +390,19 @@ func (p *pusher) add(job push) {
 		p.do(job)
 		return
 	}
+	p.count(1)
 	p.queue <- job
 }
 
 // wait ends the queue, waits for what is in it, and gives the first failure.
 func (p *pusher) wait() error {
 	close(p.queue)
+	p.mu.Lock()
+	p.awaited = p.left > 0
+	p.mu.Unlock()
+	if p.awaited {
+		p.count(0)
+	}
 	p.busy.Wait()
 	return p.err
 }
@@ -315,10 +412,8 @@ func (p *pusher) do(job push) {
 		return
 	}
 	sent, err := p.push(job)
-	if err == nil && sent > 0 {
-		for _, b := range job.before {
-			p.do(b)
-		}
+	if err == nil && sent > 0 && job.before != nil {
+		job.before(p.do)
 	}
 	if err == nil || p.ctx.Err() != nil {
 		return
@@ -334,24 +429,42 @@ func (p *pusher) do(job push) {
 	}
 }
 
-func (p *pusher) push(job push) (int64, error) {
-	for i, l := range job.res.Layers {
+func (p *pusher) push(job push) (sent int64, err error) {
+	defer func() {
+		p.run.mu.Lock()
+		p.run.report.PushedBytes += sent
+		p.run.mu.Unlock()
+	}()
+	there := false
+	if job.old { // then packing its layers may be work for nothing
+		found, err := p.cache.Find(p.ctx, []keys.ID{job.key})
+		if err != nil {
+			return 0, err
+		}
+		there = found != nil && found.Exit == 0
+	}
+	if !there {
+		if sent, err = p.pushResult(job.result()); err != nil {
+			return sent, err
+		}
+	}
+	if job.alias == nil {
+		return sent, nil
+	}
+	more, err := p.cache.Push(p.ctx, job.alias)
+	return sent + more, err
+}
+
+// pushResult packs what is not packed yet of a result, and pushes it.
+func (p *pusher) pushResult(res *registry.Result) (int64, error) {
+	for i, l := range res.Layers {
 		packed, err := p.pack(l)
 		if err != nil {
-			return 0, fmt.Errorf("pack a layer of %s: %w", job.res.Key, err)
+			return 0, fmt.Errorf("pack a layer of %s: %w", res.Key, err)
 		}
-		job.res.Layers[i] = packed
+		res.Layers[i] = packed
 	}
-	sent, err := p.cache.Push(p.ctx, job.res)
-	if err == nil && job.alias != nil {
-		var more int64
-		more, err = p.cache.Push(p.ctx, job.alias)
-		sent += more
-	}
-	p.run.mu.Lock()
-	p.run.report.PushedBytes += sent
-	p.run.mu.Unlock()
-	return sent, err
+	return p.cache.Push(p.ctx, res)
 }
 
 // pack packs a layer once, however many results have it.

@@ -9,7 +9,6 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
-	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 )
 
@@ -21,10 +20,9 @@ type stage struct {
 	final future[*state]
 
 	once    sync.Once
-	pending int             // copies that may still need the stage; guarded by run.mu
-	hearsay *state          // a result that tells of the stage's steps; guarded by run.mu
-	done    []registry.Step // what is known of the steps so far; guarded by run.mu
-	nextOp  int             // the first operation whose heading is not printed yet
+	pending int    // copies that may still need the stage; guarded by run.mu
+	hearsay *state // a result that tells of the stage's steps; guarded by run.mu
+	nextOp  int    // the first operation whose heading is not printed yet
 }
 
 // start builds the stage in the background, once.
@@ -44,8 +42,8 @@ func (s *stage) start(ctx context.Context) {
 func (s *stage) spare(ctx context.Context, by *state) {
 	s.mu.Lock()
 	s.pending--
-	if by != nil && by.rec.Pulled != nil {
-		s.hearsay = by
+	if by != nil && by.lowest().rec.Pulled != nil {
+		s.hearsay = by.lowest()
 	}
 	last := s.pending == 0
 	s.mu.Unlock()
@@ -57,15 +55,8 @@ func (s *stage) spare(ctx context.Context, by *state) {
 		s.final.err = errors.New("stage " + s.Name + " was not needed")
 		close(s.final.done)
 		s.emit(Event{Kind: StageOpen, Stage: s.Stage})
-		next, top := s.deepest(s.Stage, 0, len(s.Steps))
-		facts := s.facts(top, next)
-		for _, step := range s.Steps {
-			f := fact{Step: registry.Step{Key: step.Key}, where: storeName}
-			if step.Index < next {
-				f = facts[step.Index]
-			} else if s.hearsay != nil {
-				f = s.hearsay.heard(step)
-			}
+		for i, f := range s.recall(ctx, s.hearsay) {
+			step := s.Steps[i]
 			s.hit(ctx, step, f)
 			if step.From != nil {
 				s.stages[step.From].spare(ctx, s.hearsay)
@@ -79,11 +70,14 @@ func (s *stage) spare(ctx context.Context, by *state) {
 // build brings the stage to its end: from the deepest result that there is, step by step.
 func (s *stage) build(ctx context.Context) (*state, error) {
 	s.emit(Event{Kind: StageOpen, Stage: s.Stage})
-	forced, noInput := s.firstForced(s.Stage), s.firstUnsure(s.Stage)
+	forced, noInput := s.firstForced(s.Stage), s.unsure[s.Stage]
 
 	next, cur, err := s.resume(ctx, noInput)
 	if err != nil {
 		return nil, err
+	}
+	if cur.failed() {
+		return nil, s.failAgain(ctx, 0, next-1, cur)
 	}
 	for _, step := range s.Steps {
 		switch {
@@ -94,14 +88,9 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 			s.stages[step.From].start(ctx)
 		}
 	}
-	if err := s.hits(ctx, 0, next, cur); err != nil {
-		return nil, err
-	}
+	s.hits(ctx, 0, next, cur)
 	if next < len(s.Steps) {
-		// What the executor's first step needs is better there when the step is.
-		if p, ok := s.Executor.(interface{ Prepare() }); ok {
-			p.Prepare()
-		}
+		s.prepare()
 	}
 	if cur == nil {
 		if cur, err = s.base(ctx, s.Stage); err != nil {
@@ -129,11 +118,15 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 			if err != nil {
 				return nil, errors.Join(err, w.close())
 			}
+			if top.failed() {
+				return nil, errors.Join(s.failAgain(ctx, i, i+n-1, top), w.close())
+			}
 			if n > 0 {
-				err := s.hits(ctx, i, i+n, top)
+				err := s.learn(i, i+n, top)
 				if err := errors.Join(err, w.close(), root.close()); err != nil {
 					return nil, err
 				}
+				s.hits(ctx, i, i+n, top)
 				cur, i = top, i+n
 				continue
 			}
@@ -155,6 +148,13 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 	s.mu.Unlock()
 	s.emit(Event{Kind: StageDone, Stage: s.Stage, Key: key})
 	return cur, nil
+}
+
+// prepare has the executor get ready, so that what its first step needs is there when the step is.
+func (s *stage) prepare() {
+	if p, ok := s.Executor.(executor.Preparer); ok {
+		p.Prepare()
+	}
 }
 
 // needsFiles reports whether something beside the stage's own steps uses the files of its result.
@@ -182,21 +182,27 @@ func (s *stage) resume(ctx context.Context, limit int) (next int, top *state, er
 	return next, top, err
 }
 
-// hits reports the steps in [from, to) as answered by what led to top, and notes what their input keys mean.
-func (s *stage) hits(ctx context.Context, from, to int, top *state) error {
+// hits reports the steps in [from, to) as answered by what led to top.
+func (s *stage) hits(ctx context.Context, from, to int, top *state) {
 	if to <= from {
+		return
+	}
+	for i, f := range s.facts(top, to)[from:] {
+		s.hit(ctx, s.Steps[from+i], f)
+	}
+	s.share(s, from, to-1, top)
+}
+
+// learn points the input keys of the steps in [from, to) to the content keys under which they were found in the store.
+func (s *stage) learn(from, to int, top *state) error {
+	if top.remote != nil {
 		return nil
 	}
 	for i, f := range s.facts(top, to)[from:] {
-		step := s.Steps[from+i]
-		if top.remote == nil {
-			if err := s.alias(step.Key, f.Key); err != nil {
-				return err
-			}
+		if err := s.alias(s.Steps[from+i].Key, f.Key); err != nil {
+			return err
 		}
-		s.hit(ctx, step, f)
 	}
-	s.share(s, from, to-1, top)
 	return nil
 }
 
@@ -213,8 +219,9 @@ func (s *stage) anyStep(limit int) bool {
 // deepest finds the last of a stage's steps in [from, to) that has a whole result under its input key. It gives the
 // step's index plus one, or from and nil.
 func (b *Builder) deepest(s *keys.Stage, from, to int) (int, *state) {
+	l := loader{b, map[keys.ID]bool{}}
 	for i := to - 1; i >= from; i-- {
-		if top, _ := b.load(s.Steps[i].Key); top != nil {
+		if top, _ := l.load(s.Steps[i].Key); top != nil {
 			return i + 1, top
 		}
 	}
@@ -237,14 +244,34 @@ func (b *Builder) facts(top *state, n int) []fact {
 	for i, s := n-1, top; i >= 0 && s != nil; i, s = i-1, s.parent {
 		if p := s.rec.Pulled; p != nil {
 			for j := range min(i+1, len(p.Steps)) {
-				facts[j] = fact{Step: p.Steps[j], where: storeName}
-				if s.cache != nil {
-					facts[j].where, facts[j].cache = s.cache.Name(), s.cache
-				}
+				facts[j] = fact{Step: p.Steps[j], where: s.where(), cache: s.logs()}
 			}
 			break
 		}
 		facts[i] = fact{Step: s.stepInfo(), where: storeName}
+	}
+	return facts
+}
+
+// recall tells what is known of the stage's steps when it is not built: what the store has, and what a result that came from
+// a cache tells.
+func (s *stage) recall(ctx context.Context, hearsay *state) []fact {
+	next, top := s.deepest(s.Stage, 0, len(s.Steps))
+	facts := s.facts(top, next)
+	all := true
+	for _, step := range s.Steps[next:] {
+		f, ok := hearsay.heard(step)
+		facts = append(facts, f)
+		all = all && ok
+	}
+	if all {
+		return facts
+	}
+	// A copy that was found by content knows the build that gave its files first, which may be another than this.
+	for _, c := range s.Caches {
+		if res, err := c.Find(ctx, []keys.ID{s.Key()}); err == nil && res != nil && res.Exit == 0 && len(res.Steps) == len(facts) {
+			return s.facts(pulledState(c, res), len(facts))
+		}
 	}
 	return facts
 }
@@ -269,18 +296,18 @@ func (s *state) input() keys.ID {
 	return id
 }
 
-// heard is what a result from a cache tells of a step in another stage.
-func (s *state) heard(step *keys.Step) fact {
-	f := fact{Step: registry.Step{Key: step.Key}, where: storeName, cache: s.cache}
-	if s.cache != nil {
-		f.where = s.cache.Name()
+// heard is what a result from a cache (or nil) tells of a step in another stage, if it knows it.
+func (s *state) heard(step *keys.Step) (f fact, ok bool) {
+	if s == nil {
+		return fact{Step: registry.Step{Key: step.Key}, where: storeName}, false
 	}
+	f = fact{Step: registry.Step{Key: step.Key}, where: s.where(), cache: s.logs()}
 	for _, o := range s.rec.Pulled.Others {
 		if o.Key == step.Key || o.Input == step.Key {
-			f.Step = o
+			f.Step, ok = o, true
 		}
 	}
-	return f
+	return f, ok
 }
 
 // contentKeys gives the content keys of the steps from i on, as far as they are known: up to limit, or to the next copy
@@ -304,8 +331,9 @@ func (s *stage) byContent(ctx context.Context, i int, ids []keys.ID) (int, *stat
 	if err := s.holdKeys(names...); err != nil {
 		return 0, nil, err
 	}
+	l := loader{s.Builder, map[keys.ID]bool{}}
 	for n := len(ids); n > 0; n-- {
-		if top, _ := s.load(ids[n-1]); top != nil {
+		if top, _ := l.load(ids[n-1]); top != nil {
 			more, pulled, err := s.ask(ctx, i+n, ids[n:])
 			if more > 0 {
 				return n + more, pulled, err
@@ -329,14 +357,19 @@ func (b *Builder) firstForced(s *keys.Stage) int {
 	return len(s.Steps)
 }
 
-// firstUnsure is the index of the first step whose input key says nothing, since something that it depends on runs
-// again and may give other files.
-func (b *Builder) firstUnsure(s *keys.Stage) int {
-	first := b.firstForced(s)
-	for i, step := range s.Steps[:first] {
-		if step.From != nil && b.firstUnsure(step.From) < len(step.From.Steps) {
-			return i
+// firstUnsure gives, for each stage of a plan, the index of the first step whose input key says nothing, since something that
+// it depends on runs again and may give other files.
+func (b *Builder) firstUnsure(p *keys.Plan) map[*keys.Stage]int {
+	first := make(map[*keys.Stage]int, len(p.Stages))
+	for _, s := range p.Stages { // a stage comes after those that it copies from
+		n := b.firstForced(s)
+		for i, step := range s.Steps[:n] {
+			if step.From != nil && first[step.From] < len(step.From.Steps) {
+				n = i
+				break
+			}
 		}
+		first[s] = n
 	}
 	return first
 }
@@ -366,29 +399,17 @@ func (s *stage) hit(ctx context.Context, step *keys.Step, f fact) {
 		Kind: Finished, Stage: s.Stage, Step: step, Key: f.Key.String(),
 		Cached: true, Where: f.where, Took: f.Took,
 	})
-	s.note(f.Step, step)
 }
 
 // A root is the root file system that a stage's steps run in, opened when the first one does.
 type root struct{ executor.Root }
 
-// open opens the files of a state. A layer whose directory is gone is unpacked again from its bytes.
+// open opens the files of a state.
 func (b *Builder) open(ctx context.Context, r *root, s *state) error {
 	if r.Root != nil {
 		return nil
 	}
-	chain := s.chain()
-	for i, l := range chain {
-		if l.IsZero() || l.Dir != "" && b.Store.HasLayer(l.Dir) {
-			continue
-		}
-		unpacked, err := layers.Unpack(ctx, b.Store, l)
-		if err != nil {
-			return fmt.Errorf("unpack a layer of %s: %w", s.id, err)
-		}
-		chain[i] = unpacked
-	}
-	opened, err := b.Executor.Open(ctx, chain)
+	opened, err := b.Executor.Open(ctx, s.chain())
 	if err != nil {
 		return fmt.Errorf("open a root file system: %w", err)
 	}

@@ -3,9 +3,14 @@ package build
 import (
 	"context"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/layers"
 )
 
 // A Status says where the result of a step is, and what a run would do.
@@ -17,11 +22,11 @@ type Status struct {
 	Took  time.Duration // when it ran, if that is recorded
 }
 
-// A BaseStatus says what a run would pull for the base image of a stage.
+// A BaseStatus says what a run would pull for a stage: its base image, or the state in a cache that it goes on from.
 type BaseStatus struct {
 	Stage *keys.Stage
-	Where string // "store", or "" for not here
-	Pull  int64  // bytes that a run would pull; -1 if that is not known
+	Where string // "store", the name of a cache, or "" for not here
+	Pull  int64  // bytes that a run would pull
 }
 
 // Status looks a plan up, and runs and pulls nothing. Statuses are in the order of p.Steps, and of p.Stages.
@@ -29,6 +34,10 @@ func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseSta
 	steps := make([]Status, len(p.Steps))
 	for i, s := range p.Steps {
 		steps[i] = Status{Step: s, Key: s.Key.String()}
+	}
+	reached, err := b.reach(ctx, p)
+	if err != nil {
+		return nil, nil, err
 	}
 	needed := map[*keys.Stage]bool{} // stages whose files a run needs
 	opened := map[*keys.Stage]bool{} // needed stages in which a step runs
@@ -38,9 +47,7 @@ func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseSta
 			return
 		}
 		needed[s] = true
-		next, top := b.deepest(s, 0, b.firstUnsure(s))
-		b.note(steps, s, top, next)
-		for _, step := range s.Steps[next:] {
+		for _, step := range s.Steps[reached[s].next:] {
 			opened[s] = true
 			steps[step.Number-1].Run = true
 			if step.From != nil {
@@ -55,23 +62,80 @@ func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseSta
 	}
 	var bases []BaseStatus
 	for _, s := range p.Stages {
-		if !needed[s] {
-			next, top := b.deepest(s, 0, len(s.Steps))
-			b.note(steps, s, top, next)
-		}
+		at := reached[s]
+		b.note(steps, s, at.top, at.next)
 		st := BaseStatus{Stage: s}
-		if _, _, ok := b.find(s.BaseKey); ok {
-			st.Where = "store"
-		} else if opened[s] || needed[s] && len(s.Steps) == 0 {
-			n, err := b.Images.Missing(ctx, s.Base)
-			if err != nil {
-				return nil, nil, fmt.Errorf("size of base image %s: %w", s.Spec.From.Image, err)
+		files := opened[s] || needed[s] && (len(s.Steps) == 0 || s.Users > 0)
+		switch {
+		case at.top != nil && at.top.cache != nil:
+			st.Where = at.top.cache.Name()
+			if files {
+				st.Pull = b.absent(at.top.rec.Layers)
 			}
-			st.Pull = n
+		case at.top != nil:
+			st.Where = storeName
+		default:
+			if _, _, ok := b.find(s.BaseKey); ok {
+				st.Where = storeName
+			} else if files {
+				if st.Pull, err = b.Images.Missing(ctx, s.Base); err != nil {
+					return nil, nil, fmt.Errorf("size of base image %s: %w", s.Spec.From.Image, err)
+				}
+			}
 		}
 		bases = append(bases, st)
 	}
 	return steps, bases, nil
+}
+
+// A reach is how far a stage is known: the first step that is not, and the state before it.
+type reach struct {
+	next int
+	top  *state
+}
+
+// reach looks all stages up by input key, at the same time: in the store, and where that does not have all, in the caches.
+func (b *Builder) reach(ctx context.Context, p *keys.Plan) (map[*keys.Stage]reach, error) {
+	var mu sync.Mutex
+	reached := map[*keys.Stage]reach{}
+	unsure := b.firstUnsure(p)
+	group, ctx := errgroup.WithContext(ctx)
+	for _, s := range p.Stages {
+		group.Go(func() error {
+			limit := unsure[s]
+			var r reach
+			r.next, r.top = b.deepest(s, 0, limit)
+			for _, c := range b.Caches {
+				var ids []keys.ID // deepest first
+				for _, step := range slices.Backward(s.Steps[r.next:limit]) {
+					ids = append(ids, step.Key)
+				}
+				res, err := c.Find(ctx, ids)
+				if err != nil {
+					return err
+				}
+				if res != nil && res.Exit == 0 {
+					r.next, r.top = limit-slices.Index(ids, res.Found), pulledState(c, res)
+				}
+			}
+			mu.Lock()
+			reached[s] = r
+			mu.Unlock()
+			return nil
+		})
+	}
+	return reached, group.Wait()
+}
+
+// absent is how many bytes of layers are not in the store.
+func (b *Builder) absent(chain []layers.Layer) int64 {
+	var sum int64
+	for _, l := range chain {
+		if _, ok := b.Store.HasBlob(l.Blob.Digest); !ok {
+			sum += l.Blob.Size
+		}
+	}
+	return sum
 }
 
 // note fills in what is known of the first n steps of a stage, whose states end at top.
@@ -117,7 +181,7 @@ func (b *Builder) Explain(ctx context.Context, p *keys.Plan) (*Explanation, erro
 			continue
 		}
 		rec, err := DecodeRecord(info.Result)
-		if err != nil || rec.Config != nil {
+		if err != nil || rec.Parent == "" && rec.Pulled == nil {
 			continue
 		}
 		was := rec.Preimage

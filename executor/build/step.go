@@ -83,7 +83,7 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 			Kind: Finished, Stage: s.Stage, Step: w.step, Key: key,
 			Cached: true, Where: f.where, Took: f.Took,
 		})
-		s.note(f.Step, w.step)
+		s.share(s, w.step.Index, w.step.Index, found)
 		return found, errors.Join(s.alias(w.step.Key, w.id), root.close())
 	}
 	if err := s.slots.Acquire(ctx, 1); err != nil {
@@ -92,7 +92,6 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 	defer s.slots.Release(1)
 
 	s.emit(Event{Kind: Started, Stage: s.Stage, Step: w.step})
-	start := time.Now()
 	log, err := s.newLog(w.step, lock.LogPath())
 	if err != nil {
 		return nil, err
@@ -112,6 +111,7 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
+		s.shareFailure(w, log, err)
 		return nil, err
 	}
 	preimage, err := keys.Collapse(w.preimage, maxPreimage)
@@ -125,13 +125,16 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 		ID:       stateID(w.parent.rec.ID, layer),
 		ParentID: w.parent.rec.ID,
 		Env:      w.step.Env,
-		Took:     time.Since(start),
+		Took:     time.Since(log.start),
 	}}
 	if !layer.IsZero() {
 		made.rec.Layers = []layers.Layer{layer}
 	}
 	if w.id != w.step.Key {
 		made.rec.Input = string(w.step.Preimage)
+	}
+	if w.step.From != nil {
+		made.rec.Uses = []keys.ID{s.stages[w.step.From].final.value.id}
 	}
 	if made.rec.Log, made.rec.LogBlob, err = log.finish(s.Store); err != nil {
 		return nil, err
@@ -143,7 +146,6 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 	s.made[w.id] = made
 	s.mu.Unlock()
 	s.emit(Event{Kind: Finished, Stage: s.Stage, Step: w.step, Key: key, Took: made.rec.Took})
-	s.note(made.stepInfo(), w.step)
 	s.share(s, w.step.Index, w.step.Index, made)
 	return made, nil
 }
@@ -156,6 +158,9 @@ func (s *stage) found(w *work) *state {
 	s.mu.Unlock()
 	if made != nil || w.forced {
 		return made
+	}
+	if id, rec, ok := s.find(w.id); ok && rec.Parent == w.parent.id.String() && rec.ParentID == w.parent.rec.ID {
+		return &state{id: id, rec: rec, parent: w.parent} // most often, and nothing below it need be read
 	}
 	found, _ := s.load(w.id)
 	return found
@@ -240,6 +245,9 @@ func (s *stage) runStep(ctx context.Context, w *work, op *spec.Run, root *root, 
 	if err != nil {
 		return layers.Layer{}, err
 	}
+	if err := s.bringMounts(ctx, op); err != nil {
+		return layers.Layer{}, err
+	}
 	if err := root.Run(ctx, p, log); err != nil {
 		var exit *executor.ExitError
 		var start *executor.StartError
@@ -254,8 +262,7 @@ func (s *stage) runStep(ctx context.Context, w *work, op *spec.Run, root *root, 
 func (s *stage) freeze(ctx context.Context, step *keys.Step, root *root) (layers.Layer, error) {
 	change, err := root.Freeze(ctx)
 	if err != nil {
-		var start *executor.StartError
-		if errors.As(err, &start) {
+		if errors.Is(err, layers.ErrReservedName) {
 			return layers.Layer{}, &StepError{Step: step, Err: err}
 		}
 		return layers.Layer{}, fmt.Errorf("freeze the result of step %d: %w", step.Number, err)
@@ -377,6 +384,7 @@ type stepLog struct {
 	stage *stage
 	step  *keys.Step
 	file  *os.File
+	start time.Time
 	limit int64
 	size  int64
 	full  bool
@@ -387,7 +395,7 @@ func (s *stage) newLog(step *keys.Step, path string) (*stepLog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the log of step %d: %w", step.Number, err)
 	}
-	l := &stepLog{stage: s, step: step, file: file, limit: s.LogLimit}
+	l := &stepLog{stage: s, step: step, file: file, start: time.Now(), limit: s.LogLimit}
 	if l.limit <= 0 {
 		l.limit = DefaultLogLimit
 	}

@@ -29,6 +29,9 @@ type Executor struct {
 	tmp        string // its own directory in the store's TempDir
 	ids        atomic.Int64
 
+	preparing sync.Once
+	prepared  sync.WaitGroup
+
 	choosing sync.Mutex
 	chosen   string // the runtime that works
 
@@ -123,7 +126,13 @@ func (e *Executor) Platform() ocispec.Platform {
 
 // Prepare starts what the first Run needs, in the background: call it when it becomes likely that something will run.
 func (e *Executor) Prepare() {
-	_, _ = e.supervisor() // an error comes again with Run
+	s, err := e.supervisor()
+	if err != nil {
+		return // it comes again with Run
+	}
+	e.preparing.Do(func() {
+		e.prepared.Go(func() { _, _ = e.runtime(context.Background(), s) })
+	})
 }
 
 // supervisor returns the running supervisor. One that was killed is replaced.
@@ -202,6 +211,7 @@ func (e *Executor) Close() error {
 	if e.sup != nil {
 		err = e.sup.close()
 	}
+	e.prepared.Wait()
 	// Another executor on the same store may still have groups of its own in there.
 	for _, h := range e.cgroups.hierarchies {
 		_ = os.Remove(filepath.Join(h, cgroupTop, e.options.Store.RunID()))

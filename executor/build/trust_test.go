@@ -1,0 +1,172 @@
+package build_test
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/registry"
+)
+
+// evil has a machine make other files than the commands say.
+func evil(m *machine) *machine {
+	m.exec.before = func(command *string, _ executor.Process) { *command = strings.ReplaceAll(*command, "good", "evil") }
+	return m
+}
+
+// trust makes a machine believe only what it makes itself and what a key has signed, and sign with that key.
+func (m *machine) trust(s *registry.Signer, r *repo) *machine {
+	m.share(r)
+	c := m.Caches[0].(cache).Cache
+	c.Signer, c.Trust = s, []registry.PublicKey{s.Public()}
+	m.Trust = c.Trust
+	return m
+}
+
+func newSigner(t *testing.T) *registry.Signer {
+	t.Helper()
+	s, err := registry.GenerateSigner("ci")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// A build that trusts takes nothing from its store that came from somebody untrusted, however it came to be used there: as a
+// parent, as files that were copied, or as what an input key was found to mean. It heals the cache.
+func TestTrustOfTheStore(t *testing.T) {
+	t.Parallel()
+	const onlyB = `((build b ((from scratch) (run (shell "echo good > /f")))) (from scratch) (run (shell "echo %s")))`
+	const copied = `((build b ((from scratch) (run (shell "echo good > /f"))))
+			(from scratch) (copy (from (build b)) (src /f) (dst /f)) (run (shell "cat /f; echo %s > /last")))`
+	const chain = `((from scratch) (run (shell "echo good > /f")) (run (shell "cat /f; echo %s > /last")))`
+	const twice = `((build a ((from scratch) (run (shell "echo good > /f"))))
+		(build b ((from scratch) (copy (from (build a)) (src /f) (dst /f)) (run (shell "echo b"))))
+		(from scratch) (copy (from (build b)) (src /f) (dst /f)) (run (shell "cat /f; echo %s > /last")))`
+	for name, test := range map[string]struct{ theirs, ours string }{
+		"parent":                 {chain, chain},
+		"copy":                   {copied, copied},
+		"copied by us":           {onlyB, copied},
+		"two copies":             {twice, twice},
+		"two copies, one by us":  {copied, twice},
+		"two copies, both by us": {onlyB, strings.ReplaceAll(twice, "build a", "build x")},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := &repo{}
+			evil(newMachine(t)).share(r).run(fmt.Sprintf(test.theirs, "first"))
+
+			// Without trust, the bad results are pulled, and built upon.
+			careless := newMachine(t).share(r)
+			o := careless.run(fmt.Sprintf(test.ours, "second"))
+			if files := o.files(); files["f"] != "evil\n" {
+				t.Fatalf("the careless build has %q", files)
+			}
+
+			s := newSigner(t)
+			careful := careless.another().trust(s, r)
+			for _, last := range []string{"first", "second", "third"} {
+				o := careful.run(fmt.Sprintf(test.ours, last))
+				o.wantFiles(map[string]string{"f": "good\n", "last": last + "\n"})
+				for n, log := range o.logs {
+					if strings.Contains(log, "evil") {
+						t.Errorf("%s: step %d showed %q", last, n, log)
+					}
+				}
+			}
+			again := careful.another()
+			again.trust(s, r)
+			o = again.run(fmt.Sprintf(test.ours, "first"))
+			o.wantRan()
+			o.wantFiles(map[string]string{"f": "good\n", "last": "first\n"})
+
+			// Others who trust have what it has made.
+			other := newMachine(t).trust(s, r)
+			other.NeedFiles = true
+			o = other.run(fmt.Sprintf(test.ours, "second"))
+			o.want(strings.Repeat("c", len(o.plan.Steps)))
+			o.wantFiles(map[string]string{"f": "good\n", "last": "second\n"})
+			again = other.another().trust(s, r)
+			o = again.run(fmt.Sprintf(test.ours, "second"))
+			if len(o.ran) > 0 || o.rep.PulledBytes > 0 {
+				t.Errorf("ran %q, the report is %+v", o.ran, o.rep)
+			}
+		})
+	}
+}
+
+// Results of a parent domain that were made here are not the build's own.
+func TestTrustOfParentDomain(t *testing.T) {
+	t.Parallel()
+	const text = `((from scratch) (run (shell "echo good > /f")))`
+	m := newMachine(t)
+	evil(m).run(text)
+	pr := m.another()
+	pr.Domains = []string{"release", "default"}
+	pr.trust(newSigner(t), &repo{})
+	pr.run(text).want("r")
+	pr.run(text).want("s")
+}
+
+// A failure is shared if that is asked for and the command failed by itself; others then fail the same way, without running it.
+func TestCacheFailures(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		step   string
+		shared bool
+	}{
+		"exit":    {`(run (shell "echo says; exit 3"))`, true},
+		"network": {`(run (network host) (shell "exit 3"))`, false},
+		"secret":  {`(run (secrets (s (target /s))) (shell "exit 3"))`, false},
+		"timeout": {`(run (shell "sleep 60"))`, false},
+		"start":   {`(run (shell "refuse x"))`, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			r := &repo{}
+			text := `((build b ((from scratch) (run (shell "echo b > /b")))) (from scratch) (run (shell "echo one"))
+				(copy (from (build b)) (src /b) (dst /)) ` + test.step + ` (run (shell "echo never")))`
+			newOne := func() *machine {
+				m := newMachine(t).share(r)
+				m.Caches[0].(cache).Failures = time.Hour
+				m.CacheFailures = true
+				m.Limits.Timeout = 50 * time.Millisecond
+				m.Secrets = map[string]build.Secret{"s": func() ([]byte, error) { return []byte("x"), nil }}
+				return m
+			}
+			a := newOne()
+			first := a.try(t.Context(), a.plan(text))
+			first.want("rrr--")
+			b := newOne()
+			o := b.try(t.Context(), b.plan(text))
+			if o.err == nil || o.err.Error() != first.err.Error() {
+				t.Errorf("the error is %v, was %v", o.err, first.err)
+			}
+			var step *build.StepError
+			if !errors.As(o.err, &step) || step.Step.Number != 4 {
+				t.Errorf("the error is %#v", o.err)
+			}
+			if !test.shared {
+				if len(o.ran) != 1 {
+					t.Errorf("ran %q", o.ran)
+				}
+				return
+			}
+			o.wantRan()
+			o.want("ccc--")
+			o.wantLogs(first)
+			// Who does not believe failures runs it; a success replaces the failure.
+			c := newMachine(t).share(r)
+			c.exec.before = func(command *string, _ executor.Process) { *command = strings.Replace(*command, "exit 3", "true", 1) }
+			if o := c.run(text); !slices.Contains(o.ran, "echo says; exit 3") {
+				t.Errorf("ran %q", o.ran)
+			}
+			newOne().run(text).want("ccccc")
+		})
+	}
+}
