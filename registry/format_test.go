@@ -96,6 +96,11 @@ func TestFormatExamples(t *testing.T) {
 	}
 	alias := &registry.Result{Key: sum(input), Alias: two, Preimage: input, Platform: linux("amd64")}
 	push(t, c, r, failed, alias)
+	im := &registry.Images{Store: c.Store}
+	busybox := keys.Base{Ref: "docker.io/library/busybox:latest", Digest: digest.FromString("busybox"), Platform: linux("amd64")}
+	if _, err := im.PublishName(t.Context(), c, registry.Name{For: linux("amd64"), Base: busybox}); err != nil {
+		t.Fatal(err)
+	}
 
 	document := func(ref string) []byte {
 		t.Helper()
@@ -105,7 +110,9 @@ func TestFormatExamples(t *testing.T) {
 		}
 		return b
 	}
-	var image, record ocispec.Manifest
+	var image, record, name ocispec.Manifest
+	nameTag := "name-" + digest.FromString(busybox.Ref+"\nlinux/amd64").Encoded()
+	decode(t, document(nameTag), &name)
 	decode(t, document(two.String()), &image)
 	decode(t, document(two.String()+".rec"), &record)
 	rc, err := repo.Blob(t.Context(), image.Config)
@@ -136,6 +143,8 @@ func TestFormatExamples(t *testing.T) {
 		"ok":       indent(t, payload(two.String()+".rec")),
 		"failed":   indent(t, payload(one.String()+".rec")),
 		"alias":    indent(t, payload(alias.Key.String()+".rec")),
+		"name":     short.ReplaceAllString(indent(t, document(nameTag)), "$1$2..."),
+		"meaning":  indent(t, name.Config.Data),
 		"key":      c.Signer.Public().String(),
 	}
 

@@ -36,6 +36,7 @@ type Images struct {
 	PlainHTTP []string            // hosts spoken to without TLS; loopback addresses always may be
 	Offline   bool                // resolve only from what was recorded, and fetch nothing
 	Lock      *Lockfile           // may be nil
+	Caches    []Repo              // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after OpenRepo
 	UserAgent string
 
 	patience patience // for tests
@@ -185,7 +186,7 @@ func (im *Images) resolve(ctx context.Context, n imageName, res resolution) (res
 		return locked, nil
 	}
 	if n.dir == "" && (im.Offline || n.digest != "") {
-		switch recorded, err := im.recorded(res); {
+		switch recorded, err := im.remembered(ctx, res); {
 		case err == nil:
 			im.Lock.add(recorded)
 			return recorded, nil
@@ -204,6 +205,12 @@ func (im *Images) resolve(ctx context.Context, n imageName, res resolution) (res
 		return im.choose(ctx, srcs, entries, res.For)
 	})
 	if err != nil {
+		if im.Offline { // a layout that is elsewhere only
+			if recorded, rerr := im.remembered(ctx, res); rerr == nil {
+				im.Lock.add(recorded)
+				return recorded, nil
+			}
+		}
 		return res, err
 	}
 	res.Digest, res.Platform = found.Digest, *found.Platform
@@ -241,15 +248,15 @@ func (im *Images) record(res resolution) error {
 	return im.Store.PutResult(NamesDomain, &cas.Result{Key: res.key(), Created: time.Now(), Data: data})
 }
 
-// sources lists where an image may be had, in the order to try. It is empty for a registry when offline.
+// sources lists where an image may be had, in the order to try: the caches last. For a registry they are all when offline.
 func (im *Images) sources(n imageName) []source {
-	if n.dir != "" {
-		return []source{layout{n.dir}}
-	}
-	if im.Offline {
-		return nil
-	}
 	var srcs []source
+	switch {
+	case n.dir != "":
+		return append(append(srcs, layout{n.dir}), im.cached()...)
+	case im.Offline:
+		return im.cached()
+	}
 	for _, mirror := range im.Mirrors[n.host] {
 		host, prefix, _ := strings.Cut(mirror, "/")
 		if prefix = strings.Trim(prefix, "/"); prefix != "" {
@@ -257,30 +264,40 @@ func (im *Images) sources(n imageName) []source {
 		}
 		srcs = append(srcs, im.client.repository(host, prefix+n.path))
 	}
-	return append(srcs, im.client.repository(n.host, n.path))
+	return append(append(srcs, im.client.repository(n.host, n.path)), im.cached()...)
 }
 
 var errOffline = errors.New("it is not in the store, and nothing is fetched with --offline")
 
-// try asks each source until one has an answer. If none has, the error is that of the last, which is the registry that was named.
+// try asks each source until one has an answer. If none has, the error is that of the last that is no cache, which is the one that was named.
 func try[T any](ctx context.Context, srcs []source, ask func(source) (T, error)) (T, error) {
 	var zero T
 	err := errOffline
-	var before []string
-	for i, s := range srcs {
-		var v T
-		if v, err = ask(s); err == nil {
+	var before, caches []string
+	for _, s := range srcs {
+		v, e := ask(s)
+		if e == nil {
 			return v, nil
 		}
 		if ctx.Err() != nil {
 			return zero, ctx.Err()
 		}
-		if i < len(srcs)-1 {
+		if c, ok := s.(cachedSource); ok {
+			if !errors.Is(e, ErrNotFound) { // that one need not have it goes without saying
+				caches = append(caches, c.Name()+": "+e.Error())
+			}
+			continue
+		}
+		if err != errOffline {
 			before = append(before, err.Error())
 		}
+		err = e
 	}
 	if before != nil {
 		err = fmt.Errorf("%w (before, from mirrors: %s)", err, strings.Join(before, "; "))
+	}
+	if caches != nil {
+		err = fmt.Errorf("%w (and in caches: %s)", err, strings.Join(caches, "; "))
 	}
 	return zero, err
 }

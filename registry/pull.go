@@ -41,22 +41,21 @@ func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progr
 	if base.Digest == "" {
 		return &Image{Config: ocispec.Image{Platform: base.Platform, RootFS: ocispec.RootFS{Type: "layers"}}}, nil
 	}
-	img, err := im.pull(ctx, base, unpack, p)
+	n, err := im.origin(base)
+	if err != nil {
+		return nil, fmt.Errorf("pull %s: %w", base.Ref, err)
+	}
+	img, err := im.pull(ctx, im.sources(n), base, unpack, p)
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", base.Ref, err)
 	}
 	return img, nil
 }
 
-func (im *Images) pull(ctx context.Context, base keys.Base, unpack bool, p Progress) (*Image, error) {
+func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpack bool, p Progress) (*Image, error) {
 	if err := checkDigest(base.Digest); err != nil {
 		return nil, err
 	}
-	n, err := im.origin(base)
-	if err != nil {
-		return nil, err
-	}
-	srcs := im.sources(n)
 	key := base.Digest.Encoded()
 	if err := im.Store.Hold(ImagesDomain, key); err != nil {
 		return nil, err

@@ -34,13 +34,13 @@ import (
 // build; tests set its fields.
 type machine struct {
 	build.Builder
-	t    *testing.T
+	t    testing.TB
 	exec *executorSpy
 	told warningList // by caches
 }
 
 // newMachine makes a machine with an empty store and some source files.
-func newMachine(t *testing.T) *machine {
+func newMachine(t testing.TB) *machine {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("copies make files of root, which only root can")
@@ -71,7 +71,7 @@ func (m *machine) another() *machine {
 	return other
 }
 
-func machineOn(t *testing.T, st *cas.Store) *machine {
+func machineOn(t testing.TB, st *cas.Store) *machine {
 	spy := &executorSpy{Executor: fake.New(st)}
 	spy.Executor.Started = spy.started
 	return &machine{t: t, exec: spy, Builder: build.Builder{
@@ -282,7 +282,7 @@ func (o *outcome) wantFiles(want map[string]string) {
 }
 
 // untar gives the content of files, by path, without directories.
-func untar(t *testing.T, r io.Reader) map[string]string {
+func untar(t testing.TB, r io.Reader) map[string]string {
 	t.Helper()
 	files := map[string]string{}
 	for tr := tar.NewReader(r); ; {

@@ -344,22 +344,3 @@ func TestExportLostBytes(t *testing.T) {
 	o.want("cccc")
 	o.wantFiles(onBaseFiles("A"))
 }
-
-// Names of a cache count only where nobody else can be asked.
-func TestNamesOfCaches(t *testing.T) {
-	t.Parallel()
-	const name = "127.0.0.1:1/base:1" // nobody listens there
-	a := newMachine(t)
-	a.Images.Bases = map[string]string{name: baseImage(t)}
-	to := &repo{}
-	a.run("((from "+name+"))").export(a.cache(to), 0)
-	m := offline(t, to)
-	if _, err := m.Images.Resolve(t.Context(), name, m.exec.Platform()); err != nil {
-		t.Error(err)
-	}
-	m = newMachine(t)
-	m.Images.Caches = []registry.Repo{to}
-	if base, err := m.Images.Resolve(t.Context(), name, m.exec.Platform()); err == nil {
-		t.Errorf("the name means %s", base.Digest)
-	}
-}

@@ -1,0 +1,431 @@
+package registry
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/keys"
+)
+
+// What the names of base images meant, and base images themselves, can travel with a cache: then a machine without a network can plan and run what
+// another has resolved. See FORMAT.md, section 8.
+const (
+	nameTag       = "name-"
+	baseTag       = "base-"
+	mediaTypeName = "application/vnd.obx.name.v1+json"
+)
+
+// A Name is what the name of a base image meant.
+type Name struct {
+	For  ocispec.Platform // what was asked for
+	Base keys.Base        // Ref is the name, normalized
+}
+
+func (r resolution) tag() string { return nameTag + r.key() }
+
+// Names lists what the store remembers of names.
+func (im *Images) Names(ctx context.Context) ([]Name, error) {
+	var all []Name
+	for info, err := range im.Store.Results() {
+		if err := cmp.Or(ctx.Err(), err); err != nil {
+			return nil, fmt.Errorf("list the names of base images: %w", err)
+		}
+		var res resolution
+		if info.Domain != NamesDomain || json.Unmarshal(info.Result.Data, &res) != nil || res.key() != info.Result.Key {
+			continue
+		}
+		all = append(all, Name{For: res.For, Base: keys.Base{Ref: res.Name, Digest: res.Digest, Platform: res.Platform}})
+	}
+	return all, nil
+}
+
+// PublishName puts into a cache what a name meant, also under the name that it stands for here by Bases. It tells how many bytes it sent: none,
+// where the cache says so already.
+func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent int64, err error) {
+	if err := im.init(); err != nil || name.Base.Digest == "" {
+		return 0, err
+	}
+	n, err := parseName(name.Base.Ref)
+	if err != nil {
+		return 0, err
+	}
+	names := []string{n.String(), im.meaning(n).String()}
+	for _, s := range slices.Compact(names) {
+		more, err := to.putName(ctx, resolution{
+			Name: s, For: normalizePlatform(name.For), Digest: name.Base.Digest, Platform: normalizePlatform(name.Base.Platform),
+		})
+		sent += more
+		if err != nil {
+			return sent, fmt.Errorf("put the name %s into %s: %w", s, to.Repo.Name(), err)
+		}
+	}
+	return sent, nil
+}
+
+// putName puts a name. The last writer wins.
+func (c *Cache) putName(ctx context.Context, res resolution) (int64, error) {
+	switch there, err := readName(ctx, c.Repo, res.tag()); {
+	case err == nil && there.Digest == res.Digest && platformString(there.Platform) == platformString(res.Platform):
+		return 0, nil
+	case ctx.Err() != nil:
+		return 0, ctx.Err()
+	}
+	p := &push{Cache: c}
+	put := func(mediaType string, config any) error {
+		b, err := json.Marshal(config)
+		if err != nil {
+			return err
+		}
+		desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b)), Data: b}
+		manifest, err := json.Marshal(ocispec.Manifest{
+			Versioned: specs.Versioned{SchemaVersion: 2},
+			MediaType: ocispec.MediaTypeImageManifest,
+			Config:    desc,
+			Layers:    []ocispec.Descriptor{},
+			Annotations: map[string]string{
+				ocispec.AnnotationBaseImageName: res.Name, ocispec.AnnotationBaseImageDigest: res.Digest.String(),
+			},
+		})
+		if err != nil {
+			return err
+		}
+		return p.putWhole(ctx, res.tag(), ocispec.MediaTypeImageManifest, manifest, []blob{{desc: bare(desc), open: opener(b)}})
+	}
+	err := put(mediaTypeName, res)
+	if errors.Is(err, ErrRefused) {
+		// As an image that runs nowhere: its other fields are unknown to readers of names.
+		err = put(ocispec.MediaTypeImageConfig, struct {
+			resolution
+			Architecture string         `json:"architecture"`
+			OS           string         `json:"os"`
+			RootFS       ocispec.RootFS `json:"rootfs"`
+		}{res, "unknown", "unknown", ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}})
+	}
+	return p.sent.Load(), err
+}
+
+// putWhole puts blobs, and the manifest that refers to them.
+func (p *push) putWhole(ctx context.Context, tag, mediaType string, manifest []byte, blobs []blob) error {
+	if err := p.putAll(ctx, blobs); err != nil {
+		return err
+	}
+	return p.retrying(ctx, blobs, func() error {
+		_, err := p.Repo.PutManifest(ctx, tag, mediaType, manifest)
+		if err == nil {
+			p.sent.Add(int64(len(manifest)))
+		}
+		return err
+	})
+}
+
+// readName reads what a Repo says of a name.
+func readName(ctx context.Context, repo Repo, tag string) (resolution, error) {
+	var res resolution
+	_, b, err := repo.Manifest(ctx, tag)
+	if err != nil {
+		return res, err
+	}
+	doc, err := parseDocument(b)
+	if err != nil {
+		return res, err
+	}
+	if doc.Config == nil {
+		return res, errors.New("it has no config")
+	}
+	data := doc.Config.Data
+	if data == nil {
+		if data, err = readBlob(ctx, repo, *doc.Config); err != nil {
+			return res, err
+		}
+	}
+	if err := checkBytes(data, doc.Config.Digest); err != nil {
+		return res, err
+	}
+	if err := json.Unmarshal(data, &res); err != nil {
+		return res, fmt.Errorf("read what a name means: %w", err)
+	}
+	switch {
+	case res.tag() != tag:
+		return res, fmt.Errorf("it is what %s for %s means", res.Name, platformString(res.For))
+	case platformString(res.For) != platformString(normalizePlatform(res.For)), res.Platform.OS != res.For.OS:
+		return res, fmt.Errorf("%q for %q is no platform", platformString(res.Platform), platformString(res.For))
+	}
+	return res, checkDigest(res.Digest)
+}
+
+// PublishBase puts a base image into a cache, byte for byte. What is no longer in the store comes from where the image is. It tells how many
+// bytes it sent: none, where the cache has all of it.
+func (im *Images) PublishBase(ctx context.Context, to *Cache, base keys.Base) (sent int64, err error) {
+	if err := im.init(); err != nil || base.Digest == "" {
+		return 0, err
+	}
+	p := &push{Cache: to}
+	if err := im.publishBase(ctx, p, base); err != nil {
+		return p.sent.Load(), fmt.Errorf("put %s into %s: %w", base.Ref, to.Repo.Name(), err)
+	}
+	return p.sent.Load(), nil
+}
+
+func (im *Images) publishBase(ctx context.Context, p *push, base keys.Base) error {
+	if err := checkDigest(base.Digest); err != nil {
+		return err
+	}
+	n, err := im.origin(base)
+	if err != nil {
+		return err
+	}
+	srcs := append(im.sources(n), cachedSource{p.Repo})
+	manifest, err := im.document(ctx, srcs, base.Digest)
+	if err != nil {
+		return err
+	}
+	config, ls, err := parseManifest(manifest)
+	if err != nil {
+		return err
+	}
+	var blobs []blob
+	for _, desc := range append(ls, config) {
+		blobs = append(blobs, blob{
+			desc: bare(desc), from: n.String(), ask: true,
+			open: func() (io.ReadCloser, error) { return im.open(ctx, srcs, desc) },
+		})
+	}
+	tag := baseTag + base.Digest.Encoded()
+	switch there, err := p.Repo.Head(ctx, tag); {
+	case err == nil && there.Digest == base.Digest:
+		return p.putAll(ctx, blobs) // whatever was lost
+	case err != nil && !errors.Is(err, ErrNotFound):
+		return err
+	}
+	doc, err := parseDocument(manifest)
+	if err != nil {
+		return err
+	}
+	return p.putWhole(ctx, tag, cmp.Or(doc.MediaType, ocispec.MediaTypeImageManifest), manifest, blobs)
+}
+
+// open reads a blob of an image: from the store, or from where it is, verified.
+func (im *Images) open(ctx context.Context, srcs []source, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	if size, ok := im.Store.HasBlob(desc.Digest); ok && size == desc.Size {
+		return im.Store.Blob(desc.Digest)
+	}
+	return try(ctx, srcs, func(s source) (io.ReadCloser, error) {
+		rc, err := s.blob(ctx, desc)
+		if err != nil {
+			return nil, err
+		}
+		return &verifyingReader{ReadCloser: rc, h: digest.SHA256.Digester(), want: desc}, nil
+	})
+}
+
+// Import brings base images of a cache into the store, and what the cache says of their names: so Resolve finds them with Offline, and Pull fetches
+// nothing. wanted says which by the blobs of their layers; nil: all. What is broken in the cache is left out, and told to its Warn.
+func (im *Images) Import(ctx context.Context, from *Cache, wanted func(layers []digest.Digest) bool, p Progress) (bases int, err error) {
+	if err := im.init(); err != nil {
+		return 0, err
+	}
+	var names []string
+	here := make(map[digest.Digest]bool)
+	for tag, err := range from.Repo.Tags(ctx) {
+		if err != nil {
+			return bases, fmt.Errorf("list the tags of %s: %w", from.Repo.Name(), err)
+		}
+		if strings.HasPrefix(tag, nameTag) {
+			names = append(names, tag)
+		}
+		hex, isBase := strings.CutPrefix(tag, baseTag)
+		if d := digest.NewDigestFromEncoded(digest.SHA256, hex); isBase && checkDigest(d) == nil {
+			here[d] = false
+		}
+	}
+	for d := range here {
+		ok, err := im.importBase(ctx, from.Repo, d, wanted, p)
+		if ctx.Err() != nil {
+			return bases, ctx.Err()
+		}
+		if err != nil {
+			from.warn("base", "base image %s is left out: %v", d, err)
+		}
+		if here[d] = ok; ok {
+			bases++
+		}
+	}
+	for _, tag := range names {
+		res, err := readName(ctx, from.Repo, tag)
+		switch {
+		case ctx.Err() != nil:
+			return bases, ctx.Err()
+		case err != nil:
+			from.warn("name", "%s is left out: %v", tag, err)
+		case here[res.Digest]:
+			if err := im.record(res); err != nil {
+				return bases, err
+			}
+		}
+	}
+	return bases, nil
+}
+
+func (im *Images) importBase(ctx context.Context, from Repo, d digest.Digest, wanted func([]digest.Digest) bool, p Progress) (bool, error) {
+	srcs := []source{cachedSource{from}}
+	manifest, err := im.document(ctx, srcs, d)
+	if err != nil {
+		return false, err
+	}
+	confDesc, ls, err := parseManifest(manifest)
+	if err != nil {
+		return false, err
+	}
+	var blobs []digest.Digest
+	for _, l := range ls {
+		blobs = append(blobs, l.Digest)
+	}
+	if wanted != nil && !wanted(blobs) {
+		return false, nil
+	}
+	conf, err := im.config(ctx, srcs, confDesc, len(ls))
+	if err != nil {
+		return false, err
+	}
+	_, err = im.pull(ctx, srcs, keys.Base{Ref: from.Name(), Digest: d, Platform: conf.Platform}, false, p)
+	return err == nil, err
+}
+
+// remembered finds what a name meant: in the store, or, where nobody else can be asked, in the caches.
+func (im *Images) remembered(ctx context.Context, res resolution) (resolution, error) {
+	recorded, err := im.recorded(res)
+	if !errors.Is(err, cas.ErrNotFound) || !im.Offline {
+		return recorded, err
+	}
+	for _, repo := range im.Caches {
+		if found, err := readName(ctx, repo, res.tag()); err == nil {
+			return found, nil
+		}
+	}
+	return res, cmp.Or(ctx.Err(), err)
+}
+
+// cached are the caches as sources of what others do not give.
+func (im *Images) cached() (srcs []source) {
+	for _, repo := range im.Caches {
+		srcs = append(srcs, cachedSource{repo})
+	}
+	return srcs
+}
+
+// A cachedSource is a Repo that may have base images.
+type cachedSource struct{ Repo }
+
+// find finds nothing: what names mean is for others to say.
+func (s cachedSource) find(context.Context, imageName) ([]ocispec.Descriptor, error) {
+	return nil, ErrNotFound
+}
+
+func (s cachedSource) manifest(ctx context.Context, d digest.Digest) ([]byte, error) {
+	_, b, err := s.Manifest(ctx, d.String())
+	return b, err
+}
+
+func (s cachedSource) blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	return s.Blob(ctx, bare(desc))
+}
+
+// Keys lists the keys that have records, aliases included, in the Cache's domains.
+func (c *Cache) Keys(ctx context.Context) ([]keys.ID, error) {
+	tags, err := c.tags(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []keys.ID
+	for _, tag := range tags {
+		id, _, isRecord, _ := parseTag(tag)
+		ours := slices.ContainsFunc(c.domains(), func(d string) bool { return tag == tagOf(id, d)+recordSuffix })
+		if isRecord && ours && !slices.Contains(ids[max(0, len(ids)-1):], id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids, nil
+}
+
+// CopyTo is Copy, for those who know a Cache by its methods only.
+func (c *Cache) CopyTo(ctx context.Context, to *Cache, ids []keys.ID) (CopyReport, error) {
+	return Copy(ctx, c, to, ids)
+}
+
+// Republish publishes a result that came from another cache, in its domain and under the envelope that it came with: nothing is signed that
+// was not made here. It is an error if the image or a log cannot be made again as it was.
+func (c *Cache) Republish(ctx context.Context, r *Result) (sent int64, err error) {
+	payload, _, err := unseal(r.Envelope, nil)
+	if err != nil {
+		return 0, fmt.Errorf("republish the result of %s: %w", r.Key, err)
+	}
+	was, err := decodePredicate(payload)
+	if err != nil {
+		return 0, fmt.Errorf("republish the result of %s: %w", r.Key, err)
+	}
+	p := &push{Cache: c, r: r, domain: was.Domain, tag: tagOf(r.Key, was.Domain)}
+	if err := p.republish(ctx, was); err != nil {
+		return p.sent.Load(), fmt.Errorf("republish the result of %s in %s: %w", r.Key, c.Repo.Name(), err)
+	}
+	return p.sent.Load(), nil
+}
+
+func (p *push) republish(ctx context.Context, was *predicate) error {
+	if was.Key != p.r.Key || was.Status != statusOK {
+		return errors.New("its envelope is that of another")
+	}
+	done, err := p.entries.claim(ctx, p.tag)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if taken, err := p.taken(ctx); taken || err != nil {
+		return err
+	}
+	pred, err := p.predicate()
+	if err != nil {
+		return err
+	}
+	image, err := p.image(ctx, pred)
+	if err != nil {
+		return err
+	}
+	logs, err := p.logs(ctx, pred)
+	if err != nil {
+		return err
+	}
+	if image.digest != was.Image.Digest.digest() {
+		return fmt.Errorf("the image that can be made of it is %s, and it was %s", image.digest, was.Image.Digest.digest())
+	}
+	if !slices.EqualFunc(logs, was.Logs, func(l Log, ref logRef) bool { return l.Desc.Digest == ref.Digest.digest() }) {
+		return errors.New("its logs are not as they were")
+	}
+	rec := &recordDocs{manifest: recordOf(was, p.r.Envelope, logs, p.now()), envelope: p.r.Envelope, logs: logs}
+	if p.refuses() {
+		if err := rec.disguise(); err != nil {
+			return err
+		}
+	}
+	if err := p.putAll(ctx, slices.Concat(image.blobs, rec.blobs(ctx, p.Cache))); err != nil {
+		return err
+	}
+	if err := p.putImage(ctx, image); err != nil {
+		return err
+	}
+	desc, err := p.putRecord(ctx, rec)
+	if err == nil {
+		p.note(p.tag+recordSuffix, sight{verdict: good, digest: desc.Digest})
+	}
+	return err
+}

@@ -1,0 +1,369 @@
+package registry_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/conformance"
+	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/registry"
+)
+
+// publish resolves a base image on one machine, and puts it and its name into a cache.
+func publish(t testing.TB, im *registry.Images, to *registry.Cache, ref string) (base keys.Base, sent int64) {
+	t.Helper()
+	base, err := im.Resolve(t.Context(), ref, linux("amd64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent, err = im.PublishBase(t.Context(), to, base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := im.PublishName(t.Context(), to, registry.Name{For: linux("amd64"), Base: base})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base, sent + more
+}
+
+func nameTag(ref string) string {
+	return "name-" + digest.FromString(ref+"\nlinux/amd64").Encoded()
+}
+
+// Without a network, a base image and what its name means come from a cache: imported, or as they are.
+func TestBasesOfCaches(t *testing.T) {
+	t.Parallel()
+	addr := conformance.StartRegistry(t)
+	for _, docker := range []bool{false, true} {
+		name := fmt.Sprintf("docker=%v", docker)
+		ref := fmt.Sprintf("%s/base:%v", addr, docker)
+		img := makeImage(t, docker, linux("amd64"), testLayer{file: "a", text: name, compressed: "gzip"}, testLayer{file: "b", text: name, compressed: "gzip"})
+		img.push(t, addr, "base", fmt.Sprint(docker))
+		repos := map[string]func(t testing.TB) registry.Repo{
+			"memory":   func(testing.TB) registry.Repo { return &registry.Memory{} },
+			"layout":   func(t testing.TB) registry.Repo { return openRepo(t, "oci:"+t.TempDir(), registry.RepoOptions{}) },
+			"registry": func(t testing.TB) registry.Repo { return openRepo(t, fmt.Sprintf("%s/cache%v", addr, docker), registry.RepoOptions{}) },
+		}
+		for kind, fresh := range repos {
+			t.Run(name+"/"+kind, func(t *testing.T) {
+				t.Parallel()
+				im := newImages(t)
+				to := &registry.Cache{Repo: fresh(t), Store: im.Store}
+				base, sent := publish(t, im, to, ref)
+				if sent < img.layers[0].Size || base.Digest != img.desc.Digest {
+					t.Errorf("sent %d bytes of %s", sent, base.Digest)
+				}
+				for _, im := range []*registry.Images{im, newImages(t)} {
+					if _, sent := publish(t, im, &registry.Cache{Repo: to.Repo, Store: im.Store}, ref); sent != 0 {
+						t.Errorf("sent %d bytes again", sent)
+					}
+				}
+
+				cached := newImages(t)
+				cached.Offline, cached.Caches = true, []registry.Repo{to.Repo}
+				got, err := pull(t.Context(), cached, ref)
+				if err != nil {
+					t.Fatal(err)
+				}
+				wantPulled(t, cached.Store, got, img)
+
+				imported := newImages(t)
+				from, warned := machine(t, to.Repo)
+				from.Store = imported.Store
+				if n, err := imported.Import(t.Context(), from, func([]digest.Digest) bool { return false }, nil); n != 0 || err != nil {
+					t.Errorf("imported %d that nobody wants, %v", n, err)
+				}
+				if n, err := imported.Import(t.Context(), from, nil, nil); n != 1 || err != nil {
+					t.Errorf("imported %d, %v", n, err)
+				}
+				if w := warned.take(); len(w) > 0 {
+					t.Errorf("warnings: %q", w)
+				}
+				off := &registry.Images{Store: imported.Store, Offline: true}
+				if got, err = pull(t.Context(), off, ref); err != nil {
+					t.Fatal(err)
+				}
+				wantPulled(t, off.Store, got, img)
+			})
+		}
+	}
+}
+
+// While the registry of a base image cannot be reached, its bytes come from a cache. What the name means does not.
+func TestUnreachableOrigin(t *testing.T) {
+	t.Parallel()
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})
+	dir := layoutDir(t, map[string]*testImage{"1": img})
+	const ref = "127.0.0.1:1/base:1" // nobody listens there
+	repo := &registry.Memory{}
+	im := newImages(t)
+	im.Bases = map[string]string{ref: "oci:" + dir + ":1"}
+	base, _ := publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, ref)
+
+	far := newImages(t)
+	registry.Hurry(far, time.Second, time.Second, 10*time.Millisecond)
+	far.Caches = []registry.Repo{&registry.Memory{}, repo}
+	got, err := far.Pull(t.Context(), base, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantPulled(t, far.Store, got, img)
+	if _, err := far.Resolve(t.Context(), ref, linux("amd64")); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") {
+		t.Errorf("resolve: %v", err)
+	}
+	// The error is that of the registry, not of caches that have nothing to do with it.
+	far.Caches = []registry.Repo{&registry.Memory{}}
+	base.Digest = digest.FromString("another")
+	if _, err := far.Pull(t.Context(), base, false, nil); err == nil || errors.Is(err, registry.ErrNotFound) {
+		t.Errorf("pull: %v", err)
+	}
+
+	// A layout that is elsewhere only has a name, too.
+	name := "oci:" + dir + ":1"
+	publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, name)
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	off := newImages(t)
+	off.Offline, off.Caches = true, []registry.Repo{repo}
+	if got, err = pull(t.Context(), off, name); err != nil {
+		t.Fatal(err)
+	}
+	wantPulled(t, off.Store, got, img)
+}
+
+// The last writer says what a name means.
+func TestNamesChange(t *testing.T) {
+	t.Parallel()
+	repo := &registry.Memory{}
+	dir := t.TempDir()
+	for _, text := range []string{"old", "new"} {
+		img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: text})
+		img.writeBlobs(t, dir)
+		desc := img.desc
+		desc.Annotations = map[string]string{ocispec.AnnotationRefName: "1"}
+		writeIndex(t, dir, desc)
+		im := newImages(t)
+		im.Bases = map[string]string{"example.test/base:1": "oci:" + dir + ":1"}
+		publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, "example.test/base:1")
+		off := newImages(t)
+		off.Offline, off.Caches = true, []registry.Repo{repo}
+		base, err := off.Resolve(t.Context(), "example.test/base:1", linux("amd64"))
+		if err != nil || base.Digest != img.desc.Digest {
+			t.Errorf("%s: it means %s, want %s (%v)", text, base.Digest, img.desc.Digest, err)
+		}
+		if _, err := off.Resolve(t.Context(), "example.test/base:1", linux("arm64")); err == nil {
+			t.Error("it means something for another platform")
+		}
+	}
+}
+
+// Names that are broken, or were moved, mean nothing; broken images are left out.
+func TestBrokenNames(t *testing.T) {
+	t.Parallel()
+	const ref = "example.test/base:1"
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a", compressed: "gzip"})
+	dir := layoutDir(t, map[string]*testImage{"1": img})
+	other := nameTag("example.test/other:1")
+	manifest := func(change func(m *ocispec.Manifest)) func(t testing.TB, repo *registry.Memory) {
+		return func(t testing.TB, repo *registry.Memory) {
+			_, b, err := repo.Manifest(t.Context(), nameTag(ref))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var m ocispec.Manifest
+			decode(t, b, &m)
+			change(&m)
+			if b, err = json.Marshal(m); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := repo.PutManifest(t.Context(), nameTag(ref), m.MediaType, b); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		name           string
+		spoil          func(t testing.TB, repo *registry.Memory)
+		resolve, pull  bool
+		bases, warning int
+	}{
+		{"nothing", func(testing.TB, *registry.Memory) {}, true, true, 1, 0},
+		{"data", manifest(func(m *ocispec.Manifest) { m.Config.Data = []byte("{}") }), false, false, 1, 1},
+		{"no data", manifest(func(m *ocispec.Manifest) { m.Config.Data = nil }), true, true, 1, 0},
+		{"moved", func(t testing.TB, repo *registry.Memory) {
+			im := newImages(t)
+			im.Bases = map[string]string{"example.test/other:1": "oci:" + dir + ":1"}
+			publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, "example.test/other:1")
+			_, b, err := repo.Manifest(t.Context(), other)
+			if err == nil {
+				_, err = repo.PutManifest(t.Context(), nameTag(ref), ocispec.MediaTypeImageManifest, b)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, false, false, 1, 1},
+		{"layer", func(t testing.TB, repo *registry.Memory) { registry.Corrupt(repo, img.layers[0].Digest) }, true, false, 0, 1},
+		{"another image", func(t testing.TB, repo *registry.Memory) {
+			desc := conformance.PutBytes(t, repo, ocispec.MediaTypeImageConfig, []byte("{}"))
+			b, err := json.Marshal(ocispec.Manifest{
+				Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: desc, Layers: []ocispec.Descriptor{},
+			})
+			if err == nil {
+				err = repo.Delete(t.Context(), img.desc.Digest.String())
+			}
+			if err == nil {
+				_, err = repo.PutManifest(t.Context(), "base-"+img.desc.Digest.Encoded(), ocispec.MediaTypeImageManifest, b)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}, true, false, 0, 1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			repo := &registry.Memory{}
+			im := newImages(t)
+			im.Bases = map[string]string{ref: "oci:" + dir + ":1"}
+			publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, ref)
+			c.spoil(t, repo)
+
+			off := newImages(t)
+			off.Offline, off.Caches = true, []registry.Repo{repo}
+			base, err := off.Resolve(t.Context(), ref, linux("amd64"))
+			if (err == nil) != c.resolve {
+				t.Errorf("resolve: %v", err)
+			}
+			if err == nil {
+				if _, err := off.Pull(t.Context(), base, false, nil); (err == nil) != c.pull {
+					t.Errorf("pull: %v", err)
+				}
+			}
+			to := newImages(t)
+			from, warned := machine(t, repo)
+			from.Store = to.Store
+			n, err := to.Import(t.Context(), from, nil, nil)
+			if w := warned.take(); err != nil || n != c.bases || len(w) != c.warning {
+				t.Errorf("imported %d, %v; warnings: %q", n, err, w)
+			}
+			// Who has it right mends it.
+			if c.bases == 1 {
+				publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, ref)
+				if _, err := pull(t.Context(), off, ref); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}
+
+// pickyRepo takes only configs of images, as some registries do.
+type pickyRepo struct{ *registry.Memory }
+
+func (r pickyRepo) PutManifest(ctx context.Context, tag, mediaType string, data []byte) (ocispec.Descriptor, error) {
+	var m ocispec.Manifest
+	if err := json.Unmarshal(data, &m); err != nil || m.Config.MediaType != ocispec.MediaTypeImageConfig {
+		return ocispec.Descriptor{}, registry.ErrRefused
+	}
+	return r.Memory.PutManifest(ctx, tag, mediaType, data)
+}
+
+func TestNamesInDisguise(t *testing.T) {
+	t.Parallel()
+	dir := layoutDir(t, map[string]*testImage{"1": makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})})
+	repo := pickyRepo{&registry.Memory{}}
+	im := newImages(t)
+	im.Bases = map[string]string{"example.test/base:1": "oci:" + dir + ":1"}
+	base, _ := publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, "example.test/base:1")
+	off := newImages(t)
+	off.Offline, off.Caches = true, []registry.Repo{repo}
+	if got, err := off.Resolve(t.Context(), "example.test/base:1", linux("amd64")); err != nil || got.Digest != base.Digest {
+		t.Errorf("it means %s, %v", got.Digest, err)
+	}
+}
+
+// A base image of which the cache and the store have lost a part is made whole from where it came.
+func TestPublishBaseMends(t *testing.T) {
+	t.Parallel()
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"}, testLayer{file: "b", text: "b"})
+	origin := "oci:" + layoutDir(t, map[string]*testImage{"1": img}) + ":1"
+	dir := t.TempDir()
+	for _, lost := range []digest.Digest{img.layers[1].Digest, img.desc.Digest} {
+		im := newImages(t)
+		publish(t, im, &registry.Cache{Repo: openRepo(t, "oci:"+dir, registry.RepoOptions{}), Store: im.Store}, origin)
+		if err := os.Remove(filepath.Join(dir, "blobs/sha256", lost.Encoded())); err != nil {
+			t.Fatal(err)
+		}
+		if _, sent := publish(t, im, &registry.Cache{Repo: openRepo(t, "oci:"+dir, registry.RepoOptions{}), Store: im.Store}, origin); sent == 0 {
+			t.Errorf("%s is not put again", lost)
+		}
+	}
+}
+
+// Keys are those of records, in the domains that are read.
+func TestKeys(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	repo := &registry.Memory{}
+	c, _ := machine(t, repo)
+	build := newChain(t, c.Store, "keys")
+	build.step("1\n")
+	build.step("2\n")
+	push(t, c, build.results...)
+	other, _ := machine(t, repo)
+	other.Domains, other.Store = []string{"pr-7"}, c.Store
+	push(t, other, build.last())
+	for _, x := range []struct {
+		domains []string
+		want    int
+	}{{nil, len(build.results)}, {[]string{"pr-7"}, 1}, {[]string{"pr-7", "default"}, len(build.results)}, {[]string{"pr-8"}, 0}} {
+		c := &registry.Cache{Repo: repo, Store: c.Store, Domains: x.domains}
+		ids, err := c.Keys(t.Context())
+		if err != nil || len(ids) != x.want || slices.ContainsFunc(ids, func(id keys.ID) bool { return !slices.Contains(build.ids(), id) }) {
+			t.Errorf("%v: %v, %v", x.domains, ids, err)
+		}
+	}
+}
+
+// Whatever a cache says of a name, what Resolve makes of it is a digest, or an error.
+func FuzzName(f *testing.F) {
+	const ref = "docker.io/library/busybox:latest"
+	good := fmt.Sprintf(`{"name":%q,"for":{"architecture":"amd64","os":"linux"},"digest":%q,"platform":{"architecture":"amd64","os":"linux"}}`,
+		ref, digest.FromString("x"))
+	for _, s := range []string{good, "{}", "null", strings.Replace(good, "sha256", "sha512", 1), strings.Replace(good, `"os":"linux"}}`, `"os":"windows"}}`, 1)} {
+		f.Add([]byte(s))
+	}
+	st := openStore(f)
+	f.Fuzz(func(t *testing.T, config []byte) {
+		repo := &registry.Memory{}
+		desc := conformance.PutBytes(t, repo, ocispec.MediaTypeImageConfig, config)
+		desc.Data = config
+		b, err := json.Marshal(ocispec.Manifest{
+			Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageManifest, Config: desc, Layers: []ocispec.Descriptor{},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := repo.PutManifest(t.Context(), nameTag(ref), ocispec.MediaTypeImageManifest, b); err != nil {
+			t.Skip("too large for a manifest")
+		}
+		im := &registry.Images{Store: st, Offline: true, Caches: []registry.Repo{repo}}
+		base, err := im.Resolve(t.Context(), ref, linux("amd64"))
+		if err == nil && (base.Digest.Validate() != nil || base.Digest.Algorithm() != digest.SHA256 || base.Ref != ref || base.Platform.OS != "linux") {
+			t.Errorf("%s is %+v", ref, base)
+		}
+	})
+}
