@@ -23,7 +23,7 @@ var mayImport = map[string][]string{
 	"executor/overlay": {"executor", "layers", "cas"},
 	"executor/fake":    {"executor", "layers", "cas"},
 	"executor/build":   {"keys", "keys/spec", "cas", "layers", "registry", "executor"},
-	"conformance":      {"keys", "cas", "layers", "registry", "executor"},
+	"conformance":      {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
 }
 
 // onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.

@@ -121,6 +121,9 @@ const (
 	good              // a good record
 )
 
+// Name is that of the Repo.
+func (c *Cache) Name() string { return c.Repo.Name() }
+
 func (c *Cache) now() time.Time {
 	if c.clock != nil {
 		return c.clock()

@@ -171,22 +171,23 @@ func (im *Images) PublishBase(ctx context.Context, to *Cache, base keys.Base) (s
 		return 0, err
 	}
 	p := &push{Cache: to}
-	if err := im.publishBase(ctx, p, base); err != nil {
-		return p.sent.Load(), fmt.Errorf("put %s into %s: %w", base.Ref, to.Repo.Name(), err)
+	n, err := im.origin(base)
+	if err == nil {
+		err = im.publishBase(ctx, p, base.Digest, im.sources(n), n.String())
 	}
-	return p.sent.Load(), nil
+	if err != nil {
+		err = fmt.Errorf("put %s into %s: %w", base.Ref, to.Repo.Name(), err)
+	}
+	return p.sent.Load(), err
 }
 
-func (im *Images) publishBase(ctx context.Context, p *push, base keys.Base) error {
-	if err := checkDigest(base.Digest); err != nil {
+// publishBase puts an image that the sources have; blobs are mounted from a repository if it is in the same registry.
+func (im *Images) publishBase(ctx context.Context, p *push, d digest.Digest, srcs []source, from string) error {
+	if err := checkDigest(d); err != nil {
 		return err
 	}
-	n, err := im.origin(base)
-	if err != nil {
-		return err
-	}
-	srcs := append(im.sources(n), cachedSource{p.Repo})
-	manifest, err := im.document(ctx, srcs, base.Digest)
+	srcs = append(srcs, cachedSource{p.Repo})
+	manifest, err := im.document(ctx, srcs, d)
 	if err != nil {
 		return err
 	}
@@ -197,13 +198,13 @@ func (im *Images) publishBase(ctx context.Context, p *push, base keys.Base) erro
 	var blobs []blob
 	for _, desc := range append(ls, config) {
 		blobs = append(blobs, blob{
-			desc: bare(desc), from: n.String(), ask: true,
+			desc: bare(desc), from: from, ask: true,
 			open: func() (io.ReadCloser, error) { return im.open(ctx, srcs, desc) },
 		})
 	}
-	tag := baseTag + base.Digest.Encoded()
+	tag := baseTag + d.Encoded()
 	switch there, err := p.Repo.Head(ctx, tag); {
-	case err == nil && there.Digest == base.Digest:
+	case err == nil && there.Digest == d:
 		return p.putAll(ctx, blobs) // whatever was lost
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return err
@@ -235,21 +236,12 @@ func (im *Images) Import(ctx context.Context, from *Cache, wanted func(layers []
 	if err := im.init(); err != nil {
 		return 0, err
 	}
-	var names []string
-	here := make(map[digest.Digest]bool)
-	for tag, err := range from.Repo.Tags(ctx) {
-		if err != nil {
-			return bases, fmt.Errorf("list the tags of %s: %w", from.Repo.Name(), err)
-		}
-		if strings.HasPrefix(tag, nameTag) {
-			names = append(names, tag)
-		}
-		hex, isBase := strings.CutPrefix(tag, baseTag)
-		if d := digest.NewDigestFromEncoded(digest.SHA256, hex); isBase && checkDigest(d) == nil {
-			here[d] = false
-		}
+	digests, names, err := listBases(ctx, from.Repo)
+	if err != nil {
+		return 0, err
 	}
-	for d := range here {
+	here := make(map[digest.Digest]bool)
+	for _, d := range digests {
 		ok, err := im.importBase(ctx, from.Repo, d, wanted, p)
 		if ctx.Err() != nil {
 			return bases, ctx.Err()
@@ -275,6 +267,60 @@ func (im *Images) Import(ctx context.Context, from *Cache, wanted func(layers []
 		}
 	}
 	return bases, nil
+}
+
+// CopyBases copies base images, and what their names mean, from one cache to another. What is broken is left out, and told to from's Warn.
+func CopyBases(ctx context.Context, from, to *Cache) (copied int, sent int64, err error) {
+	digests, names, err := listBases(ctx, from.Repo)
+	if err != nil {
+		return 0, 0, err
+	}
+	im := &Images{Store: from.Store}
+	for _, d := range digests {
+		p := &push{Cache: to}
+		err := im.publishBase(ctx, p, d, []source{cachedSource{from.Repo}}, from.Repo.Name())
+		sent += p.sent.Load()
+		switch {
+		case ctx.Err() != nil:
+			return copied, sent, ctx.Err()
+		case err != nil:
+			from.warn("base", "base image %s is not copied to %s: %v", d, to.Repo.Name(), err)
+		case p.sent.Load() > 0:
+			copied++
+		}
+	}
+	for _, tag := range names {
+		var more int64
+		res, err := readName(ctx, from.Repo, tag)
+		if err == nil {
+			more, err = to.putName(ctx, res)
+			sent += more
+		}
+		switch {
+		case ctx.Err() != nil:
+			return copied, sent, ctx.Err()
+		case err != nil:
+			from.warn("name", "%s is not copied to %s: %v", tag, to.Repo.Name(), err)
+		}
+	}
+	return copied, sent, nil
+}
+
+// listBases lists the digests of base images, and the tags of names.
+func listBases(ctx context.Context, repo Repo) (bases []digest.Digest, names []string, err error) {
+	for tag, err := range repo.Tags(ctx) {
+		if err != nil {
+			return nil, nil, fmt.Errorf("list the tags of %s: %w", repo.Name(), err)
+		}
+		if strings.HasPrefix(tag, nameTag) {
+			names = append(names, tag)
+		}
+		hex, isBase := strings.CutPrefix(tag, baseTag)
+		if d := digest.NewDigestFromEncoded(digest.SHA256, hex); isBase && checkDigest(d) == nil {
+			bases = append(bases, d)
+		}
+	}
+	return bases, names, nil
 }
 
 func (im *Images) importBase(ctx context.Context, from Repo, d digest.Digest, wanted func([]digest.Digest) bool, p Progress) (bool, error) {

@@ -19,31 +19,35 @@ import (
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
+	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 )
 
 // inputs are the flags that say what a build is. All commands that make a plan have them.
 type inputs struct {
-	store     string
-	bases     []string
-	platform  string
-	mirrors   []string
-	plainHTTP []string
-	lock      string
-	offline   bool
-	domain    string
-	salt      string
+	hosts
+	sharing
+	store    string
+	bases    []string
+	platform string
+	mirrors  []string
+	lock     string
+	offline  bool
+	domain   string
+	salt     string
 }
 
 func (in *inputs) add(cmd *cobra.Command) {
 	f := cmd.Flags()
+	in.sharing.add(cmd)
+	in.addTrust(cmd)
 	addStore(cmd, &in.store)
 	f.StringArrayVar(&in.bases, "base", nil, "take another image where a spec says (from NAME): `NAME=REF`; repeatable")
 	addPlatform(cmd, &in.platform)
 	f.StringVar(&in.lock, "lock", "", "take the digests of base images from `FILE`, and keep new ones there")
-	f.BoolVar(&in.offline, "offline", false, "take the digests of base images from what the store remembers; reach no registry")
+	f.BoolVar(&in.offline, "offline", false, "take the digests of base images from what the store remembers; reach no registry, for a --cache neither")
 	f.StringArrayVar(&in.mirrors, "mirror", nil, "try a mirror before a registry: `HOST=MIRROR`, as docker.io=mirror:5000; repeatable")
-	f.StringArrayVar(&in.plainHTTP, "plain-http", nil, "speak to `HOST` without TLS; repeatable")
+	in.hosts.add(cmd)
 	addDomain(cmd, &in.domain)
 	f.StringVar(&in.salt, "salt", "", "make a separate key space named `TEXT`")
 	cmd.MarkFlagFilename("lock")
@@ -100,10 +104,10 @@ func pairs(flag string, values []string, what string) ([][2]string, error) {
 func (in *inputs) images() (*registry.Images, error) {
 	im := &registry.Images{
 		Bases:     map[string]string{},
-		Mirrors:   map[string][]string{},
+		Mirrors:   in.file.Mirrors,
 		PlainHTTP: in.plainHTTP,
 		Offline:   in.offline,
-		UserAgent: "obx/" + readVersion().Version,
+		UserAgent: userAgent(),
 	}
 	bases, err := pairs("base", in.bases, "NAME=REF")
 	if err != nil {
@@ -122,6 +126,9 @@ func (in *inputs) images() (*registry.Images, error) {
 	if err != nil {
 		return nil, err
 	}
+	if mirrors != nil {
+		im.Mirrors = map[string][]string{}
+	}
 	for _, p := range mirrors {
 		im.Mirrors[p[0]] = append(im.Mirrors[p[0]], p[1])
 	}
@@ -138,6 +145,8 @@ type project struct {
 	spec    *spec.Spec
 	plan    *keys.Plan
 	builder *build.Builder
+	repos   []registry.Repo // of caches
+	notices *notices
 	close   []func() error
 }
 
@@ -158,27 +167,21 @@ func (in *inputs) open(cmd *cobra.Command, args []string, readOnly bool) (_ *pro
 	if err != nil {
 		return nil, err
 	}
-	domains, err := parseDomains(in.domain)
+	p, err := in.start(cmd)
 	if err != nil {
 		return nil, err
 	}
-	images, err := in.images()
-	if err != nil {
-		return nil, err
-	}
-	s, err := readSpec(cmd, args[0])
-	if err != nil {
-		return nil, err
-	}
-	if err := checkSpec(s, platform.OS); err != nil {
-		return nil, err
-	}
-	p := &project{spec: s}
 	defer func() {
 		if err != nil {
 			p.Close()
 		}
 	}()
+	if p.spec, err = readSpec(cmd, args[0]); err != nil {
+		return nil, err
+	}
+	if err := checkSpec(p.spec, platform.OS); err != nil {
+		return nil, err
+	}
 	dir := "."
 	if len(args) > 1 {
 		dir = args[1]
@@ -188,10 +191,10 @@ func (in *inputs) open(cmd *cobra.Command, args []string, readOnly bool) (_ *pro
 		return nil, err
 	}
 	p.close = append(p.close, root.Close)
-	if err := p.openStore(cmd.ErrOrStderr(), in.store, images, readOnly); err != nil {
+	p.builder.Source = root
+	if err := p.openStore(in, platform, readOnly); err != nil {
 		return nil, err
 	}
-	p.builder.Domains, p.builder.Source = domains, root.FS()
 	abs, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, err
@@ -202,30 +205,67 @@ func (in *inputs) open(cmd *cobra.Command, args []string, readOnly bool) (_ *pro
 	return p, nil
 }
 
+// openResults opens what a build has, but without a spec: no plan, no source directory, results for any platform.
+func (in *inputs) openResults(cmd *cobra.Command) (*project, error) {
+	p, err := in.start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.openStore(in, ocispec.Platform{}, false); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
+// start reads flags and configuration. Nothing is made yet, and no registry is asked.
+func (in *inputs) start(cmd *cobra.Command) (*project, error) {
+	domains, err := parseDomains(in.domain)
+	if err != nil {
+		return nil, err
+	}
+	if err := in.hosts.settle(); err != nil {
+		return nil, err
+	}
+	if err := in.sharing.settle(in.file); err != nil {
+		return nil, err
+	}
+	images, err := in.images()
+	if err != nil {
+		return nil, err
+	}
+	p := &project{builder: &build.Builder{Images: images, Domains: domains}, notices: &notices{stderr: cmd.ErrOrStderr()}}
+	if err := p.openRepos(in); err != nil {
+		return nil, errors.Join(err, p.Close())
+	}
+	return p, nil
+}
+
 // openDir opens a source directory, so that no link leads out of it.
-func openDir(dir string) (*os.Root, error) {
-	root, err := os.OpenRoot(dir)
+func openDir(dir string) (*layers.Dir, error) {
+	root, err := layers.DirTree(dir)
 	if err != nil {
 		return nil, usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: %w", err)
 	}
 	return root, nil
 }
 
-func (p *project) openStore(warnings io.Writer, flag string, images *registry.Images, readOnly bool) error {
+// openStore opens the store, and the caches with it.
+func (p *project) openStore(in *inputs, platform ocispec.Platform, readOnly bool) error {
 	var st *cas.Store
 	var err error
 	var closer func() error
 	if readOnly {
-		st, closer, err = openReadable(warnings, flag)
-	} else if st, err = openStore(warnings, flag); err == nil {
+		st, closer, err = openReadable(p.notices.stderr, in.store)
+	} else if st, err = openStore(p.notices.stderr, in.store); err == nil {
 		closer = st.Close
 	}
 	if err != nil {
 		return err
 	}
-	p.close = append(p.close, closer)
-	images.Store = st
-	p.builder = &build.Builder{Store: st, Images: images}
+	// The store goes last: a cache may read it when it is closed.
+	p.close = slices.Insert(p.close, 0, closer)
+	p.builder.Store, p.builder.Images.Store = st, st
+	p.useCaches(in, platform)
 	return nil
 }
 

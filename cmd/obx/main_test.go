@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
@@ -24,11 +25,12 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs the command line as users do, a behaviour a script.
 func TestScripts(t *testing.T) {
-	busybox := filepath.Join(t.TempDir(), "busybox")
+	busybox, registry := filepath.Join(t.TempDir(), "busybox"), ""
 	if canSandbox() {
 		if err := conformance.WriteBusyboxLayout(busybox); err != nil {
 			t.Fatal(err)
 		}
+		registry = conformance.StartRegistry(t)
 	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata/script",
@@ -36,6 +38,7 @@ func TestScripts(t *testing.T) {
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("BUSYBOX", "oci:"+busybox+":latest")
+			env.Setenv("CACHE", registry+"/"+strings.ToLower(filepath.Base(env.WorkDir)))
 			return setup(env)
 		},
 		Condition: func(cond string) (bool, error) {
@@ -44,6 +47,9 @@ func TestScripts(t *testing.T) {
 				return canSandbox(), nil
 			case "root":
 				return os.Geteuid() == 0, nil
+			case "skopeo":
+				_, err := exec.LookPath("skopeo")
+				return err == nil, nil
 			}
 			return false, nil
 		},
@@ -83,6 +89,14 @@ func canSandbox() bool {
 
 func setup(env *testscript.Env) error {
 	env.Setenv("OBX_STORE", filepath.Join(env.WorkDir, "store"))
+	config := filepath.Join(env.WorkDir, ".config", "obx", "config.json") // instead of this machine's
+	if err := os.MkdirAll(filepath.Dir(config), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(config, []byte("{}"), 0o644); err != nil {
+		return err
+	}
+	env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, ".config"))
 	env.Setenv("TZ", "UTC")
 	env.Setenv("TERM", "xterm")
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // else each obx waits a second at its end

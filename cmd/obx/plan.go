@@ -25,13 +25,25 @@ func planCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan [flags] SPEC [DIR]",
 		Short: "Show each step's key, where its result is, and what a run would do",
-		Long: `Show each step's key, where its result is, and what a run would pull and execute. Nothing is run, pulled or made.
+		Long: `Show each step's key, where its result is, and what a run would pull and execute. Nothing is run, pulled or made. Steps
+are numbered from 1 in the order of the log. With the flags of obx run that decide what is built, keys are those of
+the run. With --cache, shared caches are asked too: in one round trip, or two where they do not have the last step.
 
-Steps are numbered from 1 in the order of the log. With --json: "bases" with the digests that their names were
-resolved to, "steps", and sums; with the flags of obx run that decide what is built, the keys are those of the run.`,
+With --json, for schedulers, one object is printed:
+
+  platform   os/arch[/variant]
+  bases      for each build: "stage", its name (none for the outermost), "image" as the spec has it, "ref" and
+             "digest" that it was resolved to, and "key"
+  stages     for each build: "stage", "steps": how many it has, "hit": the deepest one that has a result, and that a run
+             goes on from ("step": its number, "key", "where": "store" or the name of a cache; none if there is no
+             result), "pullBytes": what a run would pull for it, compressed
+  steps      for each step: "step", "stage", "line", "workdir", "op", "key", "where" (none: nowhere), "run": whether a
+             run would execute it, "seconds": how long it took
+  hits, runs, pullBytes    sums. A run pulls base layers that several builds share once, and so perhaps less`,
 		Example: `  obx plan build.sexp src
   obx plan --rebuild 3 build.sexp
-  obx plan --json build.sexp | jq -r '.bases[].digest'`,
+  obx plan --json build.sexp | jq -r '.bases[].digest'
+  obx plan --json --cache registry.example/cache build.sexp | jq '{runs, pullBytes}'`,
 		GroupID:           groupBuild,
 		Args:              args(1, 2, "SPEC [DIR]"),
 		ValidArgsFunction: completeSpecDir,
@@ -67,12 +79,14 @@ resolved to, "steps", and sums; with the flags of obx run that decide what is bu
 
 // A planView is a plan as `obx plan --json` prints it.
 type planView struct {
-	Platform string     `json:"platform"`
-	Bases    []baseView `json:"bases"`
-	Steps    []stepView `json:"steps"`
-	Hits     int        `json:"hits"`
-	Runs     int        `json:"runs"`
-	Pull     int64      `json:"pullBytes"` // -1 if it is not known
+	Platform string      `json:"platform"`
+	Bases    []baseView  `json:"bases"`
+	Stages   []stageView `json:"stages"`
+	Steps    []stepView  `json:"steps"`
+	Hits     int         `json:"hits"`
+	Runs     int         `json:"runs"`
+	Pull     int64       `json:"pullBytes"`
+	shared   bool        // a cache was asked
 }
 
 type baseView struct {
@@ -81,8 +95,20 @@ type baseView struct {
 	Ref    string        `json:"ref"`
 	Digest digest.Digest `json:"digest,omitempty"`
 	Key    string        `json:"key"`
-	Where  string        `json:"where,omitempty"`
-	Pull   int64         `json:"pullBytes,omitempty"`
+}
+
+type stageView struct {
+	Stage string   `json:"stage,omitempty"`
+	Steps int      `json:"steps"`
+	Hit   *hitView `json:"hit,omitempty"`
+	Pull  int64    `json:"pullBytes"`
+	hits  int      // steps up to Hit
+}
+
+type hitView struct {
+	Step  int    `json:"step"`
+	Key   string `json:"key"`
+	Where string `json:"where"`
 }
 
 type stepView struct {
@@ -99,28 +125,26 @@ type stepView struct {
 }
 
 func viewPlan(p *project, steps []build.Status, bases []build.BaseStatus) planView {
-	v := planView{Platform: platformString(p.plan.Platform), Bases: []baseView{}, Steps: []stepView{}}
+	v := planView{
+		Platform: platformString(p.plan.Platform), Bases: []baseView{}, Stages: []stageView{}, Steps: []stepView{},
+		shared: len(p.builder.Caches) > 0,
+	}
+	pulled := map[string]bool{} // a base that several stages start from is pulled once
 	for _, b := range bases {
 		s := b.Stage
-		v.Bases = append(v.Bases, baseView{
-			Stage: s.Name, Image: s.Spec.From.Image, Ref: s.Base.Ref, Digest: s.Base.Digest, Key: s.BaseKey.String(),
-			Where: b.Where, Pull: b.Pull,
-		})
-	}
-	// A base that several stages start from is pulled once.
-	seen := map[string]bool{}
-	for _, b := range v.Bases {
-		if seen[b.Key] {
-			continue
+		key := s.BaseKey.String()
+		v.Bases = append(v.Bases, baseView{Stage: s.Name, Image: s.Spec.From.Image, Ref: s.Base.Ref, Digest: s.Base.Digest, Key: key})
+		st := stageView{Stage: s.Name, Steps: len(s.Steps), Pull: b.Pull}
+		for i, step := range s.Steps {
+			if at := steps[step.Number-1]; at.Where != "" {
+				st.Hit, st.hits = &hitView{Step: step.Number, Key: at.Key, Where: at.Where}, i+1
+			}
 		}
-		if b.Pull != 0 {
-			seen[b.Key] = true
-		}
-		if b.Pull < 0 || v.Pull < 0 {
-			v.Pull = -1
-		} else {
+		v.Stages = append(v.Stages, st)
+		if st.Hit != nil || !pulled[key] {
 			v.Pull += b.Pull
 		}
+		pulled[key] = pulled[key] || st.Hit == nil && b.Pull > 0
 	}
 	for _, st := range steps {
 		s := st.Step
@@ -171,15 +195,33 @@ func (v planView) print(w io.Writer, full bool) error {
 	}
 	fmt.Fprintln(w)
 	v.printBases(w)
-	pull := ""
-	switch {
-	case v.Pull < 0:
-		pull = ", base images to pull"
-	case v.Pull > 0:
-		pull = ", " + progress.Bytes(v.Pull) + " to pull"
+	if v.shared {
+		v.printStages(w)
 	}
-	_, err := fmt.Fprintf(w, "%d cached, %d to run%s\n", v.Hits, v.Runs, pull)
+	_, err := fmt.Fprintf(w, "%d cached, %d to run%s\n", v.Hits, v.Runs, toPull(v.Pull))
 	return err
+}
+
+func toPull(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return ", " + progress.Bytes(n) + " to pull"
+}
+
+// printStages says what a run goes on from.
+func (v planView) printStages(w io.Writer) {
+	for _, s := range v.Stages {
+		name := "the build"
+		if s.Stage != "" {
+			name = spec.Quote(s.Stage)
+		}
+		from := "nothing yet"
+		if s.Hit != nil {
+			from = fmt.Sprintf("%d of %s, in %s", s.hits, progress.Count(s.Steps, "step"), s.Hit.Where)
+		}
+		fmt.Fprintf(w, "%s: %s%s\n", name, from, toPull(s.Pull))
+	}
 }
 
 // printBases says what the names of base images were resolved to.
@@ -190,10 +232,6 @@ func (v planView) printBases(w io.Writer) {
 			continue
 		}
 		seen[b.Image] = true
-		where := b.Where
-		if where == "" {
-			where = "nowhere"
-		}
-		fmt.Fprintf(w, "%s is %s@%s (%s)\n", b.Image, b.Ref, b.Digest, where)
+		fmt.Fprintf(w, "%s is %s@%s\n", b.Image, b.Ref, b.Digest)
 	}
 }

@@ -42,7 +42,8 @@ Exit status:
 		Example: `  obx run build.sexp               build; copies take files from the current directory
   obx plan build.sexp src          what would run, and what is cached
   obx explain build.sexp           why the first step that is not cached has to run
-  obx shell build.sexp             look inside, where the build failed`,
+  obx shell build.sexp             look inside, where the build failed
+  obx run --cache registry.example/cache build.sexp     share results with other machines`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
@@ -63,7 +64,7 @@ Exit status:
 	root.AddGroup(
 		&cobra.Group{ID: groupBuild, Title: "Build:"},
 		&cobra.Group{ID: groupSpec, Title: "Work on specs:"},
-		&cobra.Group{ID: groupStore, Title: "The store:"},
+		&cobra.Group{ID: groupStore, Title: "Results, here and shared:"},
 		&cobra.Group{ID: groupOther, Title: "More:"},
 	)
 	root.SetHelpCommandGroupID(groupOther)
@@ -71,9 +72,9 @@ Exit status:
 	root.AddCommand(
 		runCommand(), planCommand(), explainCommand(), shellCommand(),
 		checkCommand(), fmtCommand(), dockerfileCommand(),
-		logCommand(), cacheCommand(),
+		logCommand(), cacheCommand(), keyCommand(),
 		healthcheckCommand(), versionCommand(), manCommand(),
-		progressTopic(),
+		progressTopic(), configTopic(),
 	)
 	return root
 }

@@ -40,7 +40,8 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
   obx run --secret token=token.txt --secret key=env:KEY build.sexp
   obx run -o type=tar,dest=files.tar build.sexp
   obx run -o type=docker,dest=-,name=app:dev build.sexp | docker load
-  obx run --base base=oci:./layout:latest --rebuild 3 build.sexp`,
+  obx run --base base=oci:./layout:latest --rebuild 3 build.sexp
+  obx run --cache registry.example/cache build.sexp`,
 		GroupID:           groupBuild,
 		Args:              args(1, 2, "SPEC [DIR]"),
 		ValidArgsFunction: completeSpecDir,
@@ -73,6 +74,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 			if err := needRoot(); err != nil {
 				return err
 			}
+			in.compression = c
 			p, err := in.open(cmd, args, false)
 			if err != nil {
 				return err
@@ -82,7 +84,8 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 				return err
 			}
 			b := p.builder
-			b.NoCache, b.Secrets, b.Limits, b.Compression, b.Events = noCache, secrets, limits, c, printer.Event
+			b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, limits, c, len(outs) > 0
+			b.Events = p.notices.display(printer.Event)
 			box.apply(b)
 			if err := box.open(p); err != nil {
 				return err
@@ -107,6 +110,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 	box.add(cmd)
 	f.StringVar(&compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9")
 	fixedValues(cmd, "compression", "zstd", "gzip", "none")
+	in.addPush(cmd)
 	in.add(cmd)
 	cmd.RegisterFlagCompletionFunc("output", completeOutput)
 	return cmd

@@ -28,7 +28,7 @@ func shellCommand() *cobra.Command {
 		Use:   "shell [flags] SPEC|KEY [DIR] [-- COMMAND...]",
 		Short: "Open a shell in the state before a step, or after one",
 		Long: `Open a shell in the state before or after a step, with the environment, user and directory that a step has there.
-What it changes is dropped. Steps before it that are not cached are run first.
+What it changes is dropped. Steps before it that are not cached are run first; a --cache is only read.
 
 With a SPEC it is the state before the first step that is not cached, which is the one that failed; or the end, if
 all are cached. With a KEY, or the first 6 digits of it or more, it is that result.
@@ -75,7 +75,7 @@ Exit status: 0 the shell ended (however), or COMMAND did with 0; 1 COMMAND, or a
 			}
 			defer func() { err = errors.Join(err, p.Close()) }()
 			b := p.builder
-			b.Limits, b.Secrets = limits, secrets
+			b.Limits, b.Secrets, b.NeedFiles = limits, secrets, true
 			box.apply(b)
 			if err := box.open(p); err != nil {
 				return err
@@ -214,12 +214,12 @@ func prepare(cmd *cobra.Command, args []string, p *project, s *keys.Step, mode s
 	}
 	defer printer.Close()
 	rep := &build.Report{}
-	p.builder.Events = func(e build.Event) {
+	p.builder.Events = p.notices.display(func(e build.Event) {
 		if e.Kind == build.Done {
 			rep = e.Report
 		}
 		printer.Event(e)
-	}
+	})
 	key, err := p.builder.StateBefore(cmd.Context(), p.plan, s)
 	return key, errors.Join(printer.Close(), failure(cmd, args, p, rep, err))
 }

@@ -65,7 +65,8 @@ type state struct {
 
 	// Of a state that came from a cache in this run.
 	cache   Cache
-	remote  *registry.Result // as cache gave it
+	remote  *registry.Result // as a cache gave it
+	origin  Cache            // that cache
 	fetched bool             // its files and logs are in the store by now
 }
 

@@ -105,7 +105,7 @@ func (s *stage) here(input keys.ID, res *registry.Result) (*state, error) {
 
 // pulledState is the state that a result from a cache describes. Its files are not here yet.
 func pulledState(c Cache, res *registry.Result) *state {
-	return &state{id: res.Key, cache: c, remote: res, rec: &Record{
+	return &state{id: res.Key, cache: c, remote: res, origin: c, rec: &Record{
 		Op:       res.Steps[len(res.Steps)-1].Op,
 		Preimage: res.Preimage,
 		ID:       pulledID(res.Layers),
@@ -298,7 +298,11 @@ func (b *Builder) result(st *state) *registry.Result {
 // share has a state pushed to the first cache, and with it those of the steps from index from on that led to it, unless the
 // cache turns out to have it already.
 func (r *run) share(s *stage, from, index int, st *state) {
-	if r.pusher == nil || st.remote != nil {
+	switch {
+	case r.pusher == nil:
+		return
+	case st.remote != nil:
+		r.forward(st)
 		return
 	}
 	job := s.job(index, st)
@@ -311,6 +315,20 @@ func (r *run) share(s *stage, from, index int, st *state) {
 		}
 	}
 	r.pusher.add(job)
+}
+
+// forward has a result that another cache has copied to the first one, whole: what it holds was not made here, and is not
+// signed here.
+func (r *run) forward(st *state) {
+	from, ok := st.origin.(*registry.Cache)
+	to, also := r.Caches[0].(*registry.Cache)
+	if !ok || !also || from == to {
+		return
+	}
+	r.pusher.add(push{key: st.id, copy: func(ctx context.Context) (int64, error) {
+		rep, err := registry.Copy(ctx, from, to, []keys.ID{st.remote.Found})
+		return rep.Sent, err
+	}})
 }
 
 func (s *stage) job(index int, st *state) push {
@@ -342,9 +360,10 @@ type pusher struct {
 // A push is a result to push. Those before it are pushed if it is new to the cache.
 type push struct {
 	key    keys.ID
-	result func() *registry.Result // described when it is needed: that names all steps before it
-	alias  *registry.Result        // of the input key, if that is another one
-	old    bool                    // not made by this run: the cache may well have it
+	result func() *registry.Result                           // described when it is needed: that names all steps before it
+	alias  *registry.Result                                  // of the input key, if that is another one
+	old    bool                                              // not made by this run: the cache may well have it
+	copy   func(ctx context.Context) (sent int64, err error) // instead of all that: has it from another cache
 	before func(push func(push))
 }
 
@@ -435,6 +454,9 @@ func (p *pusher) push(job push) (sent int64, err error) {
 		p.run.report.PushedBytes += sent
 		p.run.mu.Unlock()
 	}()
+	if job.copy != nil {
+		return job.copy(p.ctx)
+	}
 	there := false
 	if job.old { // then packing its layers may be work for nothing
 		found, err := p.cache.Find(p.ctx, []keys.ID{job.key})

@@ -634,11 +634,13 @@ func (in *imports) bring(ctx context.Context, res *registry.Result) (bool, error
 	return true, nil
 }
 
+// sharedLog is how large a log may be to be repeated in the records of all steps that come after its own.
+const sharedLog = 1 << 10
+
 // fetchInto brings a result's layers and logs into the store, and records it.
 func (in *imports) fetchInto(ctx context.Context, res *registry.Result) error {
-	from := namedCache{in.from}
-	st := pulledState(from, res)
-	fetched, err := from.Fetch(ctx, res, false, in.progress)
+	st := pulledState(in.from, res)
+	fetched, err := in.from.Fetch(ctx, res, false, in.progress)
 	if err != nil {
 		return err
 	}
@@ -646,9 +648,15 @@ func (in *imports) fetchInto(ctx context.Context, res *registry.Result) error {
 	p.Steps, p.Others = slices.Clone(p.Steps), slices.Clone(p.Others)
 	for _, list := range [][]registry.Step{p.Steps, p.Others} {
 		for i := range list {
-			if list[i].Log, err = in.keepLog(ctx, from, list[i].Log); err != nil {
+			l, err := in.keepLog(ctx, in.from, list[i].Log)
+			if err == nil && len(l.Data) > sharedLog {
+				l.Blob, err = in.Store.PutBlob(l.Data)
+				l.Data = nil
+			}
+			if err != nil {
 				return err
 			}
+			list[i].Log = l
 		}
 	}
 	last := p.Steps[len(p.Steps)-1]
@@ -656,8 +664,3 @@ func (in *imports) fetchInto(ctx context.Context, res *registry.Result) error {
 	st.rec.Layers, st.rec.Config, st.rec.Log, st.rec.LogBlob = fetched, &cfg, last.Log.Data, last.Log.Blob
 	return in.save(st, st.id)
 }
-
-// A namedCache has the name of its repository.
-type namedCache struct{ *registry.Cache }
-
-func (c namedCache) Name() string { return c.Repo.Name() }

@@ -18,11 +18,14 @@ import (
 )
 
 // onBase is a spec that names its base by a tag, copies from another stage, and prints in each step. Its last step can be changed.
-const onBase = `((build b ((from example.test/base:1) (run (shell "echo b; echo b > /b"))))
+var onBase = `((build b ((from example.test/base:1) (run (shell "echo b; echo b > /b"))))
 	(from example.test/base:1)
-	(run (shell "echo one; echo 1 > /one"))
+	(run (shell "echo one ` + longLog + `; echo 1 > /one"))
 	(copy (from (build b)) (src /b) (dst /))
 	(run (shell "cat /base; echo last %s; echo %[1]s > /last")))`
+
+// longLog is kept apart from records.
+var longLog = strings.Repeat("0123456789abcdef", 100)
 
 func onBaseFiles(last string) map[string]string {
 	return map[string]string{"base": "the base\n", "one": "1\n", "b": "b\n", "last": last + "\n"}

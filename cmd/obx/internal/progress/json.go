@@ -33,8 +33,10 @@ events and fields that they do not know.
   step     A step has its result. "stage", "step", "key"; "cached" and "where" ("store" or a cache), if it did not
            run now; "seconds": how long it took when it ran.
   stage-done  A stage is complete. "stage".
-  pull     Bytes of a base image arrive. "stage", "blob": digest, "bytes": so far, "total": -1 if unknown. There are at
+  pull     Bytes of a layer arrive. "stage", "blob": digest, "bytes": so far, "total": -1 if unknown. There are at
            most five a second of a blob, and one when it is complete.
+  push     All that a step or output needs is done, and results are waited for that are on their way to a cache. "left":
+           how many are not there yet, "bytes": sent so far.
   warning  "message". It is on standard error too.
   failed   Why the build fails. "message"; for a step: "stage", "step", "line", and "reason": exit, signal, timeout
            or oom for its command ("exitCode", "signal"), else "start" or "copy".
@@ -116,6 +118,12 @@ type jsonPull struct {
 	Total int64  `json:"total"`
 }
 
+type jsonPush struct {
+	head
+	Left  int   `json:"left"`
+	Bytes int64 `json:"bytes"`
+}
+
 type jsonWarning struct {
 	head
 	Message string `json:"message"`
@@ -168,6 +176,8 @@ func (j *JSON) Event(e build.Event) {
 		}
 		j.pulls[e.Blob] = e.Time
 		j.print(jsonPull{head: h, Blob: e.Blob, Bytes: e.Bytes, Total: e.Total})
+	case build.Pushing:
+		j.print(jsonPush{head: h, Left: e.Left, Bytes: e.Bytes})
 	case build.Warned:
 		warn(j.warnings, e)
 		j.print(jsonWarning{head: h, Message: e.Message})

@@ -36,6 +36,7 @@ func TestJSON(t *testing.T) {
 		r.open("dev"), r.output("dev", "replayed\n"), r.finish("dev", true),
 		build.Event{Kind: build.Pulling, Stage: r.stages[""], Blob: "sha256:1", Bytes: 5, Total: -1},
 		r.open(""), r.start(""), r.output("", "<hé>\n"), r.finish("", false),
+		build.Event{Kind: build.Pushing, Left: 2, Bytes: 7},
 		build.Event{Kind: build.Done, Report: report})
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +57,7 @@ func TestJSON(t *testing.T) {
 			}
 		}
 	}
-	if want := "plan stage op op output step stage-done pull stage op op start output step stage-done done"; strings.Join(kinds, " ") != want {
+	if want := "plan stage op op output step stage-done pull stage op op start output step stage-done push done"; strings.Join(kinds, " ") != want {
 		t.Errorf("got %v", kinds)
 	}
 	if m := got[5]; m["stage"] != "dev" || m["step"] != 1.0 || m["cached"] != true || m["where"] != "store" || m["key"] != "key-dev" {

@@ -25,6 +25,7 @@ type Plain struct {
 	head   int                  // index in order of the stage that streams
 	headed map[*keys.Stage]bool // whose `(build "NAME" …)` is printed
 	failed *keys.Stage
+	pushes bool // it is told that pushes are waited for
 	mid    bool // the log's last line is not ended
 	err    error
 }
@@ -79,6 +80,11 @@ func (p *Plain) Event(e build.Event) {
 		}
 		l.done = true
 		p.advance()
+	case build.Pushing:
+		if !p.pushes {
+			fmt.Fprintln(p.notes, "obx: pushing "+pushing(e))
+		}
+		p.pushes = true
 	case build.Warned:
 		warn(p.notes, e)
 	case build.Failed:

@@ -246,6 +246,17 @@ func TestPinned(t *testing.T) {
 	}
 }
 
+// That pushes are waited for is told once, and not in the log.
+func TestPushing(t *testing.T) {
+	r := record("")
+	var out, notes bytes.Buffer
+	p := NewPlain(&out, &notes)
+	show(p, r.planned(), build.Event{Kind: build.Pushing, Left: 2, Bytes: 1e6}, build.Event{Kind: build.Pushing, Left: 1, Bytes: 2e6})
+	if got, want := notes.String(), "obx: pushing 2 results, 1MB sent so far\n"; got != want || out.Len() > 0 {
+		t.Errorf("got %q and %q, want %q", got, &out, want)
+	}
+}
+
 func TestQuiet(t *testing.T) {
 	r := record("")
 	var out, errs bytes.Buffer

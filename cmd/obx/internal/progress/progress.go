@@ -71,7 +71,7 @@ func Bytes(n int64) string { return units.HumanSizeWithPrecision(float64(n), 3) 
 
 // Summary says in a line what a build did: steps, bytes, time.
 func Summary(r *build.Report) string {
-	s := fmt.Sprintf("%s from cache, %d run", count(r.Hits, "step"), r.Runs)
+	s := fmt.Sprintf("%s from cache, %d run", Count(r.Hits, "step"), r.Runs)
 	if r.PulledBytes > 0 {
 		s += ", " + Bytes(r.PulledBytes) + " pulled"
 	}
@@ -81,6 +81,15 @@ func Summary(r *build.Report) string {
 	s += ", " + Duration(r.Took)
 	if r.Saved >= 100*time.Millisecond {
 		s += " (saved " + Duration(r.Saved) + ")"
+	}
+	return s
+}
+
+// pushing says how much is not pushed yet when the steps are done.
+func pushing(e build.Event) string {
+	s := Count(e.Left, "result")
+	if e.Bytes > 0 {
+		s += ", " + Bytes(e.Bytes) + " sent so far"
 	}
 	return s
 }
@@ -100,7 +109,8 @@ func pinned(p *keys.Plan) []string {
 	return all
 }
 
-func count(n int, what string) string {
+// Count prints a number of things.
+func Count(n int, what string) string {
 	if n == 1 {
 		return "1 " + what
 	}

@@ -48,6 +48,7 @@ type TTY struct {
 	running []*running
 	pulls   []*pulling
 	blobs   map[string]*pulling
+	pushes  string       // what is said of pushes that are waited for
 	pending bytes.Buffer // lines above the picture that are not written yet
 	drawn   []int        // widths of the picture's lines
 	ended   bool
@@ -119,6 +120,8 @@ func (t *TTY) Event(e build.Event) {
 		t.finished(e)
 	case build.Pulling:
 		t.pulling(e)
+	case build.Pushing:
+		t.pushes = pushing(e)
 	case build.Warned:
 		t.line("%s %s", t.paint(yellow, "WARNING"), Sanitize([]byte(e.Message)))
 	case build.Failed:
@@ -325,9 +328,12 @@ func (t *TTY) picture(width, height int) []pictureLine {
 			add(dim, "  | "+l)
 		}
 	}
+	if t.pushes != "" {
+		add("", "PUSHING "+t.pushes)
+	}
 	room++
 	add("", fmt.Sprintf("[+] %s  %d of %s: %d cached, %d run, %d running",
-		Duration(now.Sub(t.start)), t.cached+t.ran, count(t.steps, "step"), t.cached, t.ran, len(t.running)))
+		Duration(now.Sub(t.start)), t.cached+t.ran, Count(t.steps, "step"), t.cached, t.ran, len(t.running)))
 	return lines
 }
 
@@ -353,7 +359,7 @@ func (t *TTY) active(now time.Time, room int) []string {
 		lines = append(lines, s)
 	}
 	if more > 0 {
-		lines = append(lines, "PULLING "+count(more, "layer")+" more")
+		lines = append(lines, "PULLING "+Count(more, "layer")+" more")
 	}
 	return lines
 }

@@ -205,6 +205,18 @@ RUNNING [2] run make                                   1.5s
 	for _, e := range finished {
 		d.Event(e)
 	}
+	d.Event(build.Event{Kind: build.Pushing, Left: 2})
+	d.Event(build.Event{Kind: build.Pushing, Left: 1, Bytes: 12e6})
+	*now = now.Add(500 * time.Millisecond)
+	d.draw(true)
+	want = `CACHED  [dev 1] run make dev
+DONE    [2] run make                                   2.0s
+PUSHING 1 result, 12MB sent so far
+[+] 4.0s  2 of 2 steps: 1 cached, 1 run, 0 running
+`
+	if got := term.String(); got != want {
+		t.Errorf("while pushing:\n%s\nwant:\n%s", got, want)
+	}
 	d.Event(build.Event{Kind: build.Done, Report: &build.Report{Key: strings.Repeat("ab", 32), Hits: 1, Runs: 1, Took: 4 * time.Second, PulledBytes: 5e6, Saved: time.Minute}})
 	if err := d.Close(); err != nil {
 		t.Fatal(err)

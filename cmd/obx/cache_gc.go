@@ -1,0 +1,71 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/cmd/obx/internal/progress"
+	"github.com/ocurrent/obx/registry"
+)
+
+func cacheGCCommand() *cobra.Command {
+	var (
+		h hosts
+		o registry.GCOptions
+	)
+	cmd := &cobra.Command{
+		Use:   "gc [flags] REPO --older-than TIME",
+		Short: "Remove from a shared cache what nobody has used for a while",
+		Long: `Remove from a shared cache what nobody has used for a while. What is used keeps all that it was made from. Builds may go
+on meanwhile: what they lose, they make again.
+
+A registry frees the bytes of what was removed when its own garbage collection runs.
+obx cache prune makes room in the store of this machine.`,
+		Example: `  obx cache gc registry.example/cache --older-than 720h --dry-run
+  obx cache gc oci:/mnt/cache --older-than 168h`,
+		Args: args(1, 1, "one REPO"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if o.OlderThan <= 0 {
+				return usage("for example --older-than 720h", "--older-than is missing")
+			}
+			return h.withCache(cmd, args[0], func(c *registry.Cache) error {
+				r, err := c.GC(cmd.Context(), o)
+				if err != nil {
+					return err
+				}
+				verb := "removed"
+				if o.DryRun {
+					verb = "would remove"
+				}
+				freed := ""
+				if r.Bytes > 0 {
+					freed = ", " + progress.Bytes(r.Bytes)
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s and %s%s; %s kept; %s\n",
+					verb, progress.Count(r.Records, "record"), progress.Count(r.Images, "image"), freed, progress.Count(r.Kept, "result"), progress.Count(r.Requests, "request"))
+				return err
+			})
+		},
+	}
+	f := cmd.Flags()
+	f.SortFlags = false
+	f.DurationVar(&o.OlderThan, "older-than", 0, "remove what was not used for `TIME`, as 720h")
+	f.BoolVar(&o.DryRun, "dry-run", false, "only say what would be removed")
+	h.add(cmd)
+	return cmd
+}
+
+// withCache opens the cache that an argument names, for a command that works on it alone.
+func (h *hosts) withCache(cmd *cobra.Command, ref string, work func(*registry.Cache) error) (err error) {
+	if err := h.settle(); err != nil {
+		return err
+	}
+	repo, err := openRepo(ref, h.connections())
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeRepo(repo)) }()
+	return work(&registry.Cache{Repo: repo, Trust: h.trusted, Warn: (&notices{stderr: cmd.ErrOrStderr()}).cacheWarning})
+}

@@ -1,0 +1,839 @@
+package conformance
+
+import (
+	"bytes"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/registry"
+)
+
+// A fleet is machines with stores of their own that share one registry, behind a proxy. Base images are in the registry too.
+type fleet struct {
+	testing.TB
+	obx, layout string
+	reg         *Registry
+	proxy       *Proxy
+}
+
+func newFleet(t testing.TB, reg *Registry) *fleet {
+	t.Helper()
+	RequireRoot(t)
+	f := &fleet{TB: t, obx: BuildOBX(t), reg: reg, layout: filepath.Join(t.TempDir(), "busybox")}
+	raw, err := busyboxTar(nil)
+	if err == nil {
+		err = writeLayout(f.layout, raw)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.proxy = StartProxy(t, f.reg.Addr)
+	publish(t, f.layout, openRepo(t, f.reg.Addr+"/bases/busybox"))
+	return f
+}
+
+// with is the same fleet for a test of its own.
+func (f *fleet) with(t testing.TB) *fleet {
+	g := *f
+	g.TB = t
+	t.Cleanup(func() {
+		f.proxy.Break(nil)
+		f.proxy.SetDelay(0)
+		f.proxy.SetRate(0)
+	})
+	f.proxy.Counts()
+	return &g
+}
+
+// repo names a repository in the registry, behind the proxy, for a test of its own.
+func (f *fleet) repo() string { return f.proxy.Addr + "/" + strings.ToLower(path.Base(f.Name())) }
+
+// direct is repo without the proxy.
+func (f *fleet) direct() registry.Repo {
+	f.Helper()
+	return openRepo(f, strings.Replace(f.repo(), f.proxy.Addr, f.reg.Addr, 1))
+}
+
+// machine makes one with an empty store.
+func (f *fleet) machine() *machine {
+	f.Helper()
+	dir := memoryDir(f)
+	return &machine{TB: f.TB, obx: f.obx, store: filepath.Join(dir, "store"), busybox: f.layout, dir: dir}
+}
+
+func openRepo(t testing.TB, name string) registry.Repo {
+	t.Helper()
+	r, err := registry.OpenRepo(name, registry.RepoOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// publish pushes the image of a layout as latest.
+func publish(t testing.TB, layout string, to registry.Repo) {
+	t.Helper()
+	read := func(d digest.Digest) []byte {
+		b, err := os.ReadFile(filepath.Join(layout, "blobs/sha256", d.Encoded()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	b, err := os.ReadFile(filepath.Join(layout, ocispec.ImageIndexFile))
+	var index ocispec.Index
+	if err == nil {
+		err = json.Unmarshal(b, &index)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := read(index.Manifests[0].Digest)
+	var m ocispec.Manifest
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range append(m.Layers, m.Config) {
+		PutBytes(t, to, d.MediaType, read(d.Digest))
+	}
+	if _, err := to.PutManifest(t.Context(), "latest", ocispec.MediaTypeImageManifest, data); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A told is what one run of obx has told.
+type told struct {
+	runs, hits     int
+	pulled, pushed int64
+	key            string
+	keys           []string // of steps, in their order
+	logs           string   // of all steps, in their order
+	warnings       []string
+	finished       time.Duration // from the plan to the last step's end
+	stderr         string
+	err            error
+}
+
+// tell reads what obx prints with --progress json.
+func tell(out []byte) (r told) {
+	var plan time.Time
+	logs := map[int]string{}
+	ids := map[int]string{}
+	for line := range bytes.Lines(out) {
+		var e struct {
+			Event                    string
+			Time                     time.Time
+			Step, Runs, Hits         int
+			PulledBytes, PushedBytes int64
+			Key, Text, Message       string
+		}
+		if json.Unmarshal(line, &e) != nil {
+			continue // cut off by a kill
+		}
+		switch e.Event {
+		case "plan":
+			plan = e.Time
+		case "output":
+			logs[e.Step] += e.Text
+		case "step":
+			ids[e.Step] = e.Key
+			r.finished = e.Time.Sub(plan)
+		case "warning":
+			r.warnings = append(r.warnings, e.Message)
+		case "done":
+			r.runs, r.hits, r.pulled, r.pushed, r.key = e.Runs, e.Hits, e.PulledBytes, e.PushedBytes, e.Key
+		}
+	}
+	for _, n := range slices.Sorted(maps.Keys(ids)) {
+		r.keys = append(r.keys, ids[n])
+		r.logs += logs[n]
+	}
+	return r
+}
+
+// try runs a spec.
+func (m *machine) try(spec string, more ...string) told {
+	m.Helper()
+	return result(m.command(spec, append(more, "--progress", "json")...))
+}
+
+// result runs a command of obx.
+func result(cmd *exec.Cmd) told {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err := cmd.Run()
+	r := tell(stdout.Bytes())
+	r.stderr, r.err = stderr.String(), err
+	return r
+}
+
+// want runs a spec that must succeed with so many steps run and taken from somewhere.
+func (m *machine) want(runs, hits int, spec string, more ...string) told {
+	m.Helper()
+	r := m.try(spec, more...)
+	if r.err != nil || r.runs != runs || r.hits != hits {
+		m.Fatalf("%d steps ran, %d hit, want %d and %d; %v\n%s", r.runs, r.hits, runs, hits, r.err, r.stderr)
+	}
+	return r
+}
+
+// silent is want for a run that has nothing to warn of.
+func (m *machine) silent(runs, hits int, spec string, more ...string) told {
+	m.Helper()
+	r := m.want(runs, hits, spec, more...)
+	if len(r.warnings) > 0 {
+		m.Errorf("warnings: %q", r.warnings)
+	}
+	return r
+}
+
+// file reads a file of a result that --output type=local wrote.
+func (m *machine) file(dir, name string) string {
+	m.Helper()
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		m.Error(err)
+	}
+	return string(b)
+}
+
+// local is the flags that write a result's files into a new directory.
+func (m *machine) local() (dir string, flags []string) {
+	dir = filepath.Join(m.TempDir(), "out")
+	return dir, []string{"--output", "type=local,dest=" + dir}
+}
+
+// tags lists a repository.
+func (f *fleet) tags(r registry.Repo) (tags []string) {
+	f.Helper()
+	for tag, err := range r.Tags(f.Context()) {
+		if err != nil {
+			f.Fatal(err)
+		}
+		tags = append(tags, tag)
+	}
+	return tags
+}
+
+// manifest reads a manifest.
+func (f *fleet) manifest(r registry.Repo, ref string) (m ocispec.Manifest) {
+	f.Helper()
+	_, b, err := r.Manifest(f.Context(), ref)
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	if err != nil {
+		f.Fatal(err)
+	}
+	return m
+}
+
+// layerPulls counts the requests of the proxy for layers of an image.
+func (f *fleet) layerPulls(m ocispec.Manifest) (n int) {
+	for _, r := range f.proxy.Requests() {
+		for _, l := range m.Layers {
+			if strings.HasPrefix(r, "GET ") && strings.Contains(r, "/blobs/"+l.Digest.String()) {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// TestFleet shows with real processes that machines can share a registry.
+func TestFleet(t *testing.T) {
+	f := newFleet(t, NewDebian(t))
+	for name, test := range map[string]func(*fleet){
+		"Resume":  fleetResume,
+		"Crowd":   fleetCrowd,
+		"Order":   fleetOrder,
+		"Poison":  fleetPoison,
+		"Domains": fleetDomains,
+		"Deleted": fleetDeleted,
+		"Many":    fleetMany,
+		"Far":     fleetFar,
+		"Busy":    fleetBusy,
+	} {
+		t.Run(name, func(t *testing.T) { test(f.with(t)) })
+	}
+}
+
+// A step that machine A is killed in the middle of is done by B, which goes on from the last that A has published; C does nothing.
+func fleetResume(f *fleet) {
+	net := newNetwork(f)
+	spec := fmt.Sprintf(`((from %s/bases/busybox:latest) (shell /bin/sh -c)
+ (run (shell "echo first; echo 1 > /one"))
+ (run (shell "echo second; mkdir /d; echo 2 > /d/two; ln -s two /d/link; chmod 4755 /d/two"))
+ (run (secrets (value (target /wait))) (shell "echo third; sh /wait; echo 3 > /three"))
+ (run (shell "echo fourth; rm /one; echo 4 > /four"))
+)`, net.addr)
+	cache := []string{"--compression", "gzip", "--cache", net.addr + "/" + strings.ToLower(path.Base(f.Name())), "--plain-http", net.addr, "--secret"}
+
+	a := f.machine()
+	cmd := a.command(spec, append(cache, f.secret("sleep 61.7; : obx-crash-step"), "--progress", "json")...) // secrets are in no key
+	net.enter(cmd)
+	cache = append(cache, f.secret("true"))
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Start(); err != nil {
+		f.Fatal(err)
+	}
+	repo := f.direct()
+	published := 0
+	for deadline := time.Now().Add(20 * time.Second); published < 2 && time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		published = 0
+		for _, tag := range f.tags(repo) {
+			if strings.HasSuffix(tag, ".rec") {
+				published++
+			}
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		f.Fatalf("%v\n%s", err, stderr.String())
+	}
+	_ = cmd.Wait()
+	a.clean()
+	if published != 2 {
+		f.Fatalf("%d records were published\n%s%s", published, stdout.String(), stderr.String())
+	}
+	if strings.Contains(stdout.String(), `"fourth`) {
+		f.Errorf("the third step was not stopped:\n%s", stdout.String())
+	}
+
+	b := f.machine()
+	first := b.silent(2, 2, spec, cache...)
+	const want = "first\nsecond\nthird\nfourth\n"
+	if first.logs != want {
+		f.Errorf("B showed %q", first.logs)
+	}
+
+	c := f.machine()
+	f.proxy.Counts()
+	again := c.silent(0, 4, spec, cache...)
+	if again.logs != want || again.pulled != 0 || again.key != first.key {
+		f.Errorf("C showed %q, pulled %d bytes, key %s", again.logs, again.pulled, again.key)
+	}
+	image := f.manifest(repo, first.key)
+	if n := f.layerPulls(image); n > 0 {
+		f.Errorf("C pulled %d layers:\n%s", n, strings.Join(f.proxy.Requests(), "\n"))
+	}
+
+	// The image is one for other tools.
+	if skopeo, err := exec.LookPath("skopeo"); err == nil {
+		to := filepath.Join(f.TempDir(), "pulled")
+		command(f, skopeo, "--insecure-policy", "copy", "-q", "--src-tls-verify=false",
+			"docker://"+f.reg.Addr+"/"+strings.ToLower(path.Base(f.Name()))+":"+first.key, "oci:"+to+":latest")
+		f.unpacks(to, "latest", map[string]string{"d/two": "2\n", "d/link": "2\n", "three": "3\n", "four": "4\n"}, "one")
+	}
+}
+
+// unpacks unpacks an image of a layout by umoci, where that is installed, looks at files that must and must not be there, and runs a command in it.
+func (f *fleet) unpacks(layout, tag string, want map[string]string, gone ...string) {
+	f.Helper()
+	umoci, err := exec.LookPath("umoci")
+	if err != nil {
+		return
+	}
+	bundle := filepath.Join(f.TempDir(), "bundle")
+	command(f, umoci, "unpack", "--image", layout+":"+tag, bundle)
+	root := filepath.Join(bundle, "rootfs")
+	for name, text := range want {
+		b, err := os.ReadFile(filepath.Join(root, name))
+		if err != nil || string(b) != text {
+			f.Errorf("umoci: /%s is %q, want %q; %v", name, b, text, err)
+		}
+		out, err := exec.Command("chroot", root, "/bin/cat", "/"+name).Output()
+		if err != nil || string(out) != text {
+			f.Errorf("cat /%s in it printed %q, want %q; %v", name, out, text, err)
+		}
+	}
+	for _, name := range gone {
+		if _, err := os.Lstat(filepath.Join(root, name)); !errors.Is(err, os.ErrNotExist) {
+			f.Errorf("umoci: /%s is there: %v", name, err)
+		}
+	}
+}
+
+// A network is a way from network namespaces of their own to the proxy.
+type network struct {
+	*fleet
+	addr string // of the proxy, for all
+	ip   string
+	n    int
+}
+
+func newNetwork(f *fleet) *network {
+	f.Helper()
+	_, port, err := net.SplitHostPort(f.proxy.Addr)
+	if err != nil {
+		f.Fatal(err)
+	}
+	// An address on a bridge of its own that leads where the proxy listens.
+	n := &network{fleet: f, ip: fmt.Sprintf("10.213.%d.1", os.Getpid()%250+1)}
+	n.addr = net.JoinHostPort(n.ip, port)
+	bridge := fmt.Sprintf("obxbr%d", os.Getpid()%100000)
+	command(f, "ip", "link", "add", bridge, "type", "bridge")
+	f.Cleanup(func() { command(f, "ip", "link", "del", bridge) })
+	command(f, "ip", "addr", "add", n.ip+"/24", "dev", bridge)
+	command(f, "ip", "link", "set", bridge, "up")
+	l, err := net.Listen("tcp", n.addr)
+	if err != nil {
+		f.Fatal(err)
+	}
+	srv := &http.Server{Handler: f.proxy}
+	go func() { _ = srv.Serve(l) }()
+	f.Cleanup(func() { _ = srv.Close() })
+	return n
+}
+
+// enter has a command run in a new network namespace.
+func (n *network) enter(cmd *exec.Cmd) {
+	n.Helper()
+	const name = "eth0"
+	n.n++
+	holder := exec.Command("sleep", "300")
+	holder.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if err := holder.Start(); err != nil {
+		n.Fatal(err)
+	}
+	n.Cleanup(func() {
+		_ = holder.Process.Kill()
+		_ = holder.Wait()
+	})
+	pid := fmt.Sprint(holder.Process.Pid)
+	bridge := fmt.Sprintf("obxbr%d", os.Getpid()%100000)
+	outer := fmt.Sprintf("obxv%d-%d", os.Getpid()%100000, n.n)
+	command(n, "ip", "link", "add", outer, "type", "veth", "peer", "name", name, "netns", pid)
+	command(n, "ip", "link", "set", outer, "master", bridge, "up")
+	in := func(args ...string) { command(n, "nsenter", append([]string{"-n", "-t", pid, "ip"}, args...)...) }
+	in("addr", "add", strings.TrimSuffix(n.ip, "1")+fmt.Sprint(n.n+1)+"/24", "dev", name)
+	in("link", "set", name, "up")
+	in("link", "set", "lo", "up")
+	cmd.Args = append([]string{"nsenter", "-n", "-t", pid, cmd.Path}, cmd.Args[1:]...)
+	nsenter, err := exec.LookPath("nsenter")
+	if err != nil {
+		n.Fatal(err)
+	}
+	cmd.Path = nsenter
+}
+
+// Ten machines build thirty specs that have much in common, at once.
+func fleetCrowd(f *fleet) {
+	spec := func(i int) string { // two of three beginnings, one of five middles, one of thirty ends
+		return fmt.Sprintf(`(
+ (build tools ((from busybox) (shell /bin/sh -c) (run (shell "echo tools %[1]d; echo tool%[1]d > /tool"))))
+ (from busybox) (shell /bin/sh -c)
+ (copy (from (build tools)) (src /tool) (dst /tool))
+ (run (shell "echo middle %[2]d; echo middle%[2]d > /middle"))
+ (run (shell "echo end %[3]d; cat /tool /middle"))
+)`, i%3, i%5, i)
+	}
+	var wg sync.WaitGroup
+	for p := range 10 {
+		m := f.machine()
+		wg.Go(func() {
+			for n := range 3 {
+				i := (p*7 + n*11) % 30
+				if n == 2 {
+					i = p // what others build at this moment, too
+				}
+				r := m.try(spec(i), "--cache", f.repo(), "--jobs", "2")
+				want := fmt.Sprintf("tools %[1]d\nmiddle %[2]d\nend %[3]d\ntool%[1]d\nmiddle%[2]d\n", i%3, i%5, i)
+				if r.err != nil || r.logs != want || len(r.warnings) > 0 {
+					f.Errorf("machine %d, spec %d: %v, %q\n%s%s", p, i, r.err, r.warnings, r.logs, r.stderr)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	out, err := exec.Command(f.obx, "cache", "verify", f.repo()).CombinedOutput()
+	for line := range strings.Lines(string(out)) {
+		// Of writers at the same moment, one may have the tag and another the record: garbage collection makes that a miss.
+		if !strings.Contains(line, "is another image's") {
+			f.Errorf("verify: %v: %s", err, line)
+		}
+	}
+	m := f.machine()
+	for i := range 10 {
+		m.silent(0, 4, spec(i), "--cache", f.repo())
+	}
+}
+
+// uuid is a step whose result differs each time.
+const uuid = `((from busybox) (shell /bin/sh -c) (run (shell "cat /proc/sys/kernel/random/uuid > /id")) (run (shell "cat /id > /copy; cat /id")))`
+
+// Two machines push the same key: image A, image B, record B, record A. So the record that stays names an image without a tag, which
+// garbage collection removes.
+func fleetOrder(f *fleet) {
+	f.proxy.Break(nil)
+	repo := f.direct()
+	ma, mb := f.machine(), f.machine()
+	proxies := []*Proxy{f.proxy, StartProxy(f, f.reg.Addr)}
+	key := ma.want(2, 0, uuid).key
+	mb.want(2, 0, uuid)
+
+	steps := make(map[string]chan struct{})
+	for _, s := range []string{"image 0", "image 1", "record 1", "record 0"} {
+		steps[s] = make(chan struct{})
+	}
+	before := map[string]string{"image 1": "image 0", "record 1": "image 1", "record 0": "record 1"}
+	done := func(i int) func(r *http.Request) Fault {
+		return func(r *http.Request) Fault {
+			what := ""
+			switch {
+			case r.Method != http.MethodPut:
+			case strings.HasSuffix(r.URL.Path, "/manifests/"+key):
+				what = fmt.Sprint("image ", i)
+			case strings.HasSuffix(r.URL.Path, "/manifests/"+key+".rec"):
+				what = fmt.Sprint("record ", i)
+			}
+			if what == "" {
+				return Fault{}
+			}
+			if b := before[what]; b != "" {
+				select {
+				case <-steps[b]:
+				case <-time.After(20 * time.Second):
+				}
+				time.Sleep(100 * time.Millisecond) // until the registry has done it
+			}
+			close(steps[what])
+			return Fault{}
+		}
+	}
+	var wg sync.WaitGroup
+	for i, m := range []*machine{ma, mb} {
+		proxies[i].Break(done(i))
+		wg.Go(func() {
+			r := m.try(uuid, "--cache", strings.Replace(f.repo(), f.proxy.Addr, proxies[i].Addr, 1), "--no-cache")
+			if r.err != nil || len(r.warnings) > 0 {
+				f.Errorf("machine %d: %v, %q\n%s", i, r.err, r.warnings, r.stderr)
+			}
+		})
+	}
+	wg.Wait()
+	f.proxy.Break(nil)
+	image, err := repo.Head(f.Context(), key)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.reg.GarbageCollect(f)
+	for range 2 { // the step before it may have suffered the same
+		c := f.machine()
+		out, flags := c.local()
+		r := c.try(uuid, append(flags, "--cache", f.repo())...)
+		if r.err != nil || c.file(out, "id") != r.logs || c.file(out, "copy") != r.logs {
+			f.Fatalf("%v: %q %q\n%s", r.err, r.logs, r.warnings, r.stderr)
+		}
+		if r.runs > 0 && len(r.warnings) == 0 {
+			f.Error("it did not say that the result is broken")
+		}
+	}
+	if now, err := repo.Head(f.Context(), key); err != nil || now.Digest == image.Digest {
+		f.Errorf("the image was not put again: %v", err)
+	}
+	d := f.machine()
+	_, flags := d.local()
+	d.silent(0, 2, uuid, append(flags, "--cache", f.repo())...)
+}
+
+// secret is the flag of a secret with a value.
+func (f *fleet) secret(text string) string {
+	f.Helper()
+	file := filepath.Join(f.TempDir(), "secret")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		f.Fatal(err)
+	}
+	return "value=" + file
+}
+
+// keyPair makes a key, and gives its files.
+func (f *fleet) keyPair(name string) (secret string, public string) {
+	f.Helper()
+	s, err := registry.GenerateSigner(name)
+	if err != nil {
+		f.Fatal(err)
+	}
+	secret = filepath.Join(f.TempDir(), "key")
+	if err := os.WriteFile(secret, s.Marshal(), 0o600); err != nil {
+		f.Fatal(err)
+	}
+	return secret, s.Public().String()
+}
+
+// statements gives the payloads of all records of a repository, by tag.
+func (f *fleet) statements(r registry.Repo) map[string]string {
+	f.Helper()
+	all := map[string]string{}
+	for _, tag := range f.tags(r) {
+		if !strings.HasSuffix(tag, ".rec") {
+			continue
+		}
+		m := f.manifest(r, tag)
+		var e struct {
+			Payload    []byte
+			Signatures []struct{ KeyID string }
+		}
+		if err := json.Unmarshal(m.Config.Data, &e); err != nil {
+			f.Fatal(err)
+		}
+		all[tag] = fmt.Sprint(e.Signatures, string(e.Payload))
+	}
+	return all
+}
+
+// short is a digest as records have it.
+func short(d digest.Digest) string {
+	h := d.Encoded()
+	b := make([]byte, len(h)/2)
+	if _, err := fmt.Sscanf(h, "%x", &b); err != nil {
+		panic(err)
+	}
+	return base64.RawURLEncoding.EncodeToString(b)
+}
+
+// What somebody published who is not trusted does not come into what is signed, not even through a store that has it already.
+func fleetPoison(f *fleet) {
+	// The secret's value is not in the key: so the same key can have a bad result.
+	const spec = `((from busybox) (shell /bin/sh -c)
+ (run (secrets (value (target /s))) (shell "cat /s > /result"))
+ (run (shell "cat /result > /copy; cat /result")))`
+	cache := []string{"--cache", f.repo()}
+	evil := f.machine()
+	bad := evil.silent(2, 0, spec, append(cache, "--secret", f.secret("bad"))...)
+	repo := f.direct()
+	badLayers := f.manifest(repo, bad.key).Layers[1:]
+
+	a := f.machine()
+	out, flags := a.local()
+	if r := a.silent(0, 2, spec, slices.Concat(cache, flags, []string{"--secret", f.secret("good")})...); r.logs != "bad" || a.file(out, "copy") != "bad" {
+		f.Fatalf("A has not got the bad result: %q", r.logs)
+	}
+
+	key, public := f.keyPair("ci")
+	trusting := append(cache, "--trust", public, "--sign-key", key)
+	b := *a // the same store
+	out, flags = b.local()
+	r := b.want(2, 0, spec, slices.Concat(trusting, flags, []string{"--secret", f.secret("good")})...)
+	if r.logs != "good" || b.file(out, "copy") != "good" {
+		f.Errorf("B has the bad result: %q", r.logs)
+	}
+	if len(r.warnings) != 1 {
+		f.Errorf("B warned of %q, not once", r.warnings)
+	}
+	for tag, s := range f.statements(repo) {
+		if !strings.Contains(s, "{ci}") {
+			f.Errorf("%s is not signed", tag)
+		}
+		for _, l := range badLayers {
+			if strings.Contains(s, short(l.Digest)) || strings.Contains(s, l.Digest.Encoded()) {
+				f.Errorf("%s mentions the bad layer %s", tag, l.Digest)
+			}
+		}
+	}
+
+	c := f.machine()
+	out, flags = c.local()
+	if r := c.silent(0, 2, spec, slices.Concat([]string{"--cache", f.repo(), "--trust", public}, flags, []string{"--secret", f.secret("other")})...); r.logs != "good" || c.file(out, "copy") != "good" {
+		f.Errorf("C has %q", r.logs)
+	}
+}
+
+// A run in a domain of its own uses what its parent has, and changes nothing of it: no result, no cache mount.
+func fleetDomains(f *fleet) {
+	spec := func(text string) string {
+		return fmt.Sprintf(`((from busybox) (shell /bin/sh -c)
+ (run (shell "echo first"))
+ (run (cache (c (target /c))) (shell "cat /c/who 2>/dev/null; echo %s >> /c/who")))`, text)
+	}
+	cache := []string{"--cache", f.repo()}
+	pr := append(cache, "--domain", "pr-7:default")
+	m := f.machine()
+	m.silent(2, 0, spec("default"), cache...)
+	if r := m.silent(1, 1, spec("pr"), pr...); r.logs != "first\ndefault\n" && r.logs != "first\n" {
+		f.Errorf("pr-7 sees %q in the mount", r.logs)
+	}
+	if r := m.silent(1, 1, spec("again"), cache...); r.logs != "first\ndefault\n" {
+		f.Errorf("default sees %q in the mount", r.logs)
+	}
+	m.silent(1, 1, spec("pr"), cache...) // nor the result, on this machine
+	other := f.machine()
+	other.silent(0, 2, spec("pr"), pr...)
+	fresh := spec("of pr alone")
+	other.silent(1, 1, fresh, pr...)
+	f.machine().silent(1, 1, fresh, cache...) // nor on another
+}
+
+// Whatever a resume asks for, be it deleted at that moment: the result is right, and the next build mends what it misses.
+func fleetDeleted(f *fleet) {
+	spec := func(last int) string {
+		return fmt.Sprintf(`((from %s/bases/busybox:latest) (shell /bin/sh -c)
+ (run (shell "echo 1 >> /log")) (run (shell "echo 2 >> /log; head -c 100000 /dev/urandom | od")) (run (shell "echo %d >> /log; cat /log")))`,
+			f.proxy.Addr, last)
+	}
+	repo := f.direct()
+	dir := "/v2/" + strings.ToLower(path.Base(f.Name())) + "/" // what is about base images is no request to the cache
+	for k := 1; ; k++ {
+		salt := fmt.Sprint(k)
+		f.machine().silent(3, 0, spec(3), "--cache", f.repo(), "--salt", salt)
+		var mu sync.Mutex
+		n, what := 0, ""
+		f.proxy.Break(func(r *http.Request) Fault {
+			mu.Lock()
+			defer mu.Unlock()
+			if r.Method != http.MethodGet && r.Method != http.MethodHead || !strings.HasPrefix(r.URL.Path, dir) {
+				return Fault{}
+			}
+			if n++; n == k {
+				what = r.Method + " " + r.URL.Path
+				f.delete(repo, r.URL.Path)
+			}
+			return Fault{}
+		})
+		build := func(last int, more ...string) (r told, right bool) {
+			m := f.machine()
+			out, flags := m.local()
+			r = m.try(spec(last), slices.Concat(flags, more, []string{"--cache", f.repo(), "--salt", salt})...)
+			want := fmt.Sprintf("1\n2\n%d\n", last)
+			return r, r.err == nil && m.file(out, "log") == want && strings.HasSuffix(r.logs, "\n"+want)
+		}
+		r, right := build(4, "--push", "never")
+		f.proxy.Break(nil)
+		if what == "" {
+			if k < 8 {
+				f.Errorf("a resume makes only %d requests", k-1)
+			}
+			return
+		}
+		if !right {
+			f.Errorf("deleted at %s: wrong: %v\n%s", what, r.err, r.stderr)
+		}
+		if strings.Contains(what, "/blobs/") && len(r.warnings) == 0 {
+			f.Errorf("deleted at %s: %d steps ran, and nobody warned", what, r.runs)
+		}
+		if r, right := build(3); !right {
+			f.Errorf("deleted at %s: the next is wrong: %v\n%s", what, r.err, r.stderr)
+		}
+		if r, right := build(3); !right || r.runs > 0 || len(r.warnings) > 0 {
+			f.Errorf("deleted at %s: not mended: %d steps ran, %v, %q", what, r.runs, r.err, r.warnings)
+		}
+	}
+}
+
+// delete removes from a repository what a request names.
+func (f *fleet) delete(repo registry.Repo, url string) {
+	if strings.Contains(url, "/blobs/") {
+		req, err := http.NewRequestWithContext(f.Context(), http.MethodDelete, "http://"+f.reg.Addr+url, nil)
+		if err != nil {
+			f.Error(err)
+			return
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			f.Error(err)
+			return
+		}
+		resp.Body.Close()
+		return
+	}
+	desc, err := repo.Head(f.Context(), path.Base(url))
+	if err != nil {
+		return // there is nothing to delete
+	}
+	if err := repo.Delete(f.Context(), desc.Digest.String()); err != nil {
+		f.Error(err)
+	}
+}
+
+// Four hundred steps can be published, and be used by other tools.
+func fleetMany(f *fleet) {
+	m := f.machine()
+	f.proxy.Counts()
+	start := time.Now()
+	r := m.silent(400, 0, steps(400, ""), "--cache", f.repo(), "--compression", "gzip") // all tools know that
+	took := time.Since(start)
+	counts := f.proxy.Counts()
+	f.Logf("%v, %d requests\n%s", took, Total(counts).Requests, Format(counts))
+	if sent := Total(counts).Sent; sent > 40<<20 {
+		f.Errorf("%d bytes were sent", sent)
+	}
+	repo := f.direct()
+	for _, key := range r.keys {
+		if n := len(f.manifest(repo, key).Layers); n > 120 {
+			f.Errorf("%s has %d layers", key, n)
+		}
+	}
+	var log strings.Builder
+	for i := range 400 {
+		fmt.Fprintln(&log, i+1)
+	}
+	if skopeo, err := exec.LookPath("skopeo"); err == nil {
+		to := filepath.Join(f.TempDir(), "pulled")
+		command(f, skopeo, "--insecure-policy", "copy", "-q", "--src-tls-verify=false",
+			"docker://"+f.reg.Addr+"/"+strings.ToLower(path.Base(f.Name()))+":"+r.key, "oci:"+to+":latest")
+		f.unpacks(to, "latest", map[string]string{"log": log.String()})
+	}
+	other := f.machine()
+	out, flags := other.local()
+	other.silent(1, 400, strings.TrimSuffix(steps(400, ""), ")")+` (run (shell "echo 401 >> /log")))`, append(flags, "--cache", f.repo())...)
+	if got := other.file(out, "log"); got != log.String()+"401\n" {
+		f.Errorf("/log has %d bytes", len(got))
+	}
+}
+
+// A registry far away is asked as seldom as can be.
+func fleetFar(f *fleet) {
+	spec := steps(100, "")
+	f.machine().silent(100, 0, spec, "--cache", f.repo())
+	m := f.machine()
+	f.proxy.Counts()
+	near := m.silent(0, 100, spec, "--cache", f.repo(), "--domain", "default")
+	if n := Total(f.proxy.Counts()).Requests; n > 3 {
+		f.Errorf("a full hit takes %d requests", n)
+	}
+	_ = near
+	m = f.machine()
+	f.proxy.SetDelay(50 * time.Millisecond)
+	start := time.Now()
+	m.silent(0, 100, spec, "--cache", f.repo())
+	f.Logf("a full hit of 100 steps with 50 ms a request: %v, %d requests", time.Since(start), Total(f.proxy.Counts()).Requests)
+	// What is new at the end of the spec is found out by asking for all at once.
+	start = time.Now()
+	m = f.machine()
+	m.silent(1, 100, strings.TrimSuffix(spec, ")")+` (run (shell "cat /log")))`, "--cache", f.repo(), "--push", "never")
+	f.Logf("and its resume: %v, %d requests", time.Since(start), Total(f.proxy.Counts()).Requests)
+}
+
+// A registry that limits the rate of requests holds up the end of a build, not its steps.
+func fleetBusy(f *fleet) {
+	spec := steps(8, "")
+	free := f.machine().silent(8, 0, spec, "--cache", f.repo(), "--salt", "free")
+	f.proxy.SetRate(20)
+	start := time.Now()
+	m := f.machine()
+	busy := m.silent(8, 0, spec, "--cache", f.repo())
+	f.Logf("steps took %v instead of %v, the build %v", busy.finished, free.finished, time.Since(start))
+	if busy.finished > 2*free.finished+2*time.Second {
+		f.Errorf("the steps took %v instead of %v", busy.finished, free.finished)
+	}
+	f.proxy.SetRate(0)
+	f.machine().silent(0, 8, spec, "--cache", f.repo())
+}
