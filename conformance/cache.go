@@ -120,11 +120,6 @@ type site struct {
 	warnings []string
 }
 
-// namedCache is a cache as a Builder wants it.
-type namedCache struct{ *registry.Cache }
-
-func (c namedCache) Name() string { return c.Repo.Name() }
-
 // site makes one. change, if not nil, changes its cache before it is used.
 func (c *cacheTest) site(repo registry.Repo, change func(*registry.Cache)) *site {
 	c.Helper()
@@ -147,7 +142,7 @@ func (c *cacheTest) site(repo registry.Repo, change func(*registry.Cache)) *site
 		Store: st, Executor: exec, Images: &registry.Images{Store: st},
 		Source:  fstest.MapFS{"noise": {Data: []byte(cacheNoise()), Mode: 0o644}},
 		Domains: s.cache.Domains, Trust: s.cache.Trust, NeedFiles: true,
-		Caches: []build.Cache{namedCache{s.cache}},
+		Caches: []build.Cache{s.cache},
 	}
 	return s
 }

@@ -191,6 +191,51 @@ func (s *sourceReader) Read(b []byte) (int, error) {
 // smallLog is up to which size a log passes through memory.
 const smallLog = 1 << 20
 
+// FetchLogs brings the logs of a result of Find that were not inlined into the store, several at once: a result is as good as lost without
+// what its steps have printed. An error that wraps ErrGone makes it a miss; others are ctx's, or the store's.
+func (c *Cache) FetchLogs(ctx context.Context, r *Result) error {
+	if r.record == nil {
+		return fmt.Errorf("fetch the logs of %s: it has no record", r.Key)
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(maxRequests)
+	for i, desc := range r.record.logs {
+		if desc.Data != nil {
+			continue
+		}
+		if _, ok := c.Store.HasBlob(desc.Digest); ok {
+			continue
+		}
+		g.Go(func() error {
+			rc, err := c.openPacked(gctx, Log{Desc: desc, unpacked: r.record.Logs[i].Unpacked, repo: c.Repo})
+			if err != nil {
+				return err
+			}
+			defer rc.Close()
+			if desc.Size > smallLog {
+				return nil // it is in the store
+			}
+			b, err := io.ReadAll(rc)
+			if err == nil {
+				_, err = c.Store.PutBlob(b)
+			}
+			return err
+		})
+	}
+	err := g.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, ErrGone):
+		c.note(r.record.tag, sight{verdict: broken, digest: r.record.digest})
+		c.warn("gone", "the result of %s cannot be used: log: %v", r.Key, err)
+	}
+	if err != nil {
+		return fmt.Errorf("fetch the logs of %s: %w", r.Key, err)
+	}
+	return nil
+}
+
 // OpenLog reads a log that Find gave: what was inlined, else by one request. Nothing of it is seen before all of it was verified.
 func (c *Cache) OpenLog(ctx context.Context, l Log) (io.ReadCloser, error) {
 	switch {

@@ -50,6 +50,27 @@ func (im *Images) Names(ctx context.Context) ([]Name, error) {
 	return all, nil
 }
 
+// Blobs lists the layers of an image, as blobs, if the store has its manifest; nobody else is asked.
+func (im *Images) Blobs(ctx context.Context, d digest.Digest) ([]digest.Digest, error) {
+	manifest, err := im.document(ctx, nil, d)
+	if err != nil {
+		return nil, err
+	}
+	_, ls, err := parseManifest(manifest)
+	if err != nil {
+		return nil, err
+	}
+	return blobsOf(ls), nil
+}
+
+func blobsOf(ls []ocispec.Descriptor) []digest.Digest {
+	blobs := make([]digest.Digest, len(ls))
+	for i, l := range ls {
+		blobs[i] = l.Digest
+	}
+	return blobs
+}
+
 // PublishName puts into a cache what a name meant, also under the name that it stands for here by Bases. It tells how many bytes it sent: none,
 // where the cache says so already.
 func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent int64, err error) {
@@ -60,8 +81,11 @@ func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent i
 	if err != nil {
 		return 0, err
 	}
-	names := []string{n.String(), im.meaning(n).String()}
-	for _, s := range slices.Compact(names) {
+	names := []string{n.String()}
+	if other := im.meaning(n); other != n && other.dir == "" { // a directory is another one elsewhere
+		names = append(names, other.String())
+	}
+	for _, s := range names {
 		more, err := to.putName(ctx, resolution{
 			Name: s, For: normalizePlatform(name.For), Digest: name.Base.Digest, Platform: normalizePlatform(name.Base.Platform),
 		})
@@ -333,11 +357,7 @@ func (im *Images) importBase(ctx context.Context, from Repo, d digest.Digest, wa
 	if err != nil {
 		return false, err
 	}
-	var blobs []digest.Digest
-	for _, l := range ls {
-		blobs = append(blobs, l.Digest)
-	}
-	if wanted != nil && !wanted(blobs) {
+	if wanted != nil && !wanted(blobsOf(ls)) {
 		return false, nil
 	}
 	conf, err := im.config(ctx, srcs, confDesc, len(ls))
@@ -402,76 +422,4 @@ func (c *Cache) Keys(ctx context.Context) ([]keys.ID, error) {
 		}
 	}
 	return ids, nil
-}
-
-// CopyTo is Copy, for those who know a Cache by its methods only.
-func (c *Cache) CopyTo(ctx context.Context, to *Cache, ids []keys.ID) (CopyReport, error) {
-	return Copy(ctx, c, to, ids)
-}
-
-// Republish publishes a result that came from another cache, in its domain and under the envelope that it came with: nothing is signed that
-// was not made here. It is an error if the image or a log cannot be made again as it was.
-func (c *Cache) Republish(ctx context.Context, r *Result) (sent int64, err error) {
-	payload, _, err := unseal(r.Envelope, nil)
-	if err != nil {
-		return 0, fmt.Errorf("republish the result of %s: %w", r.Key, err)
-	}
-	was, err := decodePredicate(payload)
-	if err != nil {
-		return 0, fmt.Errorf("republish the result of %s: %w", r.Key, err)
-	}
-	p := &push{Cache: c, r: r, domain: was.Domain, tag: tagOf(r.Key, was.Domain)}
-	if err := p.republish(ctx, was); err != nil {
-		return p.sent.Load(), fmt.Errorf("republish the result of %s in %s: %w", r.Key, c.Repo.Name(), err)
-	}
-	return p.sent.Load(), nil
-}
-
-func (p *push) republish(ctx context.Context, was *predicate) error {
-	if was.Key != p.r.Key || was.Status != statusOK {
-		return errors.New("its envelope is that of another")
-	}
-	done, err := p.entries.claim(ctx, p.tag)
-	if err != nil {
-		return err
-	}
-	defer done()
-	if taken, err := p.taken(ctx); taken || err != nil {
-		return err
-	}
-	pred, err := p.predicate()
-	if err != nil {
-		return err
-	}
-	image, err := p.image(ctx, pred)
-	if err != nil {
-		return err
-	}
-	logs, err := p.logs(ctx, pred)
-	if err != nil {
-		return err
-	}
-	if image.digest != was.Image.Digest.digest() {
-		return fmt.Errorf("the image that can be made of it is %s, and it was %s", image.digest, was.Image.Digest.digest())
-	}
-	if !slices.EqualFunc(logs, was.Logs, func(l Log, ref logRef) bool { return l.Desc.Digest == ref.Digest.digest() }) {
-		return errors.New("its logs are not as they were")
-	}
-	rec := &recordDocs{manifest: recordOf(was, p.r.Envelope, logs, p.now()), envelope: p.r.Envelope, logs: logs}
-	if p.refuses() {
-		if err := rec.disguise(); err != nil {
-			return err
-		}
-	}
-	if err := p.putAll(ctx, slices.Concat(image.blobs, rec.blobs(ctx, p.Cache))); err != nil {
-		return err
-	}
-	if err := p.putImage(ctx, image); err != nil {
-		return err
-	}
-	desc, err := p.putRecord(ctx, rec)
-	if err == nil {
-		p.note(p.tag+recordSuffix, sight{verdict: good, digest: desc.Digest})
-	}
-	return err
 }

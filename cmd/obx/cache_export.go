@@ -98,6 +98,7 @@ uses it as it is.`,
 	f.DurationVar(&since, "since", 0, "only results that are not older than `TIME`, as 24h")
 	f.StringVar(&compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9")
 	fixedValues(cmd, "compression", "zstd", "gzip", "none")
+	in.sharing.add(cmd)
 	addSignKey(cmd, &in.signKey)
 	in.add(cmd)
 	return cmd
@@ -166,8 +167,10 @@ func (x *export) keys(ctx context.Context, prefixes []string) error {
 			return err
 		}
 	}
-	if err := x.store(ctx, here); err != nil {
-		return err
+	if len(here) > 0 {
+		if err := x.store(ctx, here); err != nil {
+			return err
+		}
 	}
 	missing, err := x.copy(ctx, elsewhere)
 	if err == nil && len(missing) > 0 {

@@ -91,9 +91,9 @@ func configTopic() *cobra.Command {
 	return &cobra.Command{
 		Use:   "config",
 		Short: "What the configuration file says",
-		Long: `Commands that reach caches and registries read one JSON file: that of --config, else obx/config.json in
-$XDG_CONFIG_HOME (default: ~/.config), else ` + systemConfig + `. All fields may be left out; one that obx does not
-know is an error. A flag replaces the field for it, and does not add to it.
+		Long: `Commands that reach caches and registries read one JSON file: that of --config, else obx/config.json in the user's
+configuration directory (on Linux $XDG_CONFIG_HOME, or ~/.config), else ` + systemConfig + `. All fields may be left out;
+one that obx does not know is an error. A flag replaces the field for it, and does not add to it.
 
   "caches"     names of shared caches, first to last: as --cache, and as $OBX_CACHE, which replaces them too
   "trust"      whose results are used: NAME:KEY as of obx key public: as --trust

@@ -51,6 +51,7 @@ print what differs, as a variable, a changed file with its path, or the digest o
 		},
 	}
 	cmd.Flags().SortFlags = false
+	in.sharing.add(cmd)
 	in.add(cmd)
 	return cmd
 }

@@ -39,13 +39,12 @@ type inputs struct {
 
 func (in *inputs) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	in.sharing.add(cmd)
 	in.addTrust(cmd)
 	addStore(cmd, &in.store)
 	f.StringArrayVar(&in.bases, "base", nil, "take another image where a spec says (from NAME): `NAME=REF`; repeatable")
 	addPlatform(cmd, &in.platform)
 	f.StringVar(&in.lock, "lock", "", "take the digests of base images from `FILE`, and keep new ones there")
-	f.BoolVar(&in.offline, "offline", false, "take the digests of base images from what the store remembers; reach no registry, for a --cache neither")
+	f.BoolVar(&in.offline, "offline", false, "take the digests of base images from what the store remembers; reach no registry, --cache included")
 	f.StringArrayVar(&in.mirrors, "mirror", nil, "try a mirror before a registry: `HOST=MIRROR`, as docker.io=mirror:5000; repeatable")
 	in.hosts.add(cmd)
 	addDomain(cmd, &in.domain)

@@ -73,6 +73,7 @@ With --json, for schedulers, one object is printed:
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	f.BoolVar(&full, "full", false, "print whole keys")
 	addRebuild(cmd, &noCache, &rebuild)
+	in.sharing.add(cmd)
 	in.add(cmd)
 	return cmd
 }

@@ -33,6 +33,9 @@ func runCommand() *cobra.Command {
 
 SPEC is a file, or - for standard input. DIR is where copies take files from (default: the current directory).
 
+With --cache, what other machines have built counts too, and what is built here is theirs: the first one is pushed to,
+behind the build. What is wrong with a cache is a warning, and what it was to give is built.
+
 Sandboxes need root. A build that is interrupted or fails keeps what it finished; the next run goes on from there.
 
 Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the infrastructure failed, 130 interrupted.`,
@@ -110,6 +113,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 	box.add(cmd)
 	f.StringVar(&compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9")
 	fixedValues(cmd, "compression", "zstd", "gzip", "none")
+	in.sharing.add(cmd)
 	in.addPush(cmd)
 	in.add(cmd)
 	cmd.RegisterFlagCompletionFunc("output", completeOutput)

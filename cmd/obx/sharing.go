@@ -106,15 +106,11 @@ type sharing struct {
 const noCaches = "none"
 
 // defaultFailures is for how long failures count where --cache-failures does not say.
-const defaultFailures = 24 * time.Hour
+const defaultFailures = "24h"
 
 // add adds the flags of commands that use caches.
 func (s *sharing) add(cmd *cobra.Command) {
-	addCaches(cmd, &s.caches, "look for results in the shared cache `REPO` too: registry.example/cache, oci:DIR or FILE.tar;\nrepeatable (default: $OBX_CACHE, words; else the configuration's; none: no cache)")
-}
-
-func addCaches(cmd *cobra.Command, caches *[]string, text string) {
-	cmd.Flags().StringArrayVar(caches, "cache", nil, text)
+	cmd.Flags().StringArrayVar(&s.caches, "cache", nil, "look for results in the shared cache `REPO` too: registry.example/cache, oci:DIR or FILE.tar;\nrepeatable (default: the words of $OBX_CACHE, else the configuration's; none: no cache)")
 	cmd.RegisterFlagCompletionFunc("cache", func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 		return []string{"oci:"}, cobra.ShellCompDirectiveNoSpace
 	})
@@ -123,12 +119,12 @@ func addCaches(cmd *cobra.Command, caches *[]string, text string) {
 // addPush adds the flags of commands that publish what they make.
 func (s *sharing) addPush(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&s.push, "push", string(build.PushBackground), "push results to the first --cache, by a `MODE`: background (behind the build, waited for at its end),\nwait (each step waits), never, or require (as background, and what cannot be pushed fails the build)")
+	f.StringVar(&s.push, "push", string(build.PushBackground), "push results to the first --cache in a `MODE`: background (behind the build, waited for at its end),\nwait (each step waits), never, or require (as background, but a push that fails, fails the build)")
 	f.BoolVar(&s.readOnly, "cache-readonly", false, "change nothing in any --cache: no push, and no note that a result was used")
 	f.DurationVar(&s.failures, "cache-failures", 0, "publish failures of steps too, and believe those younger than `TIME` (without one: 24h)")
-	f.Lookup("cache-failures").NoOptDefVal = defaultFailures.String()
+	f.Lookup("cache-failures").NoOptDefVal = defaultFailures
 	addSignKey(cmd, &s.signKey)
-	f.StringArrayVar(&s.mounts, "share-cache", nil, "carry a cache mount through the first --cache: `NAME[:union]`; the last build to end wins, or with union\nfiles are added to each other's, as is right for those named by their content (opam, dune); repeatable")
+	f.StringArrayVar(&s.mounts, "share-cache", nil, "let a cache mount travel through the first --cache: `NAME[:union]`; the last build to end wins, or\nwith union files are only added, as is right for those named by content (opam, dune); repeatable")
 	fixedValues(cmd, "push", string(build.PushBackground), string(build.PushWait), string(build.PushNever), string(build.PushRequire))
 }
 
@@ -147,8 +143,6 @@ func (s *sharing) settle(file *config) (err error) {
 		return usage("", "--cache-readonly and --push require exclude each other")
 	case !slices.Contains([]build.PushMode{build.PushBackground, build.PushWait, build.PushNever, build.PushRequire}, mode):
 		return usage("modes are: background, wait, never, require", "--push %s: unknown mode", s.push)
-	case mode == build.PushRequire && len(s.caches) == 0:
-		return usage("--cache REPO says where", "--push require: there is no cache to push to")
 	}
 	if s.failures < 0 {
 		return usage("", "--cache-failures cannot be negative")
@@ -222,6 +216,9 @@ func (p *project) openRepos(in *inputs) error {
 		}
 		p.repos = append(p.repos, repo)
 		p.close = append(p.close, func() error { return p.closeCache(repo) })
+	}
+	if in.push == string(build.PushRequire) && len(p.repos) == 0 {
+		return usage("--cache REPO says where", "--push require: there is no cache to push to")
 	}
 	return nil
 }

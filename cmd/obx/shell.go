@@ -96,6 +96,7 @@ Exit status: 0 the shell ended (however), or COMMAND did with 0; 1 COMMAND, or a
 	fixedValues(cmd, "network", "host", "none")
 	addProgress(cmd, &mode)
 	box.add(cmd)
+	in.sharing.add(cmd)
 	in.add(cmd)
 	return cmd
 }
@@ -129,6 +130,9 @@ func openSpot(cmd *cobra.Command, args []string, in *inputs, before, after strin
 
 // openKey opens the store for a recorded key.
 func openKey(cmd *cobra.Command, key string, in *inputs) (*project, *spot, error) {
+	if err := in.hosts.settle(); err != nil {
+		return nil, nil, err
+	}
 	st, err := openExisting(cmd.ErrOrStderr(), in.store)
 	if err != nil {
 		return nil, nil, err
@@ -136,7 +140,7 @@ func openKey(cmd *cobra.Command, key string, in *inputs) (*project, *spot, error
 	p := &project{close: []func() error{st.Close}}
 	domains, err := parseDomains(in.domain)
 	if err == nil {
-		p.builder = &build.Builder{Store: st, Domains: domains}
+		p.builder = &build.Builder{Store: st, Domains: domains, Trust: in.trusted}
 		key, err = findKey(st, domains, key)
 	}
 	var rec *build.Record

@@ -17,7 +17,7 @@ const (
 	StageOpen Kind = "stage"  // Stage: its base is known. Its log starts here with (from IMAGE)
 	OpOpen    Kind = "op"     // Stage, Op, Workdir; Step if the operation is a step: a heading of the log
 	Started   Kind = "start"  // Step: it has a job slot and runs now
-	Waiting   Kind = "wait"   // Step: another process builds the same key; its output is followed
+	Waiting   Kind = "wait"   // Step: another process or stage builds the same key; its output is followed
 	Output    Kind = "output" // Step, Data: what it prints, or what a cached step printed when it ran
 	Finished  Kind = "step"   // Step, Key, Cached, Where, Took
 	StageDone Kind = "stage-done"
@@ -61,4 +61,6 @@ type Report struct {
 	Took        time.Duration          // of the whole build
 	Saved       time.Duration          // what cached steps took when they ran
 	Results     map[*keys.Stage]string `json:"-"` // content key of each stage that was needed
+
+	result *state // of Key
 }

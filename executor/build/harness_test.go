@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"testing/fstest"
 
@@ -466,26 +465,41 @@ func (o *outcome) wantRan(commands ...string) {
 	}
 }
 
-// listStore lists the files of a machine's store that outlive a process, with their inodes: what is written again has another.
-func listStore(t *testing.T, m *machine) []string {
+// listStore lists the files of a machine's store that outlive a process.
+func listStore(t *testing.T, m *machine) map[string]fs.FileInfo {
 	t.Helper()
-	var all []string
+	all := map[string]fs.FileInfo{}
 	for _, dir := range []string{"blobs", "layers", "results"} {
 		err := filepath.WalkDir(filepath.Join(m.Store.Dir(), dir), func(name string, d fs.DirEntry, err error) error {
 			if err != nil || d.IsDir() {
 				return err
 			}
-			info, err := d.Info()
-			if err != nil {
-				return err
-			}
-			all = append(all, fmt.Sprint(name, " ", info.Sys().(*syscall.Stat_t).Ino))
-			return nil
+			all[name], err = d.Info()
+			return err
 		})
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+	return all
+}
+
+// changes lists the files that are new, gone or replaced.
+func changes(before, after map[string]fs.FileInfo) []string {
+	var all []string
+	for name, info := range after {
+		if was := before[name]; was == nil {
+			all = append(all, "+"+name)
+		} else if !os.SameFile(was, info) {
+			all = append(all, "!"+name)
+		}
+	}
+	for name := range before {
+		if after[name] == nil {
+			all = append(all, "-"+name)
+		}
+	}
+	slices.Sort(all)
 	return all
 }
 

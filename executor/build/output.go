@@ -32,9 +32,13 @@ func (b *Builder) Write(ctx context.Context, p *keys.Plan, rep *Report, o Output
 	if err != nil {
 		return err
 	}
-	top, missing := b.load(id)
-	if top == nil {
-		return fmt.Errorf("result %s is no longer in the store: run the build again", missing)
+	// Another process may have rebuilt the record, or one below it, by now. The files of this one are leased.
+	top := rep.result
+	if top == nil || top.cache != nil && !top.fetched {
+		var missing keys.ID
+		if top, missing = b.load(id); top == nil {
+			return fmt.Errorf("result %s is no longer in the store: run the build again", missing)
+		}
 	}
 	if err := b.write(ctx, p, top, o, stdout); err != nil {
 		return fmt.Errorf("write output type=%s,dest=%s: %w", o.Type, o.Dest, err)
@@ -146,7 +150,7 @@ func (b *Builder) pack(ctx context.Context, s *state) error {
 			changed = true
 		}
 	}
-	if !changed {
+	if _, rec, ok := b.find(s.id); !changed || !ok || rec.ID != s.rec.ID {
 		return nil
 	}
 	return b.save(s, s.id)

@@ -130,6 +130,7 @@ func TestWriteLost(t *testing.T) {
 	m := newMachine(t)
 	o := m.run(image)
 	o.lose(1)
+	o.rep = &build.Report{Key: o.rep.Key} // as another process has it
 	dest := filepath.Join(t.TempDir(), "out.tar")
 	err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: dest}, nil)
 	if err == nil || !strings.Contains(err.Error(), o.key(1)) {
@@ -138,6 +139,30 @@ func TestWriteLost(t *testing.T) {
 	if _, err := os.Stat(dest); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("there is a file")
 	}
+}
+
+// A result can be written though another process has rebuilt what it stands on.
+func TestWriteRebuilt(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	const text = `((from scratch) (run (shell "echo %s > /f")) (copy (src src/a.ml) (dst /)))`
+	o := m.run(fmt.Sprintf(text, "x"))
+	other := m.another()
+	other.NoCache = true
+	other.exec.before = func(command *string, _ executor.Process) { *command = "echo other > /f" }
+	other.run(fmt.Sprintf(text, "x"))
+	o.wantFiles(map[string]string{"f": "x\n", "a.ml": "let a = 1\n"})
+	dest := build.OutputSpec{Type: "oci", Dest: t.TempDir(), Name: "x", Dir: true}
+	if err := m.Write(t.Context(), o.plan, o.rep, dest, nil); err != nil {
+		t.Fatal(err)
+	}
+	files := useImage(t, "oci:"+dest.Dest+":x")
+	if files["f"] != "x\n" {
+		t.Errorf("the image has %q", files)
+	}
+	last := m.run(fmt.Sprintf(text, "x"))
+	last.want("ss")
+	last.wantFiles(map[string]string{"f": "other\n", "a.ml": "let a = 1\n"})
 }
 
 // An output replaces a file as a whole, writes through a device, and leaves nothing when it cannot be written.

@@ -66,7 +66,6 @@ type state struct {
 	// Of a state that came from a cache in this run.
 	cache   Cache
 	remote  *registry.Result // as a cache gave it
-	origin  Cache            // that cache
 	fetched bool             // its files and logs are in the store by now
 }
 

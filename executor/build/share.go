@@ -22,11 +22,12 @@ import (
 )
 
 // A Cache is where results are shared between machines. What is broken in it is a miss: Find's errors are ctx's, Fetch's
-// are registry.ErrGone or ctx's. *registry.Cache is one, and says more.
+// and FetchLogs's are registry.ErrGone or ctx's. *registry.Cache is one, and says more.
 type Cache interface {
 	Name() string
 	Find(ctx context.Context, ids []keys.ID) (*registry.Result, error)
 	Fetch(ctx context.Context, r *registry.Result, unpack bool, p registry.Progress) ([]layers.Layer, error)
+	FetchLogs(ctx context.Context, r *registry.Result) error
 	OpenLog(ctx context.Context, l registry.Log) (io.ReadCloser, error)
 	Push(ctx context.Context, r *registry.Result) (sent int64, err error)
 }
@@ -70,16 +71,19 @@ func (s *stage) ask(ctx context.Context, from int, ids []keys.ID) (n int, found 
 				break
 			}
 			st := pulledState(c, res)
-			if res.Exit == 0 && (s.needsFiles() || from+steps < len(s.Steps)) {
+			err = c.FetchLogs(ctx, res)
+			if err == nil && res.Exit == 0 && (s.needsFiles() || from+steps < len(s.Steps)) {
 				if from+steps < len(s.Steps) {
 					s.prepare()
 				}
-				if err := s.fetch(ctx, st); errors.Is(err, registry.ErrGone) {
-					rest = ids[n : steps-1] // what is lost is lost: the next best
-					continue
-				} else if err != nil {
-					return 0, nil, err
-				}
+				err = s.fetch(ctx, st)
+			}
+			if errors.Is(err, registry.ErrGone) {
+				rest = ids[n : steps-1] // what is lost is lost: the next best
+				continue
+			}
+			if err != nil {
+				return 0, nil, err
 			}
 			n, found = steps, st
 			break
@@ -105,7 +109,7 @@ func (s *stage) here(input keys.ID, res *registry.Result) (*state, error) {
 
 // pulledState is the state that a result from a cache describes. Its files are not here yet.
 func pulledState(c Cache, res *registry.Result) *state {
-	return &state{id: res.Key, cache: c, remote: res, origin: c, rec: &Record{
+	return &state{id: res.Key, cache: c, remote: res, rec: &Record{
 		Op:       res.Steps[len(res.Steps)-1].Op,
 		Preimage: res.Preimage,
 		ID:       pulledID(res.Layers),
@@ -302,7 +306,7 @@ func (r *run) share(s *stage, from, index int, st *state) {
 	case r.pusher == nil:
 		return
 	case st.remote != nil:
-		r.forward(st)
+		r.forward(s, index, st)
 		return
 	}
 	job := s.job(index, st)
@@ -317,18 +321,32 @@ func (r *run) share(s *stage, from, index int, st *state) {
 	r.pusher.add(job)
 }
 
-// forward has a result that another cache has copied to the first one, whole: what it holds was not made here, and is not
-// signed here.
-func (r *run) forward(st *state) {
-	from, ok := st.origin.(*registry.Cache)
-	to, also := r.Caches[0].(*registry.Cache)
-	if !ok || !also || from == to {
-		return
+// forward publishes what a result from a cache has made known: what another cache has is copied to the first one, whole, since it was
+// not made here, and is not signed here; of what the first one has, it is noted that it was used; and a result that was found by its content key becomes that of its input key.
+func (r *run) forward(s *stage, index int, st *state) {
+	job := s.job(index, st)
+	job.result = nil
+	if st.remote.Found != st.id {
+		job.alias = nil // it was found by that
 	}
-	r.pusher.add(push{key: st.id, copy: func(ctx context.Context) (int64, error) {
-		rep, err := registry.Copy(ctx, from, to, []keys.ID{st.remote.Found})
-		return rep.Sent, err
-	}})
+	from, ok := st.cache.(*registry.Cache)
+	to, also := r.Caches[0].(*registry.Cache)
+	switch {
+	case !ok || !also:
+	case from == to: // garbage collection goes by when a result was used
+		job.copy = func(ctx context.Context) (int64, error) {
+			to.Touch(ctx, st.remote)
+			return 0, nil
+		}
+	default:
+		job.copy = func(ctx context.Context) (int64, error) {
+			rep, err := registry.Copy(ctx, from, to, []keys.ID{st.remote.Found})
+			return rep.Sent, err
+		}
+	}
+	if job.copy != nil || job.alias != nil {
+		r.pusher.add(job)
+	}
 }
 
 func (s *stage) job(index int, st *state) push {
@@ -360,7 +378,7 @@ type pusher struct {
 // A push is a result to push. Those before it are pushed if it is new to the cache.
 type push struct {
 	key    keys.ID
-	result func() *registry.Result                           // described when it is needed: that names all steps before it
+	result func() *registry.Result                           // described when it is needed: that names all steps before it. nil: the alias alone
 	alias  *registry.Result                                  // of the input key, if that is another one
 	old    bool                                              // not made by this run: the cache may well have it
 	copy   func(ctx context.Context) (sent int64, err error) // instead of all that: has it from another cache
@@ -440,11 +458,11 @@ func (p *pusher) do(job push) {
 	p.mu.Lock()
 	first := p.err == nil
 	if first {
-		p.err = fmt.Errorf("push to %s: %w", p.cache.Name(), err)
+		p.err = err
 	}
 	p.mu.Unlock()
 	if first {
-		p.run.warn(nil, "push to %s: %v", p.cache.Name(), err)
+		p.run.warn(nil, "%v", err)
 	}
 }
 
@@ -454,10 +472,7 @@ func (p *pusher) push(job push) (sent int64, err error) {
 		p.run.report.PushedBytes += sent
 		p.run.mu.Unlock()
 	}()
-	if job.copy != nil {
-		return job.copy(p.ctx)
-	}
-	there := false
+	there := job.result == nil
 	if job.old { // then packing its layers may be work for nothing
 		found, err := p.cache.Find(p.ctx, []keys.ID{job.key})
 		if err != nil {
@@ -465,13 +480,14 @@ func (p *pusher) push(job push) (sent int64, err error) {
 		}
 		there = found != nil && found.Exit == 0
 	}
-	if !there {
-		if sent, err = p.pushResult(job.result()); err != nil {
-			return sent, err
-		}
+	switch {
+	case job.copy != nil:
+		sent, err = job.copy(p.ctx)
+	case !there:
+		sent, err = p.pushResult(job.result())
 	}
-	if job.alias == nil {
-		return sent, nil
+	if err != nil || job.alias == nil {
+		return sent, err
 	}
 	more, err := p.cache.Push(p.ctx, job.alias)
 	return sent + more, err

@@ -128,13 +128,14 @@ func TestWaiterTakesOver(t *testing.T) {
 			shown := make(chan struct{}) // the waiter has shown what the holder's step prints
 			holder.exec.before = func(command *string, _ executor.Process) {
 				if how == "failed" {
-					*command = "echo begun; sleep 0.5; false"
+					*command = "echo begun; false"
 				}
 			}
 			begun := make(chan struct{})
 			holder.Events = func(e build.Event) {
 				if e.Kind == build.Output {
 					close(begun)
+					<-shown
 				}
 			}
 			var once sync.Once

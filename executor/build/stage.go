@@ -135,6 +135,7 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 		if err := errors.Join(err, w.close()); err != nil {
 			return nil, err
 		}
+		s.share(s, i, i, made)
 		cur = made
 		i++
 	}
@@ -143,7 +144,7 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 	s.mu.Lock()
 	s.report.Results[s.Stage] = key
 	if s.Parent == nil {
-		s.report.Key = key
+		s.report.Key, s.report.result = key, cur
 	}
 	s.mu.Unlock()
 	s.emit(Event{Kind: StageDone, Stage: s.Stage, Key: key})

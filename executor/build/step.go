@@ -83,7 +83,6 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 			Kind: Finished, Stage: s.Stage, Step: w.step, Key: key,
 			Cached: true, Where: f.where, Took: f.Took,
 		})
-		s.share(s, w.step.Index, w.step.Index, found)
 		return found, errors.Join(s.alias(w.step.Key, w.id), root.close())
 	}
 	if err := s.slots.Acquire(ctx, 1); err != nil {
@@ -146,7 +145,6 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 	s.made[w.id] = made
 	s.mu.Unlock()
 	s.emit(Event{Kind: Finished, Stage: s.Stage, Step: w.step, Key: key, Took: made.rec.Took})
-	s.share(s, w.step.Index, w.step.Index, made)
 	return made, nil
 }
 
@@ -206,6 +204,7 @@ func (s *stage) follow(step *keys.Step, path string, stop <-chan struct{}) (seen
 		}
 	}()
 	buf := make([]byte, 32<<10)
+	fresh := false // nothing of the file was shown yet: it may be the empty one of this process, which has the lock now
 	for {
 		select {
 		case <-stop:
@@ -226,12 +225,15 @@ func (s *stage) follow(step *keys.Step, path string, stop <-chan struct{}) (seen
 			if file, err = os.Open(path); err != nil {
 				continue
 			}
-			seen = 0
+			fresh = true
 		}
 		for {
 			n, _ := file.Read(buf)
 			if n == 0 {
 				break
+			}
+			if fresh {
+				seen, fresh = 0, false
 			}
 			seen += int64(n)
 			s.emit(Event{Kind: Output, Stage: s.Stage, Step: step, Data: buf[:n]})

@@ -238,19 +238,39 @@ func (x *export) name(asked ocispec.Platform, base keys.Base) {
 	}
 }
 
-// recordedNames adds the names that the store knows of the bases.
+// recordedNames adds the names that the store knows of the bases: of those that states name, and, as what came from a cache does not
+// tell its base, of images with the same layers.
 func (x *export) recordedNames(ctx context.Context) error {
 	known, err := x.Images.Names(ctx)
 	if err != nil {
 		return err
 	}
-	bases := x.bases()
+	bases, chains := x.bases(), map[string]bool{}
+	for _, e := range x.order {
+		if p := e.rec.Pulled; p != nil {
+			chains[baseChain(e.rec.Layers, p.Base)] = true
+		}
+	}
 	for _, n := range known {
-		if _, ok := bases[n.Base.Digest]; ok {
+		_, wanted := bases[n.Base.Digest]
+		if !wanted && len(chains) > 0 {
+			blobs, err := x.Images.Blobs(ctx, n.Base.Digest)
+			wanted = err == nil && chains[fmt.Sprint(blobs)]
+		}
+		if wanted {
 			x.name(n.For, n.Base)
 		}
 	}
-	return nil
+	return ctx.Err()
+}
+
+// baseChain names the layers of a base image.
+func baseChain(chain []layers.Layer, base int) string {
+	blobs := make([]digest.Digest, base)
+	for i, l := range chain[:base] {
+		blobs[i] = l.Blob.Digest
+	}
+	return fmt.Sprint(blobs)
 }
 
 // bases are the images that names mean.
@@ -305,15 +325,10 @@ func (x *export) warn(format string, args ...any) {
 	}
 }
 
-// A copier is a Cache that can be copied from. *registry.Cache is one.
-type copier interface {
-	CopyTo(ctx context.Context, to *registry.Cache, ids []keys.ID) (registry.CopyReport, error)
-}
-
 // forward copies results from the caches that they may have come from, and gives those that it could not copy.
 func (x *export) forward(ctx context.Context, all []*exported) (left []*exported, err error) {
 	for _, c := range x.Caches {
-		from, ok := c.(copier)
+		from, ok := c.(*registry.Cache)
 		if !ok || len(all) == 0 {
 			continue
 		}
@@ -324,13 +339,13 @@ func (x *export) forward(ctx context.Context, all []*exported) (left []*exported
 				aliases = append(aliases, a.Key)
 			}
 		}
-		r, err := from.CopyTo(ctx, x.to, ids)
+		r, err := registry.Copy(ctx, from, x.to, ids)
 		x.report.Results += r.Copied
 		x.report.Present += r.Present
 		x.report.Bytes += r.Sent
 		if err == nil {
 			var more registry.CopyReport
-			more, err = from.CopyTo(ctx, x.to, aliases)
+			more, err = registry.Copy(ctx, from, x.to, aliases)
 			x.report.Bytes += more.Sent
 		}
 		switch {
@@ -608,12 +623,8 @@ func (in *imports) bring(ctx context.Context, res *registry.Result) (bool, error
 	if err := in.holdKeys(res.Key.String()); err != nil {
 		return false, err
 	}
-	var chain []digest.Digest
-	for _, l := range res.Layers[:res.Base] {
-		chain = append(chain, l.Blob.Digest)
-	}
 	in.mu.Lock()
-	in.bases[fmt.Sprint(chain)] = true
+	in.bases[baseChain(res.Layers, res.Base)] = true
 	in.mu.Unlock()
 	if here, _ := in.load(res.Key); here != nil {
 		in.mu.Lock()

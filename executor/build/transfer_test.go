@@ -56,7 +56,7 @@ func offline(t *testing.T, repos ...registry.Repo) *machine {
 	m := newMachine(t)
 	m.Images.Offline, m.Images.Caches = true, repos
 	for _, r := range repos {
-		m.Caches = append(m.Caches, cache{m.cache(r)})
+		m.Caches = append(m.Caches, m.cache(r))
 	}
 	return m
 }
@@ -142,6 +142,12 @@ func TestExport(t *testing.T) {
 					t.Errorf("the second import: %+v", r)
 				}
 				closeRepo(t, repo)
+				// It can be carried on from there.
+				further := &registry.Memory{}
+				if r, err := d.Export(t.Context(), nil, nil, d.cache(further), 0); err != nil || r.Results != 5 || r.Bases != 1 {
+					t.Errorf("exported %+v, %v", r, err)
+				}
+				offline(t, further).run(fmt.Sprintf(onBase, "B")).want("cccc")
 				full := d.run(fmt.Sprintf(onBase, "A"))
 				full.want("ssss")
 				full.wantLogs(first)
@@ -262,7 +268,7 @@ func TestExportPulled(t *testing.T) {
 			a := newMachine(t)
 			c := a.cache(r)
 			c.Signer = theirs
-			a.Caches = []build.Cache{cache{c}}
+			a.Caches = []build.Cache{c}
 			first := a.run(fmt.Sprintf(resume, "A"))
 
 			b := newMachine(t).share(r)

@@ -22,7 +22,7 @@ func evil(m *machine) *machine {
 // trust makes a machine believe only what it makes itself and what a key has signed, and sign with that key.
 func (m *machine) trust(s *registry.Signer, r *repo) *machine {
 	m.share(r)
-	c := m.Caches[0].(cache).Cache
+	c := m.Caches[0].(*registry.Cache)
 	c.Signer, c.Trust = s, []registry.PublicKey{s.Public()}
 	m.Trust = c.Trust
 	return m
@@ -133,7 +133,7 @@ func TestCacheFailures(t *testing.T) {
 				(copy (from (build b)) (src /b) (dst /)) ` + test.step + ` (run (shell "echo never")))`
 			newOne := func() *machine {
 				m := newMachine(t).share(r)
-				m.Caches[0].(cache).Failures = time.Hour
+				m.Caches[0].(*registry.Cache).Failures = time.Hour
 				m.CacheFailures = true
 				m.Limits.Timeout = 50 * time.Millisecond
 				m.Secrets = map[string]build.Secret{"s": func() ([]byte, error) { return []byte("x"), nil }}
