@@ -215,6 +215,7 @@ func (p *project) openRepos(in *inputs) error {
 			continue
 		}
 		p.repos = append(p.repos, repo)
+		p.builder.Images.Caches = append(p.builder.Images.Caches, repo) // they know base images too
 		p.close = append(p.close, func() error { return p.closeCache(repo) })
 	}
 	if in.push == string(build.PushRequire) && len(p.repos) == 0 {

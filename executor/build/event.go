@@ -13,19 +13,19 @@ type Kind string
 // What each kind of event carries, beside Time. Events of one stage come in the order of its operations; those of
 // different stages interleave.
 const (
-	Planned   Kind = "plan"   // Plan: all keys are known
-	StageOpen Kind = "stage"  // Stage: its base is known. Its log starts here with (from IMAGE)
-	OpOpen    Kind = "op"     // Stage, Op, Workdir; Step if the operation is a step: a heading of the log
-	Started   Kind = "start"  // Step: it has a job slot and runs now
-	Waiting   Kind = "wait"   // Step: another process or stage builds the same key; its output is followed
-	Output    Kind = "output" // Step, Data: what it prints, or what a cached step printed when it ran
-	Finished  Kind = "step"   // Step, Key, Cached, Where, Took
-	StageDone Kind = "stage-done"
-	Pulling   Kind = "pull"    // Stage, Blob, Bytes, Total: bytes of one blob so far
-	Pushing   Kind = "push"    // Bytes, Left: nothing runs any more, results are waited for that are on their way to a cache
-	Warned    Kind = "warning" // Message
-	Failed    Kind = "failed"  // Step (nil if it is not a step's), Err
-	Done      Kind = "done"    // Report; the last event, of failed builds too
+	Planned   Kind = "plan"       // Plan: all keys are known
+	StageOpen Kind = "stage"      // Stage: its base is known. Its log starts here with (from IMAGE)
+	OpOpen    Kind = "op"         // Stage, Op, Workdir; Step if the operation is a step: a heading of the log
+	Started   Kind = "start"      // Step: it has a job slot and runs now
+	Waiting   Kind = "wait"       // Step: another process or stage builds the same key; its output is followed
+	Output    Kind = "output"     // Step, Data: what it prints, or what a cached step printed when it ran
+	Finished  Kind = "step"       // Step, Key, Cached, Where, Took
+	StageDone Kind = "stage-done" // Stage; Key if its files were needed
+	Pulling   Kind = "pull"       // Stage, Blob, Bytes, Total: bytes of one blob so far
+	Pushing   Kind = "push"       // Bytes, Left: nothing runs any more, results are waited for that are on their way to a cache
+	Warned    Kind = "warning"    // Message
+	Failed    Kind = "failed"     // Step (nil if it is not a step's), Err
+	Done      Kind = "done"       // Report; the last event, of failed builds too
 )
 
 // An Event is one thing that happened in a build. Fields that its Kind does not name are zero.

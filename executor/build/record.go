@@ -287,14 +287,7 @@ func (b *Builder) save(s *state, input keys.ID) error {
 	if err := b.Store.PutResult(domain, res); err != nil {
 		return fmt.Errorf("save result %s: %w", key, err)
 	}
-	if input == s.id {
-		return nil
-	}
-	alias := &cas.Result{Key: input.String(), Alias: key, Parents: []string{key}, Created: res.Created}
-	if err := b.Store.PutResult(domain, alias); err != nil {
-		return fmt.Errorf("save alias %s of result %s: %w", input, key, err)
-	}
-	return nil
+	return b.alias(input, s.id)
 }
 
 // openLog reads a log that is in the store.

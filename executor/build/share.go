@@ -350,7 +350,13 @@ func (r *run) forward(s *stage, index int, st *state) {
 }
 
 func (s *stage) job(index int, st *state) push {
-	job := push{key: st.id, result: func() *registry.Result { return s.result(st) }}
+	job := push{key: st.id, result: func() *registry.Result {
+		res := s.result(st)
+		if p := st.rec.Pulled; p != nil {
+			res.Envelope = p.Envelope
+		}
+		return res
+	}}
 	if step := s.Steps[index]; step.Key != st.id {
 		job.alias = &registry.Result{
 			Key: step.Key, Alias: st.id, Preimage: string(step.Preimage), Platform: s.Base.Platform,
@@ -502,7 +508,15 @@ func (p *pusher) pushResult(res *registry.Result) (int64, error) {
 		}
 		res.Layers[i] = packed
 	}
-	return p.cache.Push(p.ctx, res)
+	if res.Envelope == nil {
+		return p.cache.Push(p.ctx, res)
+	}
+	// It was pulled by an earlier run: others' results are not for this one to sign.
+	c, ok := p.cache.(*registry.Cache)
+	if !ok {
+		return 0, nil
+	}
+	return c.Republish(p.ctx, res)
 }
 
 // pack packs a layer once, however many results have it.

@@ -169,7 +169,11 @@ func (b *Builder) alias(input, content keys.ID) error {
 	if input == content {
 		return nil
 	}
-	err := b.Store.PutResult(b.domains()[0], &cas.Result{
+	domain := b.domains()[0]
+	if known, err := b.Store.Result(domain, input.String()); err == nil && known.Alias == content.String() {
+		return nil
+	}
+	err := b.Store.PutResult(domain, &cas.Result{
 		Key: input.String(), Alias: content.String(), Parents: []string{content.String()}, Created: time.Now().UTC(),
 	})
 	if err != nil {
