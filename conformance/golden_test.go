@@ -121,7 +121,7 @@ func TestGolden(t *testing.T) {
 	if err := json.Unmarshal(data, &cases); err != nil {
 		t.Fatal(err)
 	}
-	g := golden{obx: BuildOBX(t), bases: Bases(t)}
+	g := golden{obx: BuildOBX(t), bases: Bases(t), store: filepath.Join(t.TempDir(), "store")}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
@@ -133,6 +133,7 @@ func TestGolden(t *testing.T) {
 type golden struct {
 	obx   string
 	bases map[string]string // name in a spec: OCI layout directory
+	store string            // of all cases: each has a domain of its own, and they share the bytes of bases
 }
 
 var (
@@ -170,7 +171,7 @@ func (g golden) check(t *testing.T, c goldenCase) {
 	for name, text := range c.Files {
 		write(name, text)
 	}
-	args := []string{"run", "spec", "ctx", "--store", tmp + "/store", "--progress", "plain"}
+	args := []string{"run", "spec", "ctx", "--store", g.store, "--domain", "case-" + c.Name[:3], "--progress", "plain"}
 	for name, dir := range g.bases {
 		args = append(args, "--base", name+"=oci:"+dir+":latest")
 	}

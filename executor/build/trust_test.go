@@ -28,15 +28,6 @@ func (m *machine) trust(s *registry.Signer, r *repo) *machine {
 	return m
 }
 
-func newSigner(t *testing.T) *registry.Signer {
-	t.Helper()
-	s, err := registry.GenerateSigner("ci")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return s
-}
-
 // A build that trusts takes nothing from its store that came from somebody untrusted, however it came to be used there: as a
 // parent, as files that were copied, or as what an input key was found to mean. It heals the cache.
 func TestTrustOfTheStore(t *testing.T) {
@@ -68,7 +59,7 @@ func TestTrustOfTheStore(t *testing.T) {
 				t.Fatalf("the careless build has %q", files)
 			}
 
-			s := newSigner(t)
+			s := signer(t, "ci")
 			careful := careless.another().trust(s, r)
 			for _, last := range []string{"first", "second", "third"} {
 				o := careful.run(fmt.Sprintf(test.ours, last))
@@ -108,7 +99,7 @@ func TestTrustOfParentDomain(t *testing.T) {
 	evil(m).run(text)
 	pr := m.another()
 	pr.Domains = []string{"release", "default"}
-	pr.trust(newSigner(t), &repo{})
+	pr.trust(signer(t, "ci"), &repo{})
 	pr.run(text).want("r")
 	pr.run(text).want("s")
 }
