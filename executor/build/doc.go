@@ -16,4 +16,8 @@
 //     and holds no job slot; it takes over when the holder dies.
 //   - A result is visible only when all of it is in the store. A failed, cancelled or killed step leaves nothing.
 //   - Everything that a run may use is leased before it is looked up.
+//   - Caches are asked for what the store has not. Files come from them when something is to use them, and results go to the
+//     first of them behind the build. What another machine has made is never signed here.
+//   - With Trust, results of the store count if they were made here in the build's own domain, or are signed; the store's
+//     aliases do not, as nobody has signed what led to them.
 package build

@@ -114,8 +114,11 @@ func (b *Builder) reach(ctx context.Context, p *keys.Plan) (map[*keys.Stage]reac
 				if err != nil {
 					return err
 				}
-				if res != nil && res.Exit == 0 {
-					r.next, r.top = limit-slices.Index(ids, res.Found), pulledState(c, res)
+				if res == nil || res.Exit != 0 {
+					continue
+				}
+				if i := slices.Index(ids, res.Found); i >= 0 {
+					r.next, r.top = limit-i, pulledState(c, res)
 				}
 			}
 			mu.Lock()
