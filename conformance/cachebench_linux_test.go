@@ -153,12 +153,13 @@ func BenchmarkCacheResumeBase(b *testing.B) {
 	}
 }
 
-// largeBase makes a base image with 10,000 files.
+// largeBase makes a base image with 2,000 files.
 func (x *cacheBench) largeBase() string {
 	const script = `((from busybox) (shell /bin/sh -c) (run (shell "mkdir /data; cd /data; ` +
-		`(head -c 50000000 /dev/urandom; yes 'The quick brown fox jumps over the lazy dog' | head -c 150000000) | split -a 4 -b 20000")))`
+		`(head -c 50000000 /dev/urandom; yes 'The quick brown fox jumps over the lazy dog' | head -c 150000000) > all; ` +
+		`i=0; while [ $i -lt 2000 ]; do dd if=all of=f$i bs=100000 count=1 skip=$i 2> /dev/null; i=$((i+1)); done; rm all")))`
 	to := filepath.Join(x.dir, "large")
-	x.fresh(script, "--compression", "gzip", "--output", "type=oci,dest="+to+",name=latest")
+	x.fresh(script, "--compression", "gzip", "--output", "type=oci,dest="+to+"/,name=latest")
 	return to
 }
 
@@ -238,7 +239,7 @@ func middle(times []float64) float64 {
 func BenchmarkCacheLarge(b *testing.B) {
 	x := newCacheBench(b, 40)
 	const spec = `((from busybox) (shell /bin/sh -c)
- (run (shell "mkdir /small; cd /small; for d in 0 1 2 3 4 5 6 7 8 9; do mkdir $d; head -c 10000000 /dev/urandom | od | head -c 20000000 | (cd $d; split -a 4 -b 10000); done"))
+ (run (shell "mkdir /small; cd /small; head -c 58000000 /dev/urandom | od | awk '{f=\"f\" int(NR/180); print > f; if (NR%180==179) close(f)}'"))
  (run (shell "head -c 1073741824 /dev/urandom > /incompressible"))
  (run (shell "yes 'The quick brown fox jumps over the lazy dog 0123456789' | head -c 1073741824 > /compressible"))`
 	for b.Loop() {
@@ -253,7 +254,7 @@ func BenchmarkCacheLarge(b *testing.B) {
 		x.peak = 0
 		resume := x.fresh(spec+` (run (shell "ls / | wc -l")))`, append(append(repo, salt...), "--push", "never")...)
 		peak := x.peak
-		x.fresh(spec+")", append(append(repo, salt...), "--output", "type=oci,dest="+layout+",name=latest")...)
+		x.fresh(spec+")", append(append(repo, salt...), "--output", "type=oci,dest="+layout+"/,name=latest")...)
 		_, layers := layerFiles(b, layout)
 		var script strings.Builder
 		for i, l := range layers[1:] {
