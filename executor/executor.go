@@ -156,3 +156,10 @@ type StartError struct {
 }
 
 func (e *StartError) Error() string { return e.Msg }
+
+// A Check is one line of a health report: something that an executor needs.
+type Check struct {
+	Name   string
+	Detail string // what was found
+	Err    error  // what is wrong and what to do; nil if all is well
+}

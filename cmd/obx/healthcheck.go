@@ -5,12 +5,11 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
-
-	"github.com/ocurrent/obx/executor/overlay"
 )
 
 func healthcheckCommand() *cobra.Command {
-	var store, runtime string
+	var store string
+	var box executorFlags
 	cmd := &cobra.Command{
 		Use:   "healthcheck [flags]",
 		Short: "Say whether builds can run here, and what is missing",
@@ -20,6 +19,10 @@ Exit status: 0 all is well, 3 something is missing.`,
 		GroupID: groupOther,
 		Args:    args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			kind, err := box.kind()
+			if err != nil {
+				return err
+			}
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			bad := false
 			line := func(name, detail string, err error) {
@@ -37,7 +40,7 @@ Exit status: 0 all is well, 3 something is missing.`,
 				defer st.Close()
 			}
 			line("store", dir, err)
-			for _, c := range overlay.Health(cmd.Context(), overlay.Options{Store: st, Runtime: runtime}) {
+			for _, c := range kind.health(cmd.Context(), st, &box) {
 				line(c.Name, c.Detail, c.Err)
 			}
 			if err := w.Flush(); err != nil {
@@ -50,7 +53,6 @@ Exit status: 0 all is well, 3 something is missing.`,
 		},
 	}
 	addStore(cmd, &store)
-	cmd.Flags().StringVar(&runtime, "runtime", "", "check the OCI runtime `NAME` (default: crun if it works here, else runc)")
-	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
+	box.add(cmd)
 	return cmd
 }

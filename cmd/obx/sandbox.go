@@ -2,7 +2,6 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"strings"
@@ -14,13 +13,11 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/build"
-	"github.com/ocurrent/obx/executor/overlay"
 )
 
 // A sandbox is the flags that say how steps run.
 type sandbox struct {
-	executor string
-	runtime  string
+	executorFlags
 	secrets  []string
 	jobs     int
 	memory   string
@@ -43,10 +40,7 @@ func (s *sandbox) add(cmd *cobra.Command) {
 	f.DurationVar(&s.timeout, "timeout", 0, "stop a step after `TIME`, as 10m")
 	f.StringVar(&s.logLimit, "log-limit", units.BytesSize(build.DefaultLogLimit), "keep `SIZE` of a step's output")
 	f.BoolVar(&s.fastSync, "fast-sync", false, "make sync calls in steps do nothing")
-	f.StringVar(&s.executor, "executor", "auto", "run steps with the executor `NAME`: auto or overlay")
-	f.StringVar(&s.runtime, "runtime", "", "run steps with the OCI runtime `NAME`, or a path (default: crun if it works here, else runc)")
-	fixedValues(cmd, "executor", "auto", "overlay")
-	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
+	s.executorFlags.add(cmd)
 }
 
 // limits reads what has to be parsed, before anything is opened.
@@ -64,8 +58,8 @@ func (s *sandbox) limits() (executor.Limits, error) {
 	if s.cpus < 0 || s.pids < 0 || s.timeout < 0 || s.jobs < 0 {
 		return l, usage("", "--cpus, --pids, --timeout and --jobs cannot be negative")
 	}
-	if s.executor != "auto" && s.executor != "overlay" {
-		return l, usage("executors are: auto, overlay", "--executor %s: unknown", s.executor)
+	if _, err := s.kind(); err != nil {
+		return l, err
 	}
 	return l, nil
 }
@@ -81,17 +75,6 @@ func parseSize(flag, s string) (int64, error) {
 // apply sets what a builder needs to know.
 func (s *sandbox) apply(b *build.Builder) {
 	b.Jobs, b.FastSync, b.LogLimit = s.jobs, s.fastSync, s.logLimitBytes
-}
-
-// open makes the executor.
-func (s *sandbox) open(p *project) error {
-	e, err := overlay.New(overlay.Options{Store: p.builder.Store, Runtime: s.runtime})
-	if err != nil {
-		return fmt.Errorf("%w\n  obx healthcheck says what is missing", err)
-	}
-	p.builder.Executor = e
-	p.close = append(p.close, e.Close)
-	return nil
 }
 
 // parseSecrets reads --secret. A value is read when the first step needs it, and once.

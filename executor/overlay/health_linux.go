@@ -16,7 +16,7 @@ import (
 
 // Health tries what an Executor with these options needs: the kernel's overlayfs, control groups, and each runtime that
 // may be chosen. The store may be nil, if it could not be opened: then only what needs none is tried.
-func Health(ctx context.Context, o Options) []Check {
+func Health(ctx context.Context, o Options) []executor.Check {
 	var h health
 	h.check("root", privileges)
 	h.check("overlayfs", kernel)
@@ -43,11 +43,11 @@ func Health(ctx context.Context, o Options) []Check {
 	return h.checks
 }
 
-type health struct{ checks []Check }
+type health struct{ checks []executor.Check }
 
 func (h *health) check(name string, look func() (string, error)) {
 	detail, err := look()
-	h.checks = append(h.checks, Check{Name: name, Detail: detail, Err: err})
+	h.checks = append(h.checks, executor.Check{Name: name, Detail: detail, Err: err})
 }
 
 func privileges() (string, error) {

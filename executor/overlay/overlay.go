@@ -43,10 +43,3 @@ type Options struct {
 	// OldMounts mounts as on kernels before 6.7, which have no lowerdir+ option. It is chosen by itself where needed.
 	OldMounts bool
 }
-
-// A Check is one line of a health report.
-type Check struct {
-	Name   string
-	Detail string // what was found
-	Err    error  // what is wrong and what to do; nil if all is well
-}

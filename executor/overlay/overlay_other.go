@@ -28,8 +28,8 @@ func IsSupervisor() bool { return false }
 func Supervise() { panic(errNotLinux) }
 
 // Health says that this is not Linux.
-func Health(context.Context, Options) []Check {
-	return []Check{{Name: "operating system", Detail: runtime.GOOS, Err: errNotLinux}}
+func Health(context.Context, Options) []executor.Check {
+	return []executor.Check{{Name: "operating system", Detail: runtime.GOOS, Err: errNotLinux}}
 }
 
 // Prepare does nothing.
