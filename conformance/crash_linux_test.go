@@ -20,6 +20,8 @@ import (
 type machine struct {
 	testing.TB
 	obx, store, busybox, dir string
+
+	net *network // nil: this machine's own; else each command has a namespace of its own on it
 }
 
 func newMachine(tb testing.TB) *machine {
@@ -47,6 +49,9 @@ func (m *machine) command(spec string, more ...string) *exec.Cmd {
 	args := append([]string{"run", file, m.dir, "--store", m.store, "--base", "busybox=oci:" + m.busybox + ":latest"}, more...)
 	cmd := exec.Command(m.obx, args...)
 	cmd.Env = Environ()
+	if m.net != nil {
+		m.net.enter(cmd)
+	}
 	return cmd
 }
 

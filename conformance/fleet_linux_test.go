@@ -287,8 +287,8 @@ func fleetResume(f *fleet) {
 	cache := []string{"--compression", "gzip", "--cache", net.addr + "/" + strings.ToLower(path.Base(f.Name())), "--plain-http", net.addr, "--secret"}
 
 	a := f.machine()
+	a.net = net
 	cmd := a.command(spec, append(cache, f.secret("sleep 61.7; : obx-crash-step"), "--progress", "json")...) // secrets are in no key
-	net.enter(cmd)
 	cache = append(cache, f.secret("true"))
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -318,13 +318,16 @@ func fleetResume(f *fleet) {
 	}
 
 	b := f.machine()
+	b.net = net
 	first := b.silent(2, 2, spec, cache...)
+	b.net = nil
 	const want = "first\nsecond\nthird\nfourth\n"
 	if first.logs != want {
 		f.Errorf("B showed %q", first.logs)
 	}
 
 	c := f.machine()
+	c.net = net
 	f.proxy.Counts()
 	again := c.silent(0, 4, spec, cache...)
 	if again.logs != want || again.pulled != 0 || again.key != first.key {
@@ -367,6 +370,39 @@ func fleetResume(f *fleet) {
 			"docker://"+f.reg.Addr+"/"+strings.ToLower(path.Base(f.Name()))+":"+first.key, "oci:"+to+":latest")
 		f.unpacks(to, "latest", map[string]string{"d/two": "2\n", "d/link": "2\n", "three": "3\n", "four": "4\n"}, "one")
 	}
+	f.buildahRuns(first.key, "cat /d/link /three /four; ls /one 2>&1", "2\n3\n4\nls: /one: No such file or directory\n")
+}
+
+// buildahRuns has buildah pull the image of a key, where that is installed, and run a command in it. It must print want.
+func (f *fleet) buildahRuns(key, script, want string) {
+	f.Helper()
+	buildah, err := exec.LookPath("buildah")
+	if err != nil {
+		return
+	}
+	dir := memoryDir(f)
+	policy := filepath.Join(dir, "policy.json")
+	if err := os.WriteFile(policy, []byte(`{"default": [{"type": "insecureAcceptAnything"}]}`), 0o644); err != nil {
+		f.Fatal(err)
+	}
+	run := func(args ...string) string {
+		f.Helper()
+		storage := []string{"--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run"), "--storage-driver", "vfs"}
+		cmd := exec.Command(buildah, append(storage, args...)...)
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			f.Fatalf("buildah %s: %v\n%s", strings.Join(args, " "), err, stderr.String())
+		}
+		return string(out)
+	}
+	image := "docker://" + f.reg.Addr + "/" + strings.ToLower(path.Base(f.Name())) + ":" + key
+	name := strings.TrimSpace(run("from", "--signature-policy", policy, "--tls-verify=false", image))
+	if out := run("run", "--isolation", "chroot", name, "sh", "-c", script+"; true"); out != want {
+		f.Errorf("in the image of %s, buildah's %q printed %q, want %q", key, script, out, want)
+	}
+	run("rm", name)
 }
 
 // unpacks unpacks an image of a layout by umoci, where that is installed, looks at files that must and must not be there, and runs a command in it.

@@ -223,19 +223,62 @@ func (c *Cache) Find(ctx context.Context, ids []keys.ID) (*Result, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
+	r, err := c.first(ctx, ids[0])
+	if err == nil && r == nil {
+		var there [][]bool
+		if there, err = c.heads(ctx, ids[1:]); err == nil {
+			r, err = c.deepest(ctx, ids[1:], there)
+		}
+	}
+	if errors.Is(err, errNoAnswer) { // more questions would only wait for it
+		return nil, nil
+	}
+	return r, err
+}
+
+// Survey is Find for those who want to know soon rather than to ask seldom: it asks for all keys at once, which is one round trip,
+// and then for the deepest that is there.
+func (c *Cache) Survey(ctx context.Context, ids []keys.ID) (*Result, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	var r *Result
+	var there [][]bool
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		r, err = c.first(gctx, ids[0])
+		return err
+	})
+	g.Go(func() (err error) {
+		there, err = c.heads(gctx, ids[1:])
+		return err
+	})
+	err := g.Wait()
+	if err == nil && r == nil {
+		r, err = c.deepest(ctx, ids[1:], there)
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	if errors.Is(err, errNoAnswer) {
+		return nil, nil
+	}
+	return r, err
+}
+
+// first looks for the result of one key, in all domains. errNoAnswer, or ctx's error.
+func (c *Cache) first(ctx context.Context, id keys.ID) (*Result, error) {
 	for _, domain := range c.domains() {
-		switch r, err := c.find(ctx, ids[0], domain); {
-		case errors.Is(err, errNoAnswer):
-			return nil, nil // more questions would only wait for it
-		case err != nil || r != nil:
+		if r, err := c.find(ctx, id, domain); err != nil || r != nil {
 			return r, err
 		}
 	}
-	there, err := c.heads(ctx, ids[1:])
-	if err != nil {
-		return nil, err
-	}
-	for i, id := range ids[1:] {
+	return nil, nil
+}
+
+// deepest gives the first good result of those that heads has found.
+func (c *Cache) deepest(ctx context.Context, ids []keys.ID, there [][]bool) (*Result, error) {
+	for i, id := range ids {
 		for j, domain := range c.domains() {
 			if !there[i][j] {
 				continue

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -382,6 +383,46 @@ func TestPushAndResume(t *testing.T) {
 	}
 	if w := slices.Concat(warnA.take(), warnB.take()); len(w) > 0 {
 		t.Errorf("warned %q", w)
+	}
+}
+
+// Survey asks for all keys before any is answered, and then for one thing only.
+func TestSurvey(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	build.step("")
+	build.step("")
+	push(t, a, build.results...)
+	next := *build
+	next.results = slices.Clone(build.results)
+	for range 2 {
+		next.results = append(next.results, build.result(fmt.Sprintf("(next %d)", len(next.results))))
+	}
+	ids := next.ids()
+
+	b, w := machine(t, repo)
+	repo.seen()
+	var first sync.WaitGroup
+	first.Add(len(ids))
+	var asked atomic.Int64
+	repo.setFault(func(string) error {
+		if asked.Add(1) <= int64(len(ids)) {
+			first.Done()
+			first.Wait()
+		}
+		return nil
+	})
+	r, err := b.Survey(t.Context(), ids)
+	if err != nil || r == nil || r.Key != build.last().Key {
+		t.Fatalf("found %+v, %v, warned %q", r, err, w.take())
+	}
+	if lines := repo.seen(); len(lines) != len(ids)+1 {
+		t.Errorf("it took %q", lines)
+	}
+	if r, err := b.Survey(t.Context(), next.ids()[:2]); r != nil || err != nil {
+		t.Errorf("found %+v, %v", r, err)
 	}
 }
 

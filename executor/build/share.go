@@ -21,11 +21,12 @@ import (
 	"github.com/ocurrent/obx/registry"
 )
 
-// A Cache is where results are shared between machines. What is broken in it is a miss: Find's errors are ctx's, Fetch's
+// A Cache is where results are shared between machines. What is broken in it is a miss: Find's and Survey's errors are ctx's, Fetch's
 // and FetchLogs's are registry.ErrGone or ctx's. *registry.Cache is one, and says more.
 type Cache interface {
 	Name() string
 	Find(ctx context.Context, ids []keys.ID) (*registry.Result, error)
+	Survey(ctx context.Context, ids []keys.ID) (*registry.Result, error)
 	Fetch(ctx context.Context, r *registry.Result, unpack bool, p registry.Progress) ([]layers.Layer, error)
 	FetchLogs(ctx context.Context, r *registry.Result) error
 	OpenLog(ctx context.Context, l registry.Log) (io.ReadCloser, error)

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry"
 )
 
 // A Status says where the result of a step is, and what a run would do.
@@ -74,27 +75,30 @@ func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseSta
 			}
 		case at.top != nil:
 			st.Where = storeName
-		default:
-			if _, _, ok := b.find(s.BaseKey); ok {
-				st.Where = storeName
-			} else if files {
-				if st.Pull, err = b.Images.Missing(ctx, s.Base); err != nil {
-					return nil, nil, fmt.Errorf("size of base image %s: %w", s.Spec.From.Image, err)
-				}
+		case at.hasBase:
+			st.Where = storeName
+		case files:
+			if at.err != nil {
+				return nil, nil, fmt.Errorf("size of base image %s: %w", s.Spec.From.Image, at.err)
 			}
+			st.Pull = at.missing
 		}
 		bases = append(bases, st)
 	}
 	return steps, bases, nil
 }
 
-// A reach is how far a stage is known: the first step that is not, and the state before it.
+// A reach is how far a stage is known: the first step that is not, the state before it, and what of the base image is not
+// here, if there is no such state.
 type reach struct {
-	next int
-	top  *state
+	next    int
+	top     *state
+	hasBase bool
+	missing int64 // bytes
+	err     error // of finding that out
 }
 
-// reach looks all stages up by input key, at the same time: in the store, and where that does not have all, in the caches.
+// reach looks all stages up by input key, at the same time: in the store, and where that does not have all, in all caches at once.
 func (b *Builder) reach(ctx context.Context, p *keys.Plan) (map[*keys.Stage]reach, error) {
 	var mu sync.Mutex
 	reached := map[*keys.Stage]reach{}
@@ -105,20 +109,32 @@ func (b *Builder) reach(ctx context.Context, p *keys.Plan) (map[*keys.Stage]reac
 			limit := unsure[s]
 			var r reach
 			r.next, r.top = b.deepest(s, 0, limit)
-			for _, c := range b.Caches {
-				var ids []keys.ID // deepest first
-				for _, step := range slices.Backward(s.Steps[r.next:limit]) {
-					ids = append(ids, step.Key)
-				}
-				res, err := c.Find(ctx, ids)
-				if err != nil {
+			var ids []keys.ID // deepest first
+			for _, step := range slices.Backward(s.Steps[r.next:limit]) {
+				ids = append(ids, step.Key)
+			}
+			found := make([]*registry.Result, len(b.Caches))
+			asked, actx := errgroup.WithContext(ctx)
+			for i, c := range b.Caches {
+				asked.Go(func() (err error) {
+					found[i], err = c.Survey(actx, ids)
 					return err
-				}
+				})
+			}
+			if err := asked.Wait(); err != nil {
+				return err
+			}
+			for i, res := range found {
 				if res == nil || res.Exit != 0 {
 					continue
 				}
-				if i := slices.Index(ids, res.Found); i >= 0 {
-					r.next, r.top = limit-i, pulledState(c, res)
+				if at := slices.Index(ids, res.Found); at >= 0 && limit-at > r.next {
+					r.next, r.top = limit-at, pulledState(b.Caches[i], res)
+				}
+			}
+			if r.top == nil {
+				if _, _, r.hasBase = b.find(s.BaseKey); !r.hasBase {
+					r.missing, r.err = b.Images.Missing(ctx, s.Base)
 				}
 			}
 			mu.Lock()
