@@ -398,7 +398,7 @@ func TestSurvey(t *testing.T) {
 	next := *build
 	next.results = slices.Clone(build.results)
 	for range 2 {
-		next.results = append(next.results, build.result(fmt.Sprintf("(next %d)", len(next.results))))
+		next.results = append(next.results, build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command next))", next.last().Key)))
 	}
 	ids := next.ids()
 
