@@ -331,7 +331,7 @@ func loadBytes(t testing.TB, st *cas.Store, raw []byte) layers.Layer {
 		Size:      int64(packed.Len()),
 	}
 	// Not unpacked: whoever wants directories unpacks by itself.
-	l, err := layers.Load(t.Context(), st, desc, digest.FromBytes(raw), &packed, false, layers.Limits{})
+	l, err := layers.Load(t.Context(), st, desc, digest.FromBytes(raw), &packed, layers.Bytes, layers.Limits{})
 	if err != nil {
 		t.Fatalf("load a layer: %v", err)
 	}
@@ -392,7 +392,7 @@ func testPackAndLoad(t *testing.T, b *rig) {
 	}
 	defer f.Close()
 	other := newRig(t, b.m)
-	there, err := layers.Load(t.Context(), other.st, l.Blob, l.DiffID, f, false, layers.Limits{})
+	there, err := layers.Load(t.Context(), other.st, l.Blob, l.DiffID, f, layers.Bytes, layers.Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -270,6 +270,7 @@ func TestFleet(t *testing.T) {
 		"Deleted": fleetDeleted,
 		"Many":    fleetMany,
 		"Busy":    fleetBusy,
+		"Bytes":   fleetBytes,
 	} {
 		t.Run(name, func(t *testing.T) { test(f.with(t)) })
 	}
@@ -886,4 +887,38 @@ func fleetBusy(f *fleet) {
 	}
 	f.proxy.SetRate(0)
 	f.machine().silent(0, 8, spec, "--cache", f.repo())
+}
+
+// A resume keeps no bytes of large layers, only files. An image has them all the same: from the cache, or packed again without it.
+func fleetBytes(f *fleet) {
+	spec := func(last string) string {
+		return fmt.Sprintf(`((from busybox) (shell /bin/sh -c)
+ (run (shell "head -c 3000000 /dev/urandom > /large; sha256sum < /large > /sum"))
+ (run (shell "echo %s > /last")))`, last)
+	}
+	cache := []string{"--cache", f.repo(), "--compression", "gzip"} // umoci knows no zstd
+	a := f.machine()
+	keys := a.silent(2, 0, spec("a"), cache...).keys
+	large := f.manifest(f.direct(), keys[0]).Layers[1]
+	b := f.machine()
+	b.silent(1, 1, spec("b"), cache...)
+	if _, err := os.Stat(filepath.Join(b.store, "blobs/sha256", large.Digest.Encoded())); !errors.Is(err, os.ErrNotExist) {
+		f.Errorf("the bytes of the large layer are in the store: %v", err)
+	}
+	check := func(how string, want bool, more ...string) {
+		f.Helper()
+		to := filepath.Join(f.TempDir(), how)
+		b.silent(0, 2, spec("b"), append(more, "--compression", "gzip", "--output", "type=oci,dest="+to+"/,name=latest")...)
+		_, layers := layerFiles(f, to)
+		if got := slices.ContainsFunc(layers, func(l ocispec.Descriptor) bool { return l.Digest == large.Digest }); want && !got {
+			f.Errorf("%s: the image has other bytes: %+v", how, layers)
+		}
+		f.unpacks(to, "latest", map[string]string{"last": "b\n"})
+		out, err := exec.Command("sh", "-c", "cd "+to+" && umoci unpack --image .:latest bundle && cd bundle/rootfs && sha256sum < large | cmp - sum").CombinedOutput()
+		if err != nil {
+			f.Errorf("%s: %v\n%s", how, err, out)
+		}
+	}
+	check("alone", false)
+	check("fetched", true, cache...)
 }

@@ -256,7 +256,7 @@ func BenchmarkLoad(b *testing.B) {
 			against(b, "tar", func(n int) {
 				st, err := cas.Open(mkdir(b, dir, c.String(), fmt.Sprint("store", n)))
 				check(b, err)
-				_, err = Load(context.Background(), st, blob, diffID, bytes.NewReader(packed.Bytes()), true, Limits{})
+				_, err = Load(context.Background(), st, blob, diffID, bytes.NewReader(packed.Bytes()), Both, Limits{})
 				check(b, err)
 				check(b, st.Close())
 			}, func(n int) {

@@ -51,5 +51,5 @@ const (
 	metaPrefix     = ".wh..wh." // aufs's own files; only opaqueMarker has a meaning in OCI layers
 )
 
-// dirName is the name of the layer directory that unpacking diffID gives.
-func dirName(diffID digest.Digest) string { return "d-" + diffID.Encoded() }
+// DirName is the name of the layer directory that unpacking a layer gives.
+func DirName(diffID digest.Digest) string { return "d-" + diffID.Encoded() }

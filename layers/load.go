@@ -44,34 +44,54 @@ type untarOptions struct {
 	limits Limits
 }
 
-// Load reads a layer's compressed bytes from r once: verifies blob.Digest and Size, and diffID if not "", stores the
-// blob, and with unpack also makes the layer directory ("d-" + hex of the diff id) meanwhile, with several writers.
-// Nothing is visible unless all of it is right. Media types: OCI and Docker, tar, gzip, zstd.
-func Load(ctx context.Context, st *cas.Store, blob ocispec.Descriptor, diffID digest.Digest, r io.Reader, unpack bool, lim Limits) (Layer, error) {
+// A Form is what Load makes of a layer's bytes.
+type Form int
+
+const (
+	Bytes Form = iota // a blob of the store
+	Files             // a layer directory (DirName), which is all that steps need; the bytes can be had again where they came from
+	Both
+)
+
+// Load reads a layer's compressed bytes from r once: verifies blob.Digest and Size, and diffID if not "", and keeps them in the form
+// that is asked for. Files are made while the bytes arrive, with several writers. Nothing is visible unless all of it is right.
+// Media types: OCI and Docker, tar, gzip, zstd.
+func Load(ctx context.Context, st *cas.Store, blob ocispec.Descriptor, diffID digest.Digest, r io.Reader, form Form, lim Limits) (Layer, error) {
 	fail := func(err error) (Layer, error) { return Layer{}, fmt.Errorf("load layer %s: %w", blob.Digest, err) }
 	if !isLayer(blob.MediaType) {
 		return fail(fmt.Errorf("media type %q is not a layer's", blob.MediaType))
 	}
-	bw, err := st.NewBlob()
-	if err != nil {
-		return fail(err)
+	var err error
+	var keep *cas.BlobWriter // nil: the bytes are only verified
+	packed := digest.SHA256.Digester()
+	var to io.Writer = packed.Hash()
+	if form != Files {
+		if keep, err = st.NewBlob(); err != nil {
+			return fail(err)
+		}
+		defer keep.Close()
+		to = keep
 	}
-	defer bw.Close()
 	l := Layer{Blob: blob, DiffID: diffID}
 	dir := ""
-	if unpack && (diffID == "" || !st.HasLayer(dirName(diffID))) {
+	if form != Bytes && (diffID == "" || !st.HasLayer(DirName(diffID))) {
 		if dir, err = newLayerDir(st); err != nil {
 			return fail(err)
 		}
 		defer discard(st, dir)
 	}
-	if err := l.expand(ctx, &sizedReader{r: r, left: blob.Size}, bw, dir, lim); err != nil {
+	if err := l.expand(ctx, &sizedReader{r: r, left: blob.Size}, to, dir, lim); err != nil {
 		return fail(err)
 	}
-	if _, _, err := bw.Commit(blob.Digest); err != nil {
-		return fail(err)
+	switch d := packed.Digest(); {
+	case keep != nil:
+		if _, _, err := keep.Commit(blob.Digest); err != nil {
+			return fail(err)
+		}
+	case d != blob.Digest:
+		return fail(fmt.Errorf("the bytes have digest %s", d))
 	}
-	if unpack {
+	if form != Bytes {
 		if err := l.commit(st, dir); err != nil {
 			return fail(err)
 		}
@@ -88,8 +108,8 @@ func Unpack(ctx context.Context, st *cas.Store, l Layer) (Layer, error) {
 	if l.Blob.Digest == "" {
 		return fail(fmt.Errorf("directory %s: %w", l.Dir, cas.ErrNotFound))
 	}
-	if l.DiffID != "" && st.HasLayer(dirName(l.DiffID)) {
-		l.Dir = dirName(l.DiffID)
+	if l.DiffID != "" && st.HasLayer(DirName(l.DiffID)) {
+		l.Dir = DirName(l.DiffID)
 		return l, nil
 	}
 	f, err := st.Blob(l.Blob.Digest)
@@ -175,7 +195,7 @@ func (l *Layer) expand(ctx context.Context, r io.Reader, blob io.Writer, dir str
 
 // commit makes the unpacked directory visible; dir is "" if it is there already.
 func (l *Layer) commit(st *cas.Store, dir string) error {
-	l.Dir = dirName(l.DiffID)
+	l.Dir = DirName(l.DiffID)
 	if dir == "" {
 		return nil
 	}

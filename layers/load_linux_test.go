@@ -53,9 +53,9 @@ func TestPackAndLoad(t *testing.T) {
 			f, err := st.Blob(l.Blob.Digest)
 			check(t, err)
 			defer f.Close()
-			got, err := Load(t.Context(), other, l.Blob, "", iotest.OneByteReader(f), true, Limits{})
+			got, err := Load(t.Context(), other, l.Blob, "", iotest.OneByteReader(f), Both, Limits{})
 			check(t, err)
-			if got.DiffID != l.DiffID || got.Size != l.Size || got.Dir != dirName(l.DiffID) {
+			if got.DiffID != l.DiffID || got.Size != l.Size || got.Dir != DirName(l.DiffID) {
 				t.Errorf("loaded %+v, packed %+v", got, l)
 			}
 			if d := diffTrees(snapshot(t, st.LayerPath(l.Dir)), snapshot(t, other.LayerPath(got.Dir))); d != "" {
@@ -64,10 +64,21 @@ func TestPackAndLoad(t *testing.T) {
 			if _, ok := other.HasBlob(l.Blob.Digest); !ok {
 				t.Error("the blob is not stored")
 			}
+			third := openStore(t)
+			_, err = f.Seek(0, io.SeekStart)
+			check(t, err)
+			files, err := Load(t.Context(), third, l.Blob, l.DiffID, f, Files, Limits{})
+			check(t, err)
+			if d := diffTrees(snapshot(t, st.LayerPath(l.Dir)), snapshot(t, third.LayerPath(files.Dir))); d != "" || files.Size != l.Size {
+				t.Errorf("loaded %+v as files: %s", files, d)
+			}
+			if _, ok := third.HasBlob(l.Blob.Digest); ok {
+				t.Error("the blob is stored too")
+			}
 			l.Dir = ""
 			unpacked, err := Unpack(t.Context(), st, l)
 			check(t, err)
-			if unpacked.Dir != dirName(l.DiffID) || !st.HasLayer(unpacked.Dir) {
+			if unpacked.Dir != DirName(l.DiffID) || !st.HasLayer(unpacked.Dir) {
 				t.Errorf("unpacked %+v", unpacked)
 			}
 		})
@@ -83,7 +94,7 @@ func TestLoadWithoutUnpacking(t *testing.T) {
 	f, err := st.Blob(l.Blob.Digest)
 	check(t, err)
 	defer f.Close()
-	got, err := Load(t.Context(), other, l.Blob, l.DiffID, f, false, Limits{})
+	got, err := Load(t.Context(), other, l.Blob, l.DiffID, f, Bytes, Limits{})
 	check(t, err)
 	if got.Dir != "" || got.Size != l.Size {
 		t.Errorf("loaded %+v", got)
@@ -132,8 +143,8 @@ func TestLoadRefuses(t *testing.T) {
 		{"a connection that breaks", of(zipped), "", io.MultiReader(bytes.NewReader(zipped[:50]), iotest.ErrReader(errors.New("reset"))), Limits{}, "reset"},
 		{"no layer", of([]byte("no tar at all")), "", strings.NewReader("no tar at all"), Limits{}, ""},
 	} {
-		for _, unpack := range []bool{true, false} {
-			if tt.name == "no layer" && !unpack {
+		for _, form := range []Form{Both, Files, Bytes} {
+			if tt.name == "no layer" && form == Bytes {
 				continue // bytes are bytes
 			}
 			t.Run(tt.name, func(t *testing.T) {
@@ -141,10 +152,10 @@ func TestLoadRefuses(t *testing.T) {
 				if seeker, ok := tt.data.(io.Seeker); ok {
 					_, err := seeker.Seek(0, io.SeekStart)
 					check(t, err)
-				} else if !unpack {
+				} else if form != Both {
 					t.Skip("the reader is used up")
 				}
-				_, err := Load(t.Context(), st, tt.blob, tt.diffID, tt.data, unpack, tt.lim)
+				_, err := Load(t.Context(), st, tt.blob, tt.diffID, tt.data, form, tt.lim)
 				if err == nil || !strings.Contains(err.Error(), tt.want) {
 					t.Errorf("error %v, want one with %q", err, tt.want)
 				}
@@ -187,7 +198,7 @@ func TestLoadMedia(t *testing.T) {
 		for _, data := range [][]byte{plain, zipped.Bytes(), compressed(t, plain), skippable, twice} {
 			st := openStore(t)
 			blob := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
-			l, err := Load(t.Context(), st, blob, digest.FromBytes(plain), bytes.NewReader(data), true, Limits{})
+			l, err := Load(t.Context(), st, blob, digest.FromBytes(plain), bytes.NewReader(data), Both, Limits{})
 			check(t, err)
 			if !exists(st.LayerPath(l.Dir) + "/a") {
 				t.Errorf("%s: the file is missing", mediaType)
@@ -203,7 +214,7 @@ func TestLoadAgain(t *testing.T) {
 	plain := tarball(t, file("a"))
 	load := func(data []byte) Layer {
 		blob := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(data), Size: int64(len(data))}
-		l, err := Load(t.Context(), st, blob, digest.FromBytes(plain), bytes.NewReader(data), true, Limits{})
+		l, err := Load(t.Context(), st, blob, digest.FromBytes(plain), bytes.NewReader(data), Both, Limits{})
 		check(t, err)
 		return l
 	}

@@ -18,8 +18,12 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// Fetch brings the layers of a result of Find into the store, several at once, unpacked as they arrive if unpack is set, and the image's
-// config, into r.Config. What the store has is not fetched. It gives the layers in the order of r.Layers. An error that wraps ErrGone
+// keepBytes is up to which size the bytes of a layer are kept beside its files, in bytes. Those of larger ones are where they came from, and
+// writing them a second time would take longer than unpacking.
+const keepBytes = 1 << 20
+
+// Fetch brings the layers of a result of Find into the store, several at once, and the image's config, into r.Config: as bytes, or with
+// unpack as files, unpacked as they arrive, and then as bytes too if they are few or the base image's. What the store has is not fetched. It gives the layers in the order of r.Layers. An error that wraps ErrGone
 // makes the result a miss; others are ctx's, or the store's.
 func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) ([]layers.Layer, error) {
 	if r.record == nil || r.record.Status != statusOK {
@@ -39,7 +43,14 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) (
 		}
 		first[l.Blob.Digest] = i
 		g.Go(func() (err error) {
-			if ls[i], err = c.fetchLayer(gctx, l, unpack, p); err != nil {
+			form := layers.Bytes
+			switch {
+			case unpack && (i < r.Base || l.Blob.Size <= keepBytes):
+				form = layers.Both
+			case unpack:
+				form = layers.Files
+			}
+			if ls[i], err = c.fetchLayer(gctx, l, form, p); err != nil {
 				err = fmt.Errorf("layer %d of %d: %w", i+1, len(ls), err)
 			}
 			return err
@@ -108,7 +119,7 @@ func (c *Cache) stored(desc ocispec.Descriptor) ([]byte, error) {
 
 // here says what of a layer is in the store.
 func (c *Cache) here(l layers.Layer) (found layers.Layer, hasBlob bool) {
-	if dir := "d-" + l.DiffID.Encoded(); l.Dir == "" && c.Store.HasLayer(dir) {
+	if dir := layers.DirName(l.DiffID); l.Dir == "" && c.Store.HasLayer(dir) {
 		l.Dir = dir
 	}
 	size, ok := c.Store.HasBlob(l.Blob.Digest)
@@ -116,7 +127,8 @@ func (c *Cache) here(l layers.Layer) (found layers.Layer, hasBlob bool) {
 }
 
 // fetchLayer brings one layer. Processes that want the same one fetch it once.
-func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, unpack bool, p Progress) (layers.Layer, error) {
+func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, form layers.Form, p Progress) (layers.Layer, error) {
+	unpack := form != layers.Bytes
 	enough := func() (layers.Layer, bool, error) {
 		switch l, hasBlob := c.here(l); {
 		case unpack && l.Dir != "", !unpack && hasBlob:
@@ -149,7 +161,7 @@ func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, unpack bool, p P
 		r = &progressReader{r: src, tell: func(done int64) { p(l.Blob.Digest, done, l.Blob.Size) }}
 	}
 	// One byte more than the record says shows that it is wrong, as one too few does.
-	got, err := layers.Load(ctx, c.Store, l.Blob, l.DiffID, r, unpack, layers.Limits{Bytes: l.Size})
+	got, err := layers.Load(ctx, c.Store, l.Blob, l.DiffID, r, form, layers.Limits{Bytes: l.Size})
 	if err != nil {
 		return l, c.gone(ctx, l.Blob.Digest, err, src.err)
 	}

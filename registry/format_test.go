@@ -52,7 +52,7 @@ func TestFormatExamples(t *testing.T) {
 			t.Fatal(err)
 		}
 		desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: digest.FromBytes(b.Bytes()), Size: int64(b.Len())}
-		l, err := layers.Load(t.Context(), c.Store, desc, "", &b, false, layers.Limits{})
+		l, err := layers.Load(t.Context(), c.Store, desc, "", &b, layers.Bytes, layers.Limits{})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -97,7 +97,7 @@ func (c *Cache) findMount(ctx context.Context, domain, name string) (l layers.La
 
 // FetchMount brings what FindMount gave into the store, unpacked. An error that wraps ErrGone says that it is lost.
 func (c *Cache) FetchMount(ctx context.Context, l layers.Layer, p Progress) (layers.Layer, error) {
-	return c.fetchLayer(ctx, l, true, p)
+	return c.fetchLayer(ctx, l, layers.Files, p)
 }
 
 // PushMount publishes the content of a cache mount, a packed layer.

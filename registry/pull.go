@@ -197,14 +197,18 @@ func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Des
 		if p != nil {
 			r = &progressReader{r: rc, tell: func(done int64) { p(desc.Digest, done, desc.Size) }}
 		}
-		return layers.Load(ctx, im.Store, desc, diffID, r, unpack, layers.Limits{})
+		form := layers.Bytes
+		if unpack {
+			form = layers.Both
+		}
+		return layers.Load(ctx, im.Store, desc, diffID, r, form, layers.Limits{})
 	})
 }
 
 // present says what of a layer is in the store.
 func (im *Images) present(desc ocispec.Descriptor, diffID digest.Digest) (l layers.Layer, hasBlob bool) {
 	l = layers.Layer{DiffID: diffID, Blob: desc}
-	if dir := "d-" + diffID.Encoded(); im.Store.HasLayer(dir) {
+	if dir := layers.DirName(diffID); im.Store.HasLayer(dir) {
 		l.Dir = dir
 	}
 	size, ok := im.Store.HasBlob(desc.Digest)

@@ -137,23 +137,62 @@ func setContext(cfg *ocispec.ImageConfig, base *ocispec.Image, c keys.Context) {
 	}
 }
 
-// pack makes sure that the layers of a state have bytes, and keeps the packed form for the next time.
+// pack makes sure that the layers of a state have bytes, and keeps the packed form for the next time. Bytes that are not in the store come
+// from the cache that has them; if there is none, the layer is packed again.
 func (b *Builder) pack(ctx context.Context, s *state) error {
-	var changed bool
+	var changed, asked bool
 	for i, l := range s.rec.Layers {
+		if b.lacksBytes(l) && !asked {
+			asked = true
+			if err := b.fetchBytes(ctx, s); err != nil {
+				return err
+			}
+		}
+		if b.lacksBytes(l) && l.Dir != "" {
+			l = layers.Layer{Dir: l.Dir}
+		}
 		packed, err := layers.Pack(ctx, b.Store, l, b.Compression)
 		if err != nil {
 			return fmt.Errorf("pack a layer of %s: %w", s.id, err)
 		}
-		if packed.Blob.Digest != l.Blob.Digest {
+		if packed.Blob.Digest != s.rec.Layers[i].Blob.Digest {
 			s.rec.Layers[i] = packed
 			changed = true
 		}
 	}
-	if _, rec, ok := b.find(s.id); !changed || !ok || rec.ID != s.rec.ID {
-		return nil
+	if _, rec, ok := b.find(s.id); !changed || !ok || rec.ID != s.rec.ID || rec.Pulled != nil {
+		return nil // the envelope of what was pulled names the bytes that came
 	}
 	return b.save(s, s.id)
+}
+
+// lacksBytes reports a layer that has been packed, but whose bytes are not in the store.
+func (b *Builder) lacksBytes(l layers.Layer) bool {
+	if l.Blob.Digest == "" {
+		return false
+	}
+	_, ok := b.Store.HasBlob(l.Blob.Digest)
+	return !ok
+}
+
+// fetchBytes brings the bytes of layers that are here only unpacked, from the first cache that has the same result.
+func (b *Builder) fetchBytes(ctx context.Context, st *state) error {
+	if st.rec.Pulled == nil {
+		return nil
+	}
+	for _, c := range b.Caches {
+		res, err := c.Find(ctx, []keys.ID{st.id})
+		if err != nil {
+			return err
+		}
+		if res == nil || res.Exit != 0 || pulledID(res.Layers) != st.rec.ID {
+			continue
+		}
+		if _, err := c.Fetch(ctx, res, false, nil); err == nil || !errors.Is(err, registry.ErrGone) {
+			return err
+		}
+	}
+	return nil
 }
 
 // toFile writes a file that appears when it is whole.

@@ -150,7 +150,7 @@ func (b *Builder) reach(ctx context.Context, p *keys.Plan) (map[*keys.Stage]reac
 func (b *Builder) absent(chain []layers.Layer) int64 {
 	var sum int64
 	for _, l := range chain {
-		if _, ok := b.Store.HasBlob(l.Blob.Digest); !ok {
+		if _, ok := b.Store.HasBlob(l.Blob.Digest); !ok && !b.Store.HasLayer(layers.DirName(l.DiffID)) {
 			sum += l.Blob.Size
 		}
 	}

@@ -424,7 +424,7 @@ func (x *export) prepare(ctx context.Context, st *state) error {
 			continue
 		}
 		if has, err := x.to.Repo.HasBlob(ctx, l.Blob); err != nil || !has {
-			return x.fetchAgain(ctx, bottom)
+			return x.fetchBytes(ctx, bottom) // packed again, they would be others
 		}
 	}
 	return nil
@@ -440,24 +440,6 @@ func (x *export) keep(st *state) error {
 		return nil
 	}
 	return x.save(st, st.id)
-}
-
-// fetchAgain brings the bytes of layers that are here only unpacked from the first cache that has the same result. Without them, layers are
-// packed again, which gives other bytes.
-func (x *export) fetchAgain(ctx context.Context, st *state) error {
-	for _, c := range x.Caches {
-		res, err := c.Find(ctx, []keys.ID{st.id})
-		if err != nil {
-			return err
-		}
-		if res == nil || res.Exit != 0 || pulledID(res.Layers) != st.rec.ID {
-			continue
-		}
-		if _, err := c.Fetch(ctx, res, false, nil); err == nil || !errors.Is(err, registry.ErrGone) {
-			return err
-		}
-	}
-	return nil
 }
 
 // push sends one result, and the aliases that lead to it.
