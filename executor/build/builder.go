@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,8 +131,13 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 		}
 		err = group.Wait()
 		if r.pusher != nil {
-			if perr := r.pusher.wait(); r.Push == PushRequire && err == nil {
-				err = perr
+			perr := r.pusher.wait()
+			switch {
+			case r.pusher.dropped > 0:
+				r.warn(nil, "interrupted before %d results were pushed: the next run pushes them", r.pusher.dropped)
+				err = cmp.Or(err, context.Cause(ctx))
+			case r.Push == PushRequire:
+				err = cmp.Or(err, perr)
 			}
 			if merr := r.pushMounts(ctx); err == nil {
 				err = merr

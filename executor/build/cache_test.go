@@ -30,6 +30,7 @@ type repo struct {
 	manifests int                         // that were written
 	spoil     func(d digest.Digest) error // of a read of a blob; nil: none
 	refuse    error                       // of every write
+	hold      <-chan struct{}             // of every write of a blob: until it is closed
 }
 
 func (r *repo) Name() string {
@@ -55,6 +56,12 @@ func (r *repo) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser
 func (r *repo) PutBlob(ctx context.Context, desc ocispec.Descriptor, from string, open func() (io.ReadCloser, error)) error {
 	if r.refuse != nil {
 		return r.refuse
+	}
+	if r.hold != nil {
+		<-r.hold
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
 	}
 	return r.Memory.PutBlob(ctx, desc, from, open)
 }
@@ -445,6 +452,37 @@ func TestPushModes(t *testing.T) {
 			r.refuse = nil
 			want := map[bool]string{true: "ccccc", false: "rrrrr"}[test.pushed]
 			newMachine(t).share(r).run(fmt.Sprintf(resume, "A")).want(want)
+		})
+	}
+}
+
+// A build that is interrupted while only pushes are waited for has not done what it was to do, and says so.
+func TestPushInterrupted(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []build.PushMode{build.PushBackground, build.PushRequire} {
+		t.Run(string(mode), func(t *testing.T) {
+			t.Parallel()
+			ctx, cancel := context.WithCancelCause(t.Context())
+			cause := errors.New("interrupted")
+			r := &repo{hold: ctx.Done()}
+			m := newMachine(t).share(r)
+			m.Push = mode
+			m.Events = func(e build.Event) {
+				if e.Kind == build.Pushing {
+					cancel(cause)
+				}
+			}
+			o := m.try(ctx, m.plan(fmt.Sprintf(resume, "A")))
+			o.want("rrrrr")
+			if !errors.Is(o.err, cause) {
+				t.Errorf("the error is %v", o.err)
+			}
+			if w := o.warnings(); len(w) != 1 || !strings.Contains(w[0], "results were pushed") {
+				t.Errorf("warnings: %q", w)
+			}
+			m.Events, m.Push = nil, ""
+			m.run(fmt.Sprintf(resume, "A")).want("sssss")
+			newMachine(t).share(r).run(fmt.Sprintf(resume, "A")).want("ccccc")
 		})
 	}
 }

@@ -380,6 +380,7 @@ type pusher struct {
 	err     error                            // the first failure
 	left    int                              // queued results that are not pushed yet
 	awaited bool                             // nothing but the pushes is waited for
+	dropped int                              // results that were not pushed because the build was cancelled
 }
 
 // A push is a result to push. Those before it are pushed if it is new to the cache.
@@ -453,13 +454,18 @@ func (p *pusher) wait() error {
 
 func (p *pusher) do(job push) {
 	if p.ctx.Err() != nil {
+		p.drop(job)
 		return
 	}
 	sent, err := p.push(job)
 	if err == nil && sent > 0 && job.before != nil {
 		job.before(p.do)
 	}
-	if err == nil || p.ctx.Err() != nil {
+	if err == nil {
+		return
+	}
+	if p.ctx.Err() != nil {
+		p.drop(job)
 		return
 	}
 	p.mu.Lock()
@@ -471,6 +477,16 @@ func (p *pusher) do(job push) {
 	if first {
 		p.run.warn(nil, "%v", err)
 	}
+}
+
+// drop counts a result that others will not see.
+func (p *pusher) drop(job push) {
+	if job.result == nil {
+		return // the cache has it
+	}
+	p.mu.Lock()
+	p.dropped++
+	p.mu.Unlock()
 }
 
 func (p *pusher) push(job push) (sent int64, err error) {
