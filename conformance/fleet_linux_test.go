@@ -359,6 +359,18 @@ func fleetResume(f *fleet) {
 	if r := result(alone(d.command(spec, "--offline", "--progress", "json", "--secret", f.secret("true")))); r.err != nil || r.hits != 4 || r.runs != 0 || r.logs != want {
 		f.Errorf("D ran %d steps, %d hit, %q; %v\n%s", r.runs, r.hits, r.logs, r.err, r.stderr)
 	}
+	// The same without the spec, which alone tells what B's base image is called.
+	all := "oci:" + filepath.Join(f.TempDir(), "all")
+	if out, err := exec.Command(f.obx, "cache", "export", "--store", b.store, "--plain-http", net.addr, "--to", all, "--all").CombinedOutput(); err != nil {
+		f.Fatalf("export: %v\n%s", err, out)
+	}
+	d = f.machine()
+	if out, err := alone(exec.Command(f.obx, "cache", "import", "--store", d.store, all)).CombinedOutput(); err != nil {
+		f.Fatalf("import: %v\n%s", err, out)
+	}
+	if r := result(alone(d.command(spec, "--offline", "--progress", "json", "--secret", f.secret("true")))); r.err != nil || r.hits != 4 || r.runs != 0 || r.logs != want {
+		f.Errorf("D ran %d steps after an export of all, %d hit, %q; %v\n%s", r.runs, r.hits, r.logs, r.err, r.stderr)
+	}
 	e := f.machine()
 	if r := result(alone(e.command(spec, "--offline", "--cache", carried, "--progress", "json", "--secret", f.secret("true")))); r.err != nil || r.hits != 4 || r.runs != 0 || r.logs != want {
 		f.Errorf("E ran %d steps, %d hit, %q; %v\n%s", r.runs, r.hits, r.logs, r.err, r.stderr)

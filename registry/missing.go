@@ -2,7 +2,6 @@ package registry
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/opencontainers/go-digest"
 
@@ -11,23 +10,9 @@ import (
 
 // Missing tells how many bytes of layers Pull would fetch for a base: of what is neither unpacked nor here as bytes.
 func (im *Images) Missing(ctx context.Context, base keys.Base) (int64, error) {
-	if err := im.init(); err != nil {
-		return 0, err
-	}
-	if base.Digest == "" {
-		return 0, nil
-	}
-	n, err := im.origin(base)
+	descs, err := im.layersOf(ctx, base)
 	if err != nil {
 		return 0, err
-	}
-	data, err := im.document(ctx, im.sources(n), base.Digest)
-	if err != nil {
-		return 0, fmt.Errorf("read the manifest of %s: %w", base.Ref, err)
-	}
-	_, descs, err := parseManifest(data)
-	if err != nil {
-		return 0, fmt.Errorf("read the manifest of %s: %w", base.Ref, err)
 	}
 	var sum int64
 	seen := map[digest.Digest]bool{}

@@ -50,17 +50,30 @@ func (im *Images) Names(ctx context.Context) ([]Name, error) {
 	return all, nil
 }
 
-// Blobs lists the layers of an image, as blobs, if the store has its manifest; nobody else is asked.
-func (im *Images) Blobs(ctx context.Context, d digest.Digest) ([]digest.Digest, error) {
-	manifest, err := im.document(ctx, nil, d)
+// Blobs lists the layers of a base image, as blobs.
+func (im *Images) Blobs(ctx context.Context, base keys.Base) ([]digest.Digest, error) {
+	ls, err := im.layersOf(ctx, base)
+	return blobsOf(ls), err
+}
+
+// layersOf reads the manifest of a base image, from the store or where the image is.
+func (im *Images) layersOf(ctx context.Context, base keys.Base) ([]ocispec.Descriptor, error) {
+	if err := im.init(); err != nil || base.Digest == "" {
+		return nil, err
+	}
+	n, err := im.origin(base)
 	if err != nil {
 		return nil, err
+	}
+	manifest, err := im.document(ctx, im.sources(n), base.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("read the manifest of %s: %w", base.Ref, err)
 	}
 	_, ls, err := parseManifest(manifest)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the manifest of %s: %w", base.Ref, err)
 	}
-	return blobsOf(ls), nil
+	return ls, nil
 }
 
 func blobsOf(ls []ocispec.Descriptor) []digest.Digest {

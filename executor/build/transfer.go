@@ -247,19 +247,31 @@ func (x *export) recordedNames(ctx context.Context) error {
 	}
 	bases, chains := x.bases(), map[string]bool{}
 	for _, e := range x.order {
-		if p := e.rec.Pulled; p != nil {
+		if p := e.rec.Pulled; p != nil && p.Base > 0 {
 			chains[baseChain(e.rec.Layers, p.Base)] = true
 		}
 	}
+	found := map[string]bool{}
+	var unknown error // why a name could not be compared
 	for _, n := range known {
 		_, wanted := bases[n.Base.Digest]
-		if !wanted && len(chains) > 0 {
-			blobs, err := x.Images.Blobs(ctx, n.Base.Digest)
-			wanted = err == nil && chains[fmt.Sprint(blobs)]
+		if len(chains) > 0 {
+			blobs, err := x.Images.Blobs(ctx, n.Base)
+			if chain := fmt.Sprint(blobs); err == nil && chains[chain] {
+				found[chain], wanted = true, true
+			}
+			unknown = cmp.Or(unknown, err)
 		}
 		if wanted {
 			x.name(n.For, n.Base)
 		}
+	}
+	if lost := len(chains) - len(found); lost > 0 && ctx.Err() == nil {
+		reason := "the store does not know what they are called"
+		if unknown != nil {
+			reason = unknown.Error()
+		}
+		x.warn("base images of results that came from a cache are left out (%d): %s", lost, reason)
 	}
 	return ctx.Err()
 }
