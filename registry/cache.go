@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 
@@ -516,7 +517,7 @@ func (c *Cache) result(rec *record, found keys.ID) *Result {
 }
 
 // Touch notes that a result of Find is used, if that was last noted more than a day ago and the Repo can be written: garbage collection
-// goes by it.
+// goes by it. It puts the image again if that is not, or no longer, under its tag.
 func (c *Cache) Touch(ctx context.Context, r *Result) {
 	for _, rec := range []*record{r.record, r.alias} {
 		if rec != nil && rec.Status != statusFailed {
@@ -527,11 +528,24 @@ func (c *Cache) Touch(ctx context.Context, r *Result) {
 
 func (c *Cache) touch(ctx context.Context, rec *record) {
 	m, err := decodeRecordManifest(rec.manifest)
-	if err != nil || c.now().Sub(lastUse(m)) < 24*time.Hour {
+	if err != nil {
+		return
+	}
+	old := c.now().Sub(lastUse(m)) >= 24*time.Hour
+	if !old && !rec.astray {
 		return
 	}
 	// Whatever somebody has put there since is newer than this.
 	if desc, err := c.Repo.Head(ctx, rec.tag); err != nil || desc.Digest != rec.digest {
+		return
+	}
+	if rec.Image != nil && !rec.looked {
+		_ = c.findImage(ctx, rec) // its error is ctx's
+	}
+	if rec.astray {
+		c.restore(ctx, rec)
+	}
+	if !old {
 		return
 	}
 	if m.Annotations == nil {
@@ -543,6 +557,26 @@ func (c *Cache) touch(ctx context.Context, rec *record) {
 		c.note(rec.tag, sight{verdict: good, digest: desc.Digest})
 	} else if !errors.Is(err, ErrReadOnly) && ctx.Err() == nil {
 		c.warn("touch", "the date of last use cannot be noted: %v", err)
+	}
+}
+
+// restore puts the image of a record again. What the Repo has lost of it makes the record a broken one, which the next push replaces.
+func (c *Cache) restore(ctx context.Context, rec *record) {
+	b, err := rec.imageManifest()
+	if err == nil {
+		err = checkBytes(b, rec.Image.Digest.digest())
+	}
+	if err == nil {
+		_, err = c.Repo.PutManifest(ctx, strings.TrimSuffix(rec.tag, recordSuffix), ocispec.MediaTypeImageManifest, b)
+	}
+	switch {
+	case err == nil:
+		rec.astray = false
+	case errors.Is(err, ErrBlobUnknown):
+		c.note(rec.tag, sight{verdict: broken, digest: rec.digest})
+		fallthrough
+	case !errors.Is(err, ErrReadOnly) && ctx.Err() == nil:
+		c.warn("restore", "the image of %s cannot be put again: %v", rec.Key, err)
 	}
 }
 

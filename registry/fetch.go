@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"strings"
 	"syscall"
 
 	"github.com/klauspost/compress/zstd"
@@ -37,6 +38,9 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) (
 		r.Config, err = c.fetchConfig(gctx, r.record)
 		return err
 	})
+	if !r.record.looked {
+		g.Go(func() error { return c.findImage(gctx, r.record) })
+	}
 	for i, l := range r.Layers {
 		if _, ok := first[l.Blob.Digest]; ok {
 			continue
@@ -71,6 +75,24 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) (
 		ls[i] = ls[first[l.Blob.Digest]]
 	}
 	return ls, nil
+}
+
+// findImage looks whether the image of a record is under its tag, as other tools want it: two writers at once, or an operator, may have put
+// another there, or nothing. Touch puts it again. A failed look says nothing.
+func (c *Cache) findImage(ctx context.Context, rec *record) error {
+	tag := strings.TrimSuffix(rec.tag, recordSuffix)
+	desc, err := c.Repo.Head(ctx, tag)
+	rec.looked = err == nil || errors.Is(err, ErrNotFound)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, ErrNotFound):
+		c.warn("image", "the image %s is gone, and is put again unless the cache is only read", tag)
+		rec.astray = true
+	case err == nil:
+		rec.astray = desc.Digest != rec.Image.Digest.digest()
+	}
+	return nil
 }
 
 // fetchConfig gives the config of a record's image.

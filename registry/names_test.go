@@ -325,6 +325,29 @@ func TestPublishBaseMends(t *testing.T) {
 	}
 }
 
+// Verify reads base images and names too.
+func TestVerifyBases(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "1", compressed: "gzip"})
+	origin := "oci:" + layoutDir(t, map[string]*testImage{"latest": img})
+	dir := t.TempDir()
+	im := newImages(t)
+	to := &registry.Cache{Repo: openRepo(t, "oci:"+dir, registry.RepoOptions{}), Store: im.Store}
+	publish(t, im, to, origin)
+	if found := problems(t, to); len(found) > 0 {
+		t.Fatalf("found %q", found)
+	}
+	if err := os.Remove(filepath.Join(dir, "blobs/sha256", img.layers[0].Digest.Encoded())); err != nil {
+		t.Fatal(err)
+	}
+	c := &registry.Cache{Repo: openRepo(t, "oci:"+dir, registry.RepoOptions{}), Store: im.Store}
+	found := problems(t, c)
+	if len(found) != 1 || !strings.HasPrefix(found[0], "base-") || !strings.Contains(found[0], img.layers[0].Digest.String()) {
+		t.Errorf("found %q", found)
+	}
+}
+
 // Keys are those of records, in the domains that are read.
 func TestKeys(t *testing.T) {
 	needRoot(t)

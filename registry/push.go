@@ -233,12 +233,6 @@ func (p *push) image(ctx context.Context, pred *predicate) (*imageDocs, error) {
 		return nil, err
 	}
 	doc := &imageDocs{}
-	manifest := ocispec.Manifest{
-		Versioned:   specs.Versioned{SchemaVersion: 2},
-		MediaType:   ocispec.MediaTypeImageManifest,
-		Layers:      []ocispec.Descriptor{},
-		Annotations: map[string]string{annotationKey: pred.Key.String()},
-	}
 	config := p.r.Config
 	config.Created = nil
 	config.Platform = pred.Platform
@@ -257,7 +251,6 @@ func (p *push) image(ctx context.Context, pred *predicate) (*imageDocs, error) {
 			return nil, fmt.Errorf("layer %d: %w", i+1, err)
 		}
 		pred.Layers = append(pred.Layers, ref)
-		manifest.Layers = append(manifest.Layers, ref.layer())
 		config.RootFS.DiffIDs = append(config.RootFS.DiffIDs, part.DiffID)
 	}
 	for i, s := range p.r.Steps {
@@ -269,17 +262,36 @@ func (p *push) image(ctx context.Context, pred *predicate) (*imageDocs, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode the image's config: %w", err)
 	}
-	manifest.Config = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	doc.blobs = append(doc.blobs, blob{desc: manifest.Config, open: opener(b)})
-	if pred.Config, err = blobRefOf(manifest.Config); err != nil {
+	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(b), Size: int64(len(b))}
+	doc.blobs = append(doc.blobs, blob{desc: desc, open: opener(b)})
+	if pred.Config, err = blobRefOf(desc); err != nil {
 		return nil, err
 	}
-	if doc.manifest, err = json.Marshal(manifest); err != nil {
-		return nil, fmt.Errorf("encode the image: %w", err)
+	if doc.manifest, err = pred.imageManifest(); err != nil {
+		return nil, err
 	}
 	doc.digest = digest.FromBytes(doc.manifest)
 	pred.Image, err = blobRefOf(ocispec.Descriptor{Digest: doc.digest, Size: int64(len(doc.manifest))})
 	return doc, err
+}
+
+// imageManifest is the manifest of the image that a predicate describes: the same bytes whoever makes it.
+func (p *predicate) imageManifest() ([]byte, error) {
+	m := ocispec.Manifest{
+		Versioned:   specs.Versioned{SchemaVersion: 2},
+		MediaType:   ocispec.MediaTypeImageManifest,
+		Config:      p.Config.descriptor(ocispec.MediaTypeImageConfig),
+		Layers:      []ocispec.Descriptor{},
+		Annotations: map[string]string{annotationKey: p.Key.String()},
+	}
+	for _, ref := range p.Layers {
+		m.Layers = append(m.Layers, ref.layer())
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode the image: %w", err)
+	}
+	return b, nil
 }
 
 // layerBlob says where a layer's bytes are. If the store has lost them, and the Repo has not got them either, they are packed again,

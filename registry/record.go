@@ -429,6 +429,8 @@ type record struct {
 	config   ocispec.Descriptor // the envelope's; without data
 	envelope []byte
 	signers  []string
+	looked   bool                 // for its image under its tag, by who has fetched it
+	astray   bool                 // the image was not there
 	logs     []ocispec.Descriptor // one for each of predicate.Logs, with its data if that was inlined and is right
 }
 

@@ -25,15 +25,22 @@ import (
 type Problem struct {
 	Tag    string // of the record or image that it spoils
 	Detail string
+	Note   bool // nothing is broken yet
 }
 
-func (p Problem) String() string { return p.Tag + ": " + p.Detail }
+func (p Problem) String() string {
+	if p.Note {
+		return "note: " + p.Tag + ": " + p.Detail
+	}
+	return p.Tag + ": " + p.Detail
+}
 
-// Verify reads everything that results consist of: records and their signatures (by Trust, if there is any), images, and each blob once. It
-// gives one Problem for each thing that is wrong, in the order of tags, and an error when it cannot go on. Tags of other things are left alone.
+// Verify reads everything that obx has put into the Repo: records and their signatures (by Trust, if there is any), images, base images and what
+// names mean, and each blob once. It gives one Problem for each thing that is wrong, in the order of tags, and an error when it cannot go on.
+// Tags of other things are left alone.
 func (c *Cache) Verify(ctx context.Context) iter.Seq2[Problem, error] {
 	return func(yield func(Problem, error) bool) {
-		tags, err := c.tags(ctx)
+		tags, err := c.tagsOf(ctx, IsCacheTag)
 		if err != nil {
 			yield(Problem{}, err)
 			return
@@ -61,13 +68,28 @@ func (c *Cache) Verify(ctx context.Context) iter.Seq2[Problem, error] {
 	}
 }
 
+// IsCacheTag reports whether a tag is one that a Cache makes.
+func IsCacheTag(tag string) bool {
+	hex, isBase := strings.CutPrefix(tag, baseTag)
+	return isResult(tag) || isBase && checkDigest(digest.NewDigestFromEncoded(digest.SHA256, hex)) == nil || strings.HasPrefix(tag, nameTag)
+}
+
+// isResult reports the tags of images and records.
+func isResult(tag string) bool {
+	_, _, _, ok := parseTag(tag)
+	return ok
+}
+
 // tags lists the tags of images and records.
-func (c *Cache) tags(ctx context.Context) (tags []string, err error) {
+func (c *Cache) tags(ctx context.Context) ([]string, error) { return c.tagsOf(ctx, isResult) }
+
+// tagsOf lists the tags that are wanted.
+func (c *Cache) tagsOf(ctx context.Context, wanted func(tag string) bool) (tags []string, err error) {
 	for tag, err := range c.Repo.Tags(ctx) {
 		if err != nil {
 			return nil, fmt.Errorf("list the tags of %s: %w", c.Repo.Name(), err)
 		}
-		if _, _, _, ok := parseTag(tag); ok {
+		if wanted(tag) {
 			tags = append(tags, tag)
 		}
 	}
@@ -86,7 +108,7 @@ type verification struct {
 // tag verifies what is under a tag. Its error is one that is no fault of what is there.
 func (v *verification) tag(ctx context.Context, tag string) (found []Problem, err error) {
 	report := func(format string, args ...any) {
-		found = append(found, Problem{tag, fmt.Sprintf(format, args...)})
+		found = append(found, Problem{Tag: tag, Detail: fmt.Sprintf(format, args...)})
 	}
 	_, _, isRecord, _ := parseTag(tag)
 	if !isRecord {
@@ -96,6 +118,17 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 		}
 		if err != nil {
 			return nil, err
+		}
+		if strings.HasPrefix(tag, nameTag) {
+			if _, err := readName(ctx, v.Repo, tag); err != nil && ctx.Err() == nil {
+				report("%v", err)
+			}
+			return found, ctx.Err()
+		}
+		if hex, ok := strings.CutPrefix(tag, baseTag); ok {
+			if err := checkBytes(b, digest.NewDigestFromEncoded(digest.SHA256, hex)); err != nil {
+				report("%v", err)
+			}
 		}
 		return found, v.image(ctx, b, report)
 	}
@@ -129,7 +162,11 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 	case err != nil:
 		return nil, err
 	case desc.Digest != rec.Image.Digest.digest():
-		report("the tag %s is another image's, %s: garbage collection may remove that of the record", image, desc.Digest)
+		// Two builders at once do that. Who goes on from the record puts its image again.
+		found = append(found, Problem{
+			Tag: tag, Note: true,
+			Detail: fmt.Sprintf("the tag %s is another image's, %s: garbage collection may remove that of the record", image, desc.Digest),
+		})
 	}
 	switch _, b, err := v.Repo.Manifest(ctx, rec.Image.Digest.digest().String()); {
 	case errors.Is(err, ErrNotFound):

@@ -60,7 +60,7 @@ func TestVerify(t *testing.T) {
 	found := problems(t, b)
 	for _, want := range []string{
 		key(0) + ".rec: it is not signed",
-		key(1) + ".rec: the tag " + key(1) + " is another image's",
+		"note: " + key(1) + ".rec: the tag " + key(1) + " is another image's",
 		key(1) + ".rec: blob " + wrong.Digest.String() + " has the 4 bytes of",
 		key(2) + ".rec: blob " + gone.Digest.String() + " is gone",
 		key(2) + ": blob " + wrong.Digest.String(),
@@ -71,6 +71,47 @@ func TestVerify(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(strings.Join(found, "\n"))
+	}
+}
+
+// Whoever goes on from a result puts its image under its tag again.
+func TestRestoreImage(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	build.step("1\n")
+	build.step("2\n")
+	push(t, a, build.results...)
+	key, other := build.last().Key.String(), build.results[1].Key.String()
+	want, err := repo.Head(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func() error{
+		"gone": func() error { return repo.Delete(t.Context(), want.Digest.String()) },
+		"another": func() error {
+			_, b, err := repo.Manifest(t.Context(), other)
+			if err == nil {
+				_, err = repo.PutManifest(t.Context(), key, ocispec.MediaTypeImageManifest, b)
+			}
+			return err
+		},
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		b, warned := machine(t, repo)
+		r := find(t, b, build.last().Key)
+		b.Touch(t.Context(), r) // who only reads the record does not know
+		fetch(t, b, r)
+		b.Touch(t.Context(), r)
+		if got, err := repo.Head(t.Context(), key); err != nil || got.Digest != want.Digest {
+			t.Errorf("%s: the tag is %+v, %v", name, got, err)
+		}
+		if w := warned.take(); len(w) > 1 || (len(w) == 1) != (name == "gone") {
+			t.Errorf("%s: warned %q", name, w)
+		}
 	}
 }
 

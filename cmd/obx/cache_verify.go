@@ -56,12 +56,13 @@ func verifyStore(cmd *cobra.Command, store string) (err error) {
 
 func verifyCache(cmd *cobra.Command, c *registry.Cache) error {
 	empty := true // as one whose name was mistyped
-	for _, err := range c.Repo.Tags(cmd.Context()) {
+	for tag, err := range c.Repo.Tags(cmd.Context()) {
 		if err != nil {
 			return fmt.Errorf("verify %s: %w", c.Repo.Name(), err)
 		}
-		empty = false
-		break
+		if empty = !registry.IsCacheTag(tag); !empty {
+			break
+		}
 	}
 	if empty {
 		return noResults(c.Repo)
@@ -71,7 +72,9 @@ func verifyCache(cmd *cobra.Command, c *registry.Cache) error {
 		if err != nil {
 			return fmt.Errorf("verify %s: %w", c.Repo.Name(), err)
 		}
-		bad++
+		if !p.Note {
+			bad++
+		}
 		fmt.Fprintln(cmd.OutOrStdout(), p)
 	}
 	return verified(cmd, bad)
