@@ -510,6 +510,8 @@ func TestTwoCaches(t *testing.T) {
 	o = c.run(fmt.Sprintf(resume, "B"))
 	o.want("ccccc")
 	c.run(fmt.Sprintf(resume, "C")).want("ccccr") // the hits were copied forward
+	earlier := strings.Replace(fmt.Sprintf(resume, "B"), "(src src/a.ml) (dst /)", "(src src/a.ml) (dst /other)", 1)
+	newMachine(t).share(near).run(earlier).want("cccrr") // with all that they were made from
 	if e := o.kind(build.Finished)[0]; e.Where != "near" {
 		t.Errorf("step %d is from %q", e.Step.Number, e.Where)
 	}

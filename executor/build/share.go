@@ -340,8 +340,12 @@ func (r *run) forward(s *stage, index int, st *state) {
 			return 0, nil
 		}
 	default:
+		ids := []keys.ID{st.remote.Found}
+		for _, step := range slices.Concat(st.remote.Steps, st.remote.Others) { // what a change in an earlier step goes on from
+			ids = append(ids, step.Key)
+		}
 		job.copy = func(ctx context.Context) (int64, error) {
-			rep, err := registry.Copy(ctx, from, to, []keys.ID{st.remote.Found})
+			rep, err := registry.Copy(ctx, from, to, ids)
 			return rep.Sent, err
 		}
 	}
