@@ -5,17 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"io"
 	"io/fs"
+	"math"
 	"os"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// writebackStep is after how many bytes of a large blob the kernel is told to begin writing, so that the sync at its end
-// finds little left to do.
-const writebackStep = 8 << 20
-
-// smallBlob is the size up to which a blob is hashed again rather than synced before it becomes visible.
+// smallBlob is up to which size PutBlob takes bytes at once.
 const smallBlob = 1 << 20
 
 // blobPath is where a blob is, or an error for a digest that no blob can have.
@@ -58,14 +56,14 @@ func (s *Store) HasBlob(d digest.Digest) (int64, bool) {
 	if s.isLeased(blobRef(d)) {
 		return size, true
 	}
-	err = s.commit([]string{blobRef(d)}, func() (err error) {
-		size, err = blobSize(path, d)
+	err = s.commit([]string{blobRef(d)}, func() error {
+		_, err := os.Lstat(path) // that it is right was seen above, and what takes its place is no worse
 		return err
 	})
 	return size, err == nil
 }
 
-// blobSize looks whether a blob is there, and what was written.
+// blobSize looks whether a blob is there, and is what was written.
 func blobSize(path string, d digest.Digest) (int64, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
@@ -85,23 +83,17 @@ func blobSize(path string, d digest.Digest) (int64, error) {
 	return checkBlob(f, d)
 }
 
-// checkBlob hashes a small blob, which a power cut may have spoiled.
+// checkBlob hashes a blob without the durable mark, which a power cut may have spoiled.
 func checkBlob(f *os.File, d digest.Digest) (int64, error) {
-	info, err := f.Stat()
+	h := sha256.New()
+	n, err := io.Copy(h, io.NewSectionReader(f, 0, math.MaxInt64))
 	if err != nil {
-		return 0, err
+		return 0, fmt.Errorf("read blob %s: %w", d, err)
 	}
-	if info.Size() > smallBlob {
-		return 0, fmt.Errorf("blob %s: never synced, and too large to have been meant so", d)
-	}
-	b, err := readSmall(f)
-	if err != nil {
-		return 0, err
-	}
-	if digest.FromBytes(b) != d {
+	if digest.NewDigest(digest.SHA256, h) != d {
 		return 0, fmt.Errorf("blob %s: its bytes have another digest", d)
 	}
-	return info.Size(), nil
+	return n, nil
 }
 
 // PutBlob stores small bytes. Up to a MiB it does not wait for the disk.
@@ -126,23 +118,28 @@ func (s *Store) PutBlob(b []byte) (digest.Digest, error) {
 	if err := writeFile(tmp, b); err != nil {
 		return "", fmt.Errorf("store blob %s: %w", d, err)
 	}
-	if err := s.installBlob(tmp, d, false); err != nil {
+	if err := s.installBlob(tmp, d); err != nil {
 		return "", err
 	}
 	return d, s.settle()
 }
 
 // installBlob makes a file visible as a blob, unless it is there.
-func (s *Store) installBlob(tmp string, d digest.Digest, synced bool) error {
+func (s *Store) installBlob(tmp string, d digest.Digest) error {
 	path := s.path(blobsDir, "sha256", d.Encoded())
-	err := s.commit([]string{blobRef(d)}, func() error {
+	info, err := os.Lstat(tmp)
+	if err != nil {
+		return fmt.Errorf("store blob %s: %w", d, err)
+	}
+	err = s.commit([]string{blobRef(d)}, func() error {
 		if _, err := blobSize(path, d); err == nil {
 			return os.Remove(tmp)
 		}
-		if !synced {
-			if err := s.note(path); err != nil {
-				return err
-			}
+		if err := s.note(path); err != nil {
+			return err
+		}
+		if info.Size() > smallBlob {
+			s.wrote[d] = info
 		}
 		return install(tmp, path)
 	})
@@ -168,7 +165,6 @@ type BlobWriter struct {
 	file  *os.File // nil after Commit or Close
 	hash  hash.Hash
 	size  int64
-	begun int64 // up to where the kernel was told to write
 	err   error // of the first failed write
 }
 
@@ -183,15 +179,11 @@ func (w *BlobWriter) Write(p []byte) (int, error) {
 	w.hash.Write(p[:n])
 	w.size += int64(n)
 	w.err = err
-	if w.size-w.begun >= writebackStep {
-		startWriteback(w.file, w.begun, w.size-w.begun)
-		w.begun = w.size
-	}
 	return n, err
 }
 
-// Commit makes the bytes visible; want may be "", else it must be their digest. What is larger than a MiB is synced before.
-// Idempotent across writers.
+// Commit makes the bytes visible; want may be "", else it must be their digest. It does not wait for the disk. Idempotent across
+// writers.
 func (w *BlobWriter) Commit(want digest.Digest) (digest.Digest, int64, error) {
 	if w.file == nil {
 		return "", 0, fmt.Errorf("commit blob: %w", fs.ErrClosed)
@@ -207,12 +199,6 @@ func (w *BlobWriter) Commit(want digest.Digest) (digest.Digest, int64, error) {
 	if _, ok := w.store.HasBlob(d); ok {
 		return d, w.size, nil
 	}
-	synced := w.size > smallBlob
-	if synced {
-		if err := errors.Join(w.file.Sync(), mark(w.file)); err != nil {
-			return "", 0, fmt.Errorf("commit blob %s: %w", d, err)
-		}
-	}
 	// Windows renames no open files.
 	path := w.file.Name()
 	err := w.file.Close()
@@ -221,13 +207,10 @@ func (w *BlobWriter) Commit(want digest.Digest) (digest.Digest, int64, error) {
 		_ = os.Remove(path)
 		return "", 0, fmt.Errorf("commit blob %s: %w", d, err)
 	}
-	if err := w.store.installBlob(path, d, synced); err != nil {
+	if err := w.store.installBlob(path, d); err != nil {
 		return "", 0, err
 	}
-	if !synced {
-		return d, w.size, w.store.settle()
-	}
-	return d, w.size, nil
+	return d, w.size, w.store.settle()
 }
 
 // Close drops what was not committed. Safe after Commit.

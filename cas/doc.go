@@ -30,8 +30,7 @@
 //
 // # Power cuts
 //
-// A result is not worth waiting for a disk: only blobs of more than a MiB are synced before they are renamed.
-// Everything else records the epoch in which it was written: a hash of the boot and the mount of the store. It is
+// A result is not worth waiting for a disk. A blob without the mark is hashed by whoever wants it first. Everything else records the epoch in which it was written: a hash of the boot and the mount of the store. It is
 // valid in that epoch, since what one process writes all others read from the same page cache. A background sync
 // of the file system takes the write permission away from the files it has covered, which is the mark of what is
 // valid for ever. After another boot or mount, what has no mark does not exist; prune removes it. (Processes that

@@ -228,7 +228,14 @@ func (s *Store) wantsMark(path string, f *os.File) bool {
 	}
 	top, _, _ := strings.Cut(path, "/")
 	if top == blobsDir {
-		_, err := checkBlob(f, digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(path)))
+		d := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(path))
+		s.mu.Lock()
+		wrote := s.wrote[d]
+		s.mu.Unlock()
+		if wrote != nil && os.SameFile(wrote, info) {
+			return true
+		}
+		_, err := checkBlob(f, d)
 		return err == nil
 	}
 	b, err := readSmall(f)

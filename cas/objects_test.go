@@ -103,37 +103,40 @@ func TestBlobWriterRefuses(t *testing.T) {
 	}
 }
 
-// A small blob is not synced, so a power cut may leave anything in its place.
-func TestSpoiledSmallBlob(t *testing.T) {
-	first := newStore(t)
-	d := putBlob(t, first, "content")
-	path, _ := first.blobPath(d)
-	spoil := func() {
-		t.Helper()
-		if err := os.WriteFile(path, make([]byte, 7), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	spoil()
-	s := openStore(t, first.Dir())
-	if _, ok := s.HasBlob(d); ok {
-		t.Error("HasBlob")
-	}
-	if err := s.Sync(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if _, ok := s.HasBlob(d); ok {
-		t.Error("a sync has made it good")
-	}
-	putBlob(t, s, "content")
-	if b, err := os.ReadFile(path); string(b) != "content" {
-		t.Errorf("%q, %v", b, err)
-	}
-	if err := s.Sync(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if info, err := os.Stat(path); err != nil || !isMarked(info) {
-		t.Errorf("not marked: %v", err)
+// A blob is not synced, so a power cut may leave anything in its place.
+func TestSpoiledBlob(t *testing.T) {
+	for name, content := range map[string]string{"small": "content", "large": strings.Repeat("content", smallBlob/3)} {
+		t.Run(name, func(t *testing.T) {
+			first := newStore(t)
+			d := putBlob(t, first, content)
+			path, _ := first.blobPath(d)
+			if err := os.WriteFile(path, make([]byte, len(content)), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			s := openStore(t, first.Dir())
+			if _, ok := s.HasBlob(d); ok {
+				t.Error("HasBlob")
+			}
+			if err := s.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := s.HasBlob(d); ok {
+				t.Error("a sync has made it good")
+			}
+			putBlob(t, s, content)
+			if b, err := os.ReadFile(path); string(b) != content {
+				t.Errorf("%d bytes, %v", len(b), err)
+			}
+			if err := s.Sync(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if info, err := os.Stat(path); err != nil || !isMarked(info) {
+				t.Errorf("not marked: %v", err)
+			}
+			if _, ok := openStore(t, first.Dir()).HasBlob(d); !ok {
+				t.Error("another process does not see it")
+			}
+		})
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+
+	"github.com/opencontainers/go-digest"
 	"syscall"
 	"time"
 )
@@ -58,11 +60,12 @@ type Store struct {
 
 	mu      sync.Mutex // guards the following, and serialises commits
 	closed  bool
-	gc      *os.File        // locked shared during a commit
-	lease   *os.File        // locked for as long as this run lives
-	leased  map[string]bool // lines of lease
-	journal *os.File        // of unsynced; nil if nothing was committed since the last sync
-	noted   map[string]bool // lines of journal
+	gc      *os.File                      // locked shared during a commit
+	lease   *os.File                      // locked for as long as this run lives
+	leased  map[string]bool               // lines of lease
+	journal *os.File                      // of unsynced; nil if nothing was committed since the last sync
+	noted   map[string]bool               // lines of journal
+	wrote   map[digest.Digest]os.FileInfo // large blobs of this run, which need not be hashed to be marked
 	held    map[closer]struct{}
 
 	kinMu sync.Mutex
@@ -93,6 +96,7 @@ func Open(dir string) (*Store, error) {
 	s := &Store{
 		dir:      dir,
 		leased:   map[string]bool{},
+		wrote:    map[digest.Digest]os.FileInfo{},
 		kin:      map[string]bool{},
 		held:     map[closer]struct{}{},
 		trashed:  make(chan struct{}, 1),

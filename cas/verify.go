@@ -209,9 +209,7 @@ func (v *verifier) verifyBlob(ctx context.Context, path string) error {
 		return bad(err.Error())
 	}
 	if !isMarked(info) {
-		if _, err := checkBlob(f, want); err != nil {
-			return nil // not durable when its epoch ended: nobody sees it
-		}
+		return nil // nobody sees it unless it is right
 	}
 	h := sha256.New()
 	if _, err := io.CopyBuffer(h, contextReader{ctx, f}, make([]byte, 1<<20)); err != nil {
