@@ -223,6 +223,7 @@ func (c *Cache) Find(ctx context.Context, ids []keys.ID) (*Result, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
+	ctx = inPassing(ctx)
 	r, err := c.first(ctx, ids[0])
 	if err == nil && r == nil {
 		var there [][]bool
@@ -242,6 +243,7 @@ func (c *Cache) Survey(ctx context.Context, ids []keys.ID) (*Result, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
+	ctx = inPassing(ctx)
 	var r *Result
 	var there [][]bool
 	g, gctx := errgroup.WithContext(ctx)
@@ -283,9 +285,7 @@ func (c *Cache) deepest(ctx context.Context, ids []keys.ID, there [][]bool) (*Re
 			if !there[i][j] {
 				continue
 			}
-			switch r, err := c.find(ctx, id, domain); {
-			case errors.Is(err, errNoAnswer):
-			case err != nil || r != nil:
+			if r, err := c.find(ctx, id, domain); err != nil || r != nil {
 				return r, err
 			}
 		}

@@ -951,6 +951,43 @@ func TestNoAnswer(t *testing.T) {
 	}
 }
 
+// Records that are there and cannot be read are not asked for one after the other.
+func TestNoAnswerToRecords(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	for range 4 {
+		build.step("")
+	}
+	push(t, a, build.results...)
+	next := *build
+	next.results = append(slices.Clone(build.results), build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command next))", build.last().Key)))
+	ids := next.ids()
+	repo.setFault(func(line string) error {
+		if strings.HasPrefix(line, "GET ") && !strings.Contains(line, ids[0].String()) {
+			return errors.New("status 500")
+		}
+		return nil
+	})
+	for name, ask := range map[string]func(*registry.Cache) (*registry.Result, error){
+		"find":   func(c *registry.Cache) (*registry.Result, error) { return c.Find(t.Context(), ids) },
+		"survey": func(c *registry.Cache) (*registry.Result, error) { return c.Survey(t.Context(), ids) },
+	} {
+		b, warned := machine(t, repo)
+		repo.seen()
+		if r, err := ask(b); r != nil || err != nil {
+			t.Errorf("%s: found %+v, %v", name, r, err)
+		}
+		if lines := repo.seen(); len(lines) != len(ids)+1 {
+			t.Errorf("%s asked %q", name, lines)
+		}
+		if w := warned.take(); len(w) != 1 || !strings.Contains(w[0], "status 500") {
+			t.Errorf("%s warned %q", name, w)
+		}
+	}
+}
+
 func TestTouch(t *testing.T) {
 	needRoot(t)
 	repo := newSpy()

@@ -222,6 +222,11 @@ func TestRepoLastingFaults(t *testing.T) {
 		{"deaf", func(*http.Request) conformance.Fault { return conformance.Fault{Deaf: true} }},
 		{"drops", func(*http.Request) conformance.Fault { return conformance.Fault{Drop: true} }},
 		{"status 500", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 500, Body: "<html>"} }},
+		{"status 503", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 503} }},
+		{"status 429", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 429} }},
+		{"paused", func(*http.Request) conformance.Fault {
+			return conformance.Fault{Status: 503, Header: http.Header{"Retry-After": {"5"}}}
+		}},
 		{"login page", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 401, Body: "<html>"} }},
 		{"status 200", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 200, Body: "<html>Welcome"} }},
 		{"status 418", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 418} }},
@@ -230,11 +235,13 @@ func TestRepoLastingFaults(t *testing.T) {
 			return conformance.Fault{Redirect: "http://127.0.0.1:1/?s3cret"}
 		}},
 	}
+	var o registry.RepoOptions
+	registry.HurryRepo(&o, 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, tt := range tests {
 		p := conformance.StartProxy(t, addr)
-		ops := operations(t, p, hurried())
+		ops := operations(t, p, o)
 		wg.Go(func() {
 			for range 2 {
 				p.Break(tt.fault)
@@ -254,6 +261,17 @@ func TestRepoLastingFaults(t *testing.T) {
 					}
 					if d := time.Since(begin); d > 3*time.Second {
 						t.Errorf("%s: %s: it took %v", tt.name, op.name, d)
+					}
+				}
+				if !strings.HasPrefix(tt.name, "redirect") && tt.name != "login page" && tt.name != "status 200" {
+					for _, op := range ops { // all patience is spent
+						p.Counts()
+						if err := op.call(t.Context()); err == nil {
+							t.Errorf("%s: %s: no error", tt.name, op.name)
+						}
+						if n := conformance.Total(p.Counts()).Requests; n > 1 {
+							t.Errorf("%s: %s, again: %d requests", tt.name, op.name, n)
+						}
 					}
 				}
 				p.Break(nil)
