@@ -528,12 +528,18 @@ func checkManifestToPut(tag string, data []byte) error {
 
 // Tags implements Repo.
 func (r *remoteRepo) Tags(ctx context.Context) iter.Seq2[string, error] {
+	return r.pages(ctx, func() {})
+}
+
+// pages is Tags, and tells of each page that is asked for.
+func (r *remoteRepo) pages(ctx context.Context, asking func()) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		// Without a number, some registries send all at once; distribution 3 takes none above 1000.
 		for next := r.url(ctx, "tags/list?n=1000"); next != ""; {
 			var tags []string
 			var after string
 			err := r.whole(ctx, func() (err error) {
+				asking()
 				tags, after, err = r.tagPage(ctx, next)
 				return err
 			})

@@ -649,6 +649,10 @@ func TestRepoTagPages(t *testing.T) {
 	if !slices.Equal(got, []string{"a", "b", "c", "d", "e"}) {
 		t.Errorf("got %q", got)
 	}
+	gc := &registry.Cache{Repo: openRepo(t, addr+"/x", registry.RepoOptions{})}
+	if report, err := gc.GC(t.Context(), registry.GCOptions{OlderThan: time.Hour}); err != nil || report.Requests != len(pages) {
+		t.Errorf("garbage collection made %d requests, %v", report.Requests, err)
+	}
 }
 
 // TestRepoUploadElsewhere has registries that want blobs sent to other places.
