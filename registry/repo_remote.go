@@ -63,7 +63,7 @@ func (r *remoteRepo) newRequest(ctx context.Context, method, endpoint string, bo
 
 // do sends a request. Any status but those in want is an error, ErrNotFound for 404.
 func (r *remoteRepo) do(req *http.Request, want ...int) (*http.Response, error) {
-	resp, err := r.client.http.Do(req)
+	resp, err := r.client.do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -291,7 +291,7 @@ func (r *remoteRepo) PutBlob(ctx context.Context, desc ocispec.Descriptor, from 
 		return err
 	}
 	if err := r.putBlob(ctx, desc, from, open); err != nil {
-		return fmt.Errorf("put blob %s into %s: %w", desc.Digest, r.Name(), cmp.Or(ctx.Err(), r.explainWrite(err)))
+		return fmt.Errorf("upload to %s: %w", r.Name(), cmp.Or(ctx.Err(), r.explainWrite(err))) // which blob, the caller says
 	}
 	return nil
 }

@@ -703,6 +703,51 @@ func TestRepoUploadElsewhere(t *testing.T) {
 	}
 }
 
+// TestRepoSays has registries and token servers that refuse: what was to be done, where, and the answer are told once each, and no status is taken
+// for another's.
+func TestRepoSays(t *testing.T) {
+	t.Parallel()
+	var front *httptest.Server
+	front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/v2/token/"):
+			w.Header().Set("Www-Authenticate", fmt.Sprintf(`Bearer realm="%s/nowhere",service="x"`, front.URL))
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.URL.Path == "/nowhere":
+			w.WriteHeader(http.StatusNotFound)
+		case r.Method == http.MethodPost:
+			w.Header().Set("Location", "/v2/x/blobs/uploads/1?s3cret")
+			w.WriteHeader(http.StatusAccepted)
+		case strings.HasPrefix(r.URL.Path, "/v2/x/blobs/uploads/"):
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+		default:
+			w.WriteHeader(http.StatusInsufficientStorage)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"FULL","message":"no room"}]}`)
+		}
+	}))
+	defer front.Close()
+	addr := front.Listener.Addr().String()
+	desc, b := conformance.RandomBlob(10)
+	put := func(name string) error {
+		return openRepo(t, addr+name, hurried()).PutBlob(t.Context(), desc, "", conformance.OpenBytes(b))
+	}
+	_, full := openRepo(t, addr+"/x", hurried()).PutManifest(t.Context(), "y", ocispec.MediaTypeImageManifest, manifestWith(t, desc))
+	_, _, read := openRepo(t, addr+"/token", hurried()).Manifest(t.Context(), "y")
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{put("/x"), "upload to ADDR/x: ADDR: it answers 413 Request Entity Too Large to PUT (a proxy before the registry may limit the size of requests)"},
+		{full, "put manifest y into ADDR/x: ADDR: it answers 507 Insufficient Storage to PUT: full: no room"},
+		{put("/token"), `upload to ADDR/token: ADDR: get a token: POST "http://ADDR/v2/token/blobs/uploads/": GET "http://ADDR/nowhere": response status code 404: Not Found`},
+		{read, `read manifest y of ADDR/token: ADDR: get a token: GET "http://ADDR/v2/token/manifests/y": GET "http://ADDR/nowhere": response status code 404: Not Found`},
+	} {
+		if tt.err == nil || strings.ReplaceAll(tt.err.Error(), addr, "ADDR") != tt.want || errors.Is(tt.err, registry.ErrNotFound) {
+			t.Errorf("got %v, want %s", tt.err, tt.want)
+		}
+	}
+}
+
 // TestRepoLogin has a token server whose tokens end in the middle of an upload, and who gives some people less than others.
 func TestRepoLogin(t *testing.T) {
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
