@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -401,6 +402,50 @@ func TestResumingReader(t *testing.T) {
 	open, _ = brokenSource(s, reset)
 	if _, err = io.ReadAll(newResumingReader(ctx, int64(len(s)), quick, open)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Credentials go where they were meant to go, and not to other hosts, ports and subdomains of the host: oras-go sees to it, net/http would not.
+func TestRedirectsTakeNoCredentials(t *testing.T) {
+	var got []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if to := r.URL.Query().Get("to"); to != "" {
+			http.Redirect(w, r, to, http.StatusTemporaryRedirect)
+			return
+		}
+		got = append(got, r.Header.Get("Authorization"))
+	}))
+	defer srv.Close()
+	c, err := newClient(nil, "", patience{}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.transport.plain.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, srv.Listener.Addr().String())
+	}
+	for to, want := range map[string]string{
+		"/elsewhere":                       "secret",
+		"http://reg.example:5000/x":        "secret",
+		"http://reg.example:5001/x":        "",
+		"http://reg.example/x":             "",
+		"http://storage.reg.example:5000/": "",
+		"http://other.example:5000/":       "",
+		"http://storage.reg.example/?to=http://storage.reg.example/y": "",
+	} {
+		got = nil
+		req, err := http.NewRequest("GET", "http://reg.example:5000/v2/?to="+url.QueryEscape(to), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "secret")
+		resp, err := c.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if len(got) != 1 || got[0] != want {
+			t.Errorf("%s got the credentials %q, want %q", to, got, want)
+		}
 	}
 }
 
