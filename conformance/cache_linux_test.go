@@ -18,6 +18,10 @@ func TestCacheDirectory(t *testing.T) {
 	Cache(t, func(t *testing.T) registry.Repo { return openLayout(t, memoryDir(t)) })
 }
 
+func TestCacheTar(t *testing.T) {
+	Cache(t, func(t *testing.T) registry.Repo { return openLayout(t, memoryDir(t)+".tar") })
+}
+
 func TestCacheDebian(t *testing.T) { cacheOn(t, NewDebian(t)) }
 
 func TestCacheDistribution(t *testing.T) { cacheOn(t, NewDistribution(t)) }

@@ -233,6 +233,40 @@ func middle(times []float64) float64 {
 	})
 }
 
+// BenchmarkCacheBusy builds 20 steps with a cache in a registry that allows 20 requests a second, and answers others 429: steps take what they take
+// with one that allows all, and the build what its pushes need at that rate.
+func BenchmarkCacheBusy(b *testing.B) {
+	x := newCacheBench(b, 4)
+	build := func(name string) (step, whole float64) {
+		m := &machine{TB: b, obx: x.obx, busybox: x.busybox, dir: x.dir}
+		var times []float64
+		step = median(3, func(int) time.Duration {
+			m.store = filepath.Join(x.dir, "store"+x.number())
+			start := time.Now()
+			r := m.silent(20, 0, last(steps(19, "")), append(x.repo(name+x.number(), true), "--salt", x.number())...)
+			times = append(times, float64(time.Since(start).Milliseconds()))
+			if err := os.RemoveAll(m.store); err != nil {
+				b.Fatal(err)
+			}
+			return r.finished
+		})
+		return step, middle(times)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		x.proxy.SetRate(0)
+		free, _ := build("free")
+		x.proxy.SetRate(20)
+		x.proxy.Counts()
+		busy, whole := build("busy")
+		b.StartTimer()
+		b.ReportMetric(busy, "steps-ms")
+		b.ReportMetric(busy/free, "x-free")
+		b.ReportMetric(whole, "build-ms")
+		b.ReportMetric(float64(Total(x.proxy.Counts()).Requests)/3, "requests")
+	}
+}
+
 // BenchmarkCacheLarge builds 20,000 small files and two files of 1 GiB, one that cannot be compressed and one that can, cold and pushed (at most
 // 1.25 times the time without a cache), and goes on from them on a fresh store. Floor of that: to decompress and untar the same layers, on both
 // cores at once. obx itself stays below 200 MiB.

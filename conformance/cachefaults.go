@@ -12,20 +12,28 @@ import (
 )
 
 // CacheFaults checks that a cache in a registry that has bad days never breaks a build: it answers wrongly, or not at all, always or now and
-// then, or dies and comes back. open opens a repository, HOST/NAME, as a new process does, with less patience than users have.
+// then, or dies and comes back. open opens a repository, HOST/NAME, as a new process does, with less patience than users have; where nothing is
+// broken, that of users counts, for a busy machine is no bad day of a registry.
 func CacheFaults(t *testing.T, reg *Registry, open func(t *testing.T, name string) registry.Repo) {
 	RequireRoot(t)
 	proxy := StartProxy(t, reg.Addr)
 	elsewhere := StartProxy(t, reg.Addr)
 	elsewhere.Break(func(*http.Request) Fault { return Fault{Status: http.StatusForbidden} })
-	direct := &cacheTest{T: t, repo: open(t, reg.Addr+"/faults")}
+	patient := func(addr string) registry.Repo {
+		repo, err := registry.OpenRepo(addr+"/faults", registry.RepoOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return repo
+	}
+	direct := &cacheTest{T: t, repo: patient(reg.Addr)}
 	direct.fill(direct.repo, nil)
 
 	// mended checks that the next build is right, and the one after that has nothing to do.
 	mended := func(c *cacheTest, word string) {
 		c.Helper()
 		proxy.Break(nil)
-		c.right("after that", c.site(open(c.T, proxy.Addr+"/faults"), nil).build(cacheSpec(word)), word)
+		c.right("after that", c.site(patient(proxy.Addr), nil).build(cacheSpec(word)), word)
 		c.hit("mended", direct.repo, nil, word)
 	}
 	for name, f := range map[string]struct {
@@ -33,6 +41,10 @@ func CacheFaults(t *testing.T, reg *Registry, open func(t *testing.T, name strin
 		every int64 // 1: all requests
 	}{
 		"500":            {Fault{Status: 500}, 1},
+		"503":            {Fault{Status: 503}, 1},
+		"429":            {Fault{Status: 429}, 1},
+		"paused":         {Fault{Status: 503, Header: http.Header{"Retry-After": {"5"}}}, 1},
+		"some paused":    {Fault{Status: 429, Header: http.Header{"Retry-After": {"0"}}}, 3},
 		"forbidden":      {Fault{Status: 403}, 1},
 		"not a registry": {Fault{Status: 200, Body: "<html>log in</html>"}, 1},
 		"redirected":     {Fault{Redirect: "http://" + elsewhere.Addr + "/v2/"}, 1},
@@ -64,11 +76,15 @@ func CacheFaults(t *testing.T, reg *Registry, open func(t *testing.T, name strin
 			if took := time.Since(start); took > 20*time.Second {
 				t.Errorf("the build took %v", took)
 			}
+			// Patience with it is spent once, not with each request: two kinds of them, two stages, and one try for each result.
+			if asked := n.Load(); f.every == 1 && f.fault.Status >= 429 && asked > 30 {
+				t.Errorf("it was asked %d times", asked)
+			}
 			mended(c, word)
 		})
 	}
 	// It dies at a request, in the pull or in the push, and is back for the next build.
-	for n := int64(1); n <= 31; n += 3 {
+	for n := int64(1); n <= 31; n += 6 {
 		t.Run(fmt.Sprint("dies at request ", n), func(t *testing.T) {
 			c := &cacheTest{T: t, repo: direct.repo}
 			var seen atomic.Int64

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"strings"
 	"sync"
 	"time"
@@ -224,11 +225,12 @@ func (c *Cache) Find(ctx context.Context, ids []keys.ID) (*Result, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	r, err := c.first(ctx, ids[0])
+	ctx = inPassing(ctx)
+	r, err := c.find(ctx, ids[0], c.domains(), c.inTurn)
 	if err == nil && r == nil {
-		var there [][]bool
+		var there [][]string
 		if there, err = c.heads(ctx, ids[1:]); err == nil {
-			r, err = c.deepest(ctx, ids[1:], there)
+			r, err = c.deepest(ctx, ids[1:], there, c.inTurn)
 		}
 	}
 	if errors.Is(err, errNoAnswer) { // more questions would only wait for it
@@ -237,17 +239,18 @@ func (c *Cache) Find(ctx context.Context, ids []keys.ID) (*Result, error) {
 	return r, err
 }
 
-// Survey is Find for those who want to know soon rather than to ask seldom: it asks for all keys at once, which is one round trip,
-// and then for the deepest that is there.
+// Survey is Find for those who want to know soon rather than to ask seldom: it asks for all keys in all domains at once, which is one round
+// trip, and then, unless that has given the first key's, for the deepest that is there. What an alias leads to takes one more.
 func (c *Cache) Survey(ctx context.Context, ids []keys.ID) (*Result, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
+	ctx = inPassing(ctx)
 	var r *Result
-	var there [][]bool
+	var there [][]string
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		r, err = c.first(gctx, ids[0])
+		r, err = c.find(gctx, ids[0], c.domains(), c.atOnce)
 		return err
 	})
 	g.Go(func() (err error) {
@@ -256,7 +259,7 @@ func (c *Cache) Survey(ctx context.Context, ids []keys.ID) (*Result, error) {
 	})
 	err := g.Wait()
 	if err == nil && r == nil {
-		r, err = c.deepest(ctx, ids[1:], there)
+		r, err = c.deepest(ctx, ids[1:], there, c.atOnce)
 	}
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
@@ -267,28 +270,49 @@ func (c *Cache) Survey(ctx context.Context, ids []keys.ID) (*Result, error) {
 	return r, err
 }
 
-// first looks for the result of one key, in all domains. errNoAnswer, or ctx's error.
-func (c *Cache) first(ctx context.Context, id keys.ID) (*Result, error) {
-	for _, domain := range c.domains() {
-		if r, err := c.find(ctx, id, domain); err != nil || r != nil {
-			return r, err
+// A search reads the records of a key in some domains, in their order: those that can be used. errNoAnswer, or ctx's error.
+type search func(ctx context.Context, id keys.ID, domains []string) iter.Seq2[*record, error]
+
+// inTurn asks one domain after the other, as far as is wanted.
+func (c *Cache) inTurn(ctx context.Context, id keys.ID, domains []string) iter.Seq2[*record, error] {
+	return func(yield func(*record, error) bool) {
+		for _, domain := range domains {
+			rec, err := c.lookUp(ctx, id, domain)
+			if (err != nil || rec != nil) && !yield(rec, err) {
+				return
+			}
 		}
 	}
-	return nil, nil
+}
+
+// atOnce asks all domains in one round trip.
+func (c *Cache) atOnce(ctx context.Context, id keys.ID, domains []string) iter.Seq2[*record, error] {
+	return func(yield func(*record, error) bool) {
+		recs := make([]*record, len(domains))
+		g, gctx := errgroup.WithContext(ctx)
+		for i, domain := range domains {
+			g.Go(func() (err error) {
+				recs[i], err = c.lookUp(gctx, id, domain)
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			yield(nil, err)
+			return
+		}
+		for _, rec := range recs {
+			if rec != nil && !yield(rec, nil) {
+				return
+			}
+		}
+	}
 }
 
 // deepest gives the first good result of those that heads has found.
-func (c *Cache) deepest(ctx context.Context, ids []keys.ID, there [][]bool) (*Result, error) {
+func (c *Cache) deepest(ctx context.Context, ids []keys.ID, there [][]string, search search) (*Result, error) {
 	for i, id := range ids {
-		for j, domain := range c.domains() {
-			if !there[i][j] {
-				continue
-			}
-			switch r, err := c.find(ctx, id, domain); {
-			case errors.Is(err, errNoAnswer):
-			case err != nil || r != nil:
-				return r, err
-			}
+		if r, err := c.find(ctx, id, there[i], search); err != nil || r != nil {
+			return r, err
 		}
 	}
 	return nil, nil
@@ -297,20 +321,21 @@ func (c *Cache) deepest(ctx context.Context, ids []keys.ID, there [][]bool) (*Re
 // errNoAnswer says that a Repo could not be asked. It has been told to Warn.
 var errNoAnswer = errors.New("the cache does not answer")
 
-// heads asks which records there are, for each key and domain.
-func (c *Cache) heads(ctx context.Context, ids []keys.ID) ([][]bool, error) {
-	there := make([][]bool, len(ids))
+// heads asks which records there are: for each key, it gives the domains that have one.
+func (c *Cache) heads(ctx context.Context, ids []keys.ID) ([][]string, error) {
+	there := make([][]string, len(ids))
+	has := make([][]bool, len(ids))
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxRequests)
 	for i, id := range ids {
-		there[i] = make([]bool, len(c.domains()))
+		has[i] = make([]bool, len(c.domains()))
 		for j, domain := range c.domains() {
 			tag := tagOf(id, domain) + recordSuffix
 			g.Go(func() error {
 				_, err := c.Repo.Head(gctx, tag)
 				switch {
 				case err == nil:
-					there[i][j] = true
+					has[i][j] = true
 				case gctx.Err() != nil:
 					return gctx.Err()
 				case errors.Is(err, ErrNotFound):
@@ -322,31 +347,39 @@ func (c *Cache) heads(ctx context.Context, ids []keys.ID) ([][]bool, error) {
 			})
 		}
 	}
-	return there, g.Wait()
+	err := g.Wait()
+	for i := range ids {
+		for j, domain := range c.domains() {
+			if has[i][j] {
+				there[i] = append(there[i], domain)
+			}
+		}
+	}
+	return there, err
 }
 
-// find gives the result of a key in a domain, through an alias too.
-func (c *Cache) find(ctx context.Context, id keys.ID, domain string) (*Result, error) {
-	rec, err := c.lookUp(ctx, id, domain)
-	if err != nil || rec == nil {
-		return nil, err
-	}
-	if rec.Status != statusAlias {
-		return c.result(rec, id), nil
-	}
-	for _, domain := range c.domains() {
-		target, err := c.lookUp(ctx, rec.Alias, domain)
+// find gives the first result of a key in some domains, through an alias too.
+func (c *Cache) find(ctx context.Context, id keys.ID, domains []string, search search) (*Result, error) {
+	for rec, err := range search(ctx, id, domains) {
 		if err != nil {
 			return nil, err
 		}
-		if target != nil && target.Status != statusAlias {
-			r := c.result(target, id)
-			r.alias = rec
-			return r, nil
+		if rec.Status != statusAlias {
+			return c.result(rec, id), nil
 		}
+		for target, err := range search(ctx, rec.Alias, c.domains()) {
+			if err != nil {
+				return nil, err
+			}
+			if target.Status != statusAlias {
+				r := c.result(target, id)
+				r.alias = rec
+				return r, nil
+			}
+		}
+		// Whoever builds it may get another content key: then this alias must not stand in the way.
+		c.note(rec.tag, sight{verdict: broken, digest: rec.digest})
 	}
-	// Whoever builds it may get another content key: then this alias must not stand in the way.
-	c.note(rec.tag, sight{verdict: broken, digest: rec.digest})
 	return nil, nil
 }
 
@@ -414,7 +447,7 @@ func (c *Cache) lookUp(ctx context.Context, id keys.ID, domain string) (*record,
 // recent reports whether a failure of that time still counts. One from the future, beyond clocks that differ, does not.
 func (c *Cache) recent(made time.Time) bool {
 	age := c.now().Sub(made)
-	return age < c.Failures && age > -time.Hour
+	return c.Failures > 0 && age < c.Failures && age > -time.Hour
 }
 
 // read gives what is under the tag of a record. The digest is that of its manifest, "" if there is none or it could not be read.

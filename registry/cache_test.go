@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -386,7 +385,7 @@ func TestPushAndResume(t *testing.T) {
 	}
 }
 
-// Survey asks for all keys before any is answered, and then for one thing only.
+// Survey asks for all keys in all domains before any is answered, and then for one thing only.
 func TestSurvey(t *testing.T) {
 	needRoot(t)
 	repo := newSpy()
@@ -401,28 +400,51 @@ func TestSurvey(t *testing.T) {
 		next.results = append(next.results, build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command next))", next.last().Key)))
 	}
 	ids := next.ids()
+	input := build.result("(obx/1 run/1 (parent " + build.last().Key.String() + ") (command input))")
+	push(t, a, &registry.Result{Key: input.Key, Alias: build.last().Key, Preimage: input.Preimage, Platform: build.last().Platform})
 
-	b, w := machine(t, repo)
-	repo.seen()
-	var first sync.WaitGroup
-	first.Add(len(ids))
-	var asked atomic.Int64
-	repo.setFault(func(string) error {
-		if asked.Add(1) <= int64(len(ids)) {
-			first.Done()
-			first.Wait()
+	for _, tt := range []struct {
+		name    string
+		ids     []keys.ID
+		domains []string
+		trips   []int // requests that wait for each other, then for those
+	}{
+		{"all but two", ids, nil, []int{len(ids), 1}},
+		{"all but two, in a second domain", ids, []string{"pr-7", "default"}, []int{2 * len(ids), 1}},
+		{"all", ids[2:], nil, []int{len(ids) - 2}},
+		{"all, in a second domain", ids[2:], []string{"pr-7", "default"}, []int{2 * (len(ids) - 2)}},
+		{"nothing", ids[:2], []string{"pr-7", "default"}, []int{4}},
+		{"an alias", []keys.ID{ids[0], input.Key}, []string{"pr-7", "default"}, []int{4, 1, 2}},
+	} {
+		b, w := machine(t, repo)
+		b.Domains = tt.domains
+		repo.seen()
+		var mu sync.Mutex
+		trip, asked, all := 0, 0, make(chan struct{})
+		repo.setFault(func(string) error {
+			mu.Lock()
+			here := all
+			if asked++; trip < len(tt.trips) && asked == tt.trips[trip] {
+				close(all)
+				trip, asked, all = trip+1, 0, make(chan struct{})
+			}
+			mu.Unlock()
+			select {
+			case <-here:
+			case <-t.Context().Done():
+			case <-time.After(10 * time.Second):
+				t.Errorf("%s: round trip %d has %d requests", tt.name, trip+1, asked)
+			}
+			return nil
+		})
+		r, err := b.Survey(t.Context(), tt.ids)
+		want := build.last().Key
+		if err != nil || tt.name != "nothing" && (r == nil || r.Key != want) || tt.name == "nothing" && r != nil {
+			t.Errorf("%s: found %+v, %v, warned %q", tt.name, r, err, w.take())
 		}
-		return nil
-	})
-	r, err := b.Survey(t.Context(), ids)
-	if err != nil || r == nil || r.Key != build.last().Key {
-		t.Fatalf("found %+v, %v, warned %q", r, err, w.take())
-	}
-	if lines := repo.seen(); len(lines) != len(ids)+1 {
-		t.Errorf("it took %q", lines)
-	}
-	if r, err := b.Survey(t.Context(), next.ids()[:2]); r != nil || err != nil {
-		t.Errorf("found %+v, %v", r, err)
+		if trip != len(tt.trips) || asked > 0 {
+			t.Errorf("%s: it took %d round trips: %q", tt.name, trip, repo.seen())
+		}
 	}
 }
 
@@ -700,6 +722,10 @@ func TestFailures(t *testing.T) {
 	if r := find(t, careless, ok.Key); r != nil {
 		t.Errorf("a failure is found: %+v", r)
 	}
+	registry.SetClock(careless, func() time.Time { return failed.Started.Add(-time.Minute) }) // clocks differ
+	if r := find(t, careless, ok.Key); r != nil {
+		t.Errorf("a failure from the future is found: %+v", r)
+	}
 	b, warnB := machine(t, repo)
 	b.Failures = time.Hour
 	r := find(t, b, ok.Key)
@@ -948,6 +974,43 @@ func TestNoAnswer(t *testing.T) {
 	fresh, _ := machine(t, repo)
 	if _, err := fresh.Fetch(ctx, r, true, nil); !errors.Is(err, context.Canceled) || errors.Is(err, registry.ErrGone) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// Records that are there and cannot be read are not asked for one after the other.
+func TestNoAnswerToRecords(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	for range 4 {
+		build.step("")
+	}
+	push(t, a, build.results...)
+	next := *build
+	next.results = append(slices.Clone(build.results), build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command next))", build.last().Key)))
+	ids := next.ids()
+	repo.setFault(func(line string) error {
+		if strings.HasPrefix(line, "GET ") && !strings.Contains(line, ids[0].String()) {
+			return errors.New("status 500")
+		}
+		return nil
+	})
+	for name, ask := range map[string]func(*registry.Cache) (*registry.Result, error){
+		"find":   func(c *registry.Cache) (*registry.Result, error) { return c.Find(t.Context(), ids) },
+		"survey": func(c *registry.Cache) (*registry.Result, error) { return c.Survey(t.Context(), ids) },
+	} {
+		b, warned := machine(t, repo)
+		repo.seen()
+		if r, err := ask(b); r != nil || err != nil {
+			t.Errorf("%s: found %+v, %v", name, r, err)
+		}
+		if lines := repo.seen(); len(lines) != len(ids)+1 {
+			t.Errorf("%s asked %q", name, lines)
+		}
+		if w := warned.take(); len(w) != 1 || !strings.Contains(w[0], "status 500") {
+			t.Errorf("%s warned %q", name, w)
+		}
 	}
 }
 

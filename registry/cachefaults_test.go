@@ -8,8 +8,13 @@ import (
 	"github.com/ocurrent/obx/registry"
 )
 
-func TestCacheFaults(t *testing.T) {
-	conformance.CacheFaults(t, conformance.NewDebian(t), func(t *testing.T, name string) registry.Repo {
+func TestCacheFaultsDebian(t *testing.T) { cacheFaults(t, conformance.NewDebian(t)) }
+
+func TestCacheFaultsDistribution(t *testing.T) { cacheFaults(t, conformance.NewDistribution(t)) }
+
+func cacheFaults(t *testing.T, reg *conformance.Registry) {
+	t.Parallel() // it waits most of the time
+	conformance.CacheFaults(t, reg, func(t *testing.T, name string) registry.Repo {
 		o := registry.RepoOptions{}
 		registry.HurryRepo(&o, 300*time.Millisecond, 300*time.Millisecond, time.Second)
 		return openRepo(t, name, o)

@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -670,7 +671,9 @@ func TestCredentials(t *testing.T) {
 		_, _ = w.Write(img.blobs[d])
 	}))
 	defer storage.Close()
-	storageURL := strings.Replace(storage.URL, "127.0.0.1", "localhost", 1)
+	// Both are others: one by its port alone.
+	hosts := map[string]string{"auths": storage.URL, "credHelpers": strings.Replace(storage.URL, "127.0.0.1", "localhost", 1)}
+	storageURL := hosts["auths"]
 
 	f := newFront(t, addr)
 	signature := "s1gned"
@@ -717,6 +720,9 @@ func TestCredentials(t *testing.T) {
 			dir := t.TempDir()
 			writeFile(t, filepath.Join(dir, "config.json"), []byte(config))
 			t.Setenv("DOCKER_CONFIG", dir)
+			mu.Lock()
+			storageURL = cmp.Or(hosts[name], storageURL)
+			mu.Unlock()
 			im := newImages(t)
 			got, err := pull(t.Context(), im, f.addr+"/private/x")
 			if err != nil {

@@ -79,6 +79,21 @@ func newClient(plainHTTP []string, userAgent string, p patience, certs string) (
 	return c, nil
 }
 
+// do sends a request, with a login. Of an error before that, only what concerns access is one of the request itself.
+func (c *client) do(req *http.Request) (*http.Response, error) {
+	resp, err := c.http.Do(req)
+	switch statusOf(err) {
+	case 0, http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
+		return resp, err
+	}
+	return nil, &loginError{redact(err)}
+}
+
+// A loginError is a failure of who gives out tokens. Its status says nothing of what was to be requested, and is not to be found.
+type loginError struct{ err error }
+
+func (e *loginError) Error() string { return "get a token: " + e.err.Error() }
+
 // A repository is one repository of a registry, with the oras-go client for it.
 type repository struct {
 	client *client
@@ -177,7 +192,7 @@ func (r *repository) openBlob(ctx context.Context, desc ocispec.Descriptor, offs
 	if offset > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, desc.Size-1))
 	}
-	resp, err := r.client.http.Do(req)
+	resp, err := r.client.do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -315,7 +330,26 @@ func (r *repository) explain(err error) error {
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return fmt.Errorf("%s: there is no host %s: check the name and the network", host, dns.Name)
 	}
+	if status != nil && err.Error() == status.Error() {
+		return fmt.Errorf("%s: %w", host, &answered{status})
+	}
 	return fmt.Errorf("%s: %w", host, redact(err))
+}
+
+// answered is a registry's refusal, without the URL, which whoever made the request has told in better words.
+type answered struct{ *errcode.ErrorResponse }
+
+func (e *answered) Unwrap() error { return e.ErrorResponse }
+
+func (e *answered) Error() string {
+	text := fmt.Sprintf("it answers %d %s to %s", e.StatusCode, http.StatusText(e.StatusCode), e.Method)
+	if len(e.Errors) > 0 {
+		text += ": " + e.Errors.Error()
+	}
+	if e.StatusCode == http.StatusRequestEntityTooLarge {
+		text += " (a proxy before the registry may limit the size of requests)"
+	}
+	return text
 }
 
 // redacted is an error whose text may hold URLs with credentials: those of storage that registries redirect to are signed, and

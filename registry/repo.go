@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
@@ -83,17 +84,23 @@ type RepoOptions struct {
 // one in an archive. Nothing is asked of a registry yet; directory and file need not exist.
 func OpenRepo(ref string, o RepoOptions) (Repo, error) {
 	path, isLayout := strings.CutPrefix(ref, layoutPrefix)
+	rest, login := cutLogin(ref)
 	switch {
 	case ref == "":
 		return nil, errors.New("the name of a repository is empty")
 	case isLayout && path == "":
 		return nil, fmt.Errorf("repository %q: the directory is missing: oci:DIR or oci:FILE.tar", ref)
+	case isLayout && hasTag(path):
+		return nil, fmt.Errorf("repository %q: it names a tag: results have tags of their own, write %s", ref, ref[:strings.LastIndex(ref, ":")])
 	case isLayout || strings.HasSuffix(ref, ".tar"):
 		repo, err := openLayout(path)
 		if err != nil {
 			return nil, fmt.Errorf("repository %q: %w", ref, err)
 		}
 		return repo, nil
+	}
+	if login { // it is not repeated: it may hold a password
+		return nil, fmt.Errorf("repository %q: a name has no login before it: docker login keeps that", rest)
 	}
 	host, path, err := parseRepoName(ref)
 	if err != nil {
@@ -113,6 +120,25 @@ func OpenRepo(ref string, o RepoOptions) (Repo, error) {
 	}
 	r.repository = c.repository(host, path)
 	return r, nil
+}
+
+// hasTag reports whether a directory or file is named as images of layouts are, oci:DIR:TAG, and is not there under that name.
+func hasTag(path string) bool {
+	name, tag, ok := strings.Cut(filepath.Base(path), ":")
+	if !ok || name == "" || !isTag.MatchString(tag) {
+		return false
+	}
+	_, err := os.Lstat(path)
+	return err != nil
+}
+
+// cutLogin cuts off what stands before a host, as in URLs. The @ of a digest is no such thing.
+func cutLogin(ref string) (rest string, login bool) {
+	at := strings.LastIndex(ref, "@")
+	if at >= 0 && checkDigest(digest.Digest(ref[at+1:])) == nil {
+		at = strings.LastIndex(ref[:at], "@")
+	}
+	return ref[at+1:], at >= 0
 }
 
 func openLayout(path string) (*layoutRepo, error) {

@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 	"unicode"
 
 	"github.com/opencontainers/go-digest"
@@ -64,7 +63,7 @@ func (r *remoteRepo) newRequest(ctx context.Context, method, endpoint string, bo
 
 // do sends a request. Any status but those in want is an error, ErrNotFound for 404.
 func (r *remoteRepo) do(req *http.Request, want ...int) (*http.Response, error) {
-	resp, err := r.client.http.Do(req)
+	resp, err := r.client.do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -75,8 +74,16 @@ func (r *remoteRepo) do(req *http.Request, want ...int) (*http.Response, error) 
 	if host := resp.Request.URL.Host; host != req.URL.Host && resp.StatusCode != http.StatusNotFound {
 		return nil, fmt.Errorf("it redirects to %s, which answers %s", host, resp.Status) // no login would help
 	}
+	if isThrottled(resp) {
+		return nil, &throttledError{answerError(resp)}
+	}
 	return nil, answerError(resp)
 }
+
+// A throttledError is the answer of a registry that wants fewer requests.
+type throttledError struct{ error }
+
+func (e *throttledError) Unwrap() error { return e.error }
 
 // answerError reads a registry's refusal. Its text goes to people: it is cut, and cleaned of what a terminal would obey.
 func answerError(resp *http.Response) *errcode.ErrorResponse {
@@ -284,20 +291,20 @@ func (r *remoteRepo) PutBlob(ctx context.Context, desc ocispec.Descriptor, from 
 		return err
 	}
 	if err := r.putBlob(ctx, desc, from, open); err != nil {
-		return fmt.Errorf("put blob %s into %s: %w", desc.Digest, r.Name(), cmp.Or(ctx.Err(), r.explainWrite(err)))
+		return fmt.Errorf("upload to %s: %w", r.Name(), cmp.Or(ctx.Err(), r.explainWrite(err))) // which blob, the caller says
 	}
 	return nil
 }
 
 // putBlob begins an upload anew when one fails: what the registry has of the first cannot be known.
 func (r *remoteRepo) putBlob(ctx context.Context, desc ocispec.Descriptor, from string, open func() (io.ReadCloser, error)) error {
-	patience := r.client.transport.patience
-	var busy time.Time // since when the registry wants fewer requests
-	for failures := 0; ; failures++ {
+	t := r.client.transport
+	for failures, try := 0, 0; ; try++ {
 		session, err := r.beginUpload(ctx, desc, from)
 		if err != nil || session == nil {
 			return err
 		}
+		hopeless := t.refuses(session.Host, http.MethodPut)
 		err = r.upload(ctx, session, desc, open)
 		if err == nil || ctx.Err() != nil {
 			return err
@@ -305,24 +312,24 @@ func (r *remoteRepo) putBlob(ctx context.Context, desc ocispec.Descriptor, from 
 		switch status := statusOf(err); {
 		case errors.As(err, new(*sourceError)):
 			return err
-		case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
-			// The transport holds back what comes next.
-			if busy.IsZero() {
-				busy = time.Now()
-			}
-			if time.Since(busy) > patience.throttle {
+		case errors.As(err, new(*throttledError)):
+			// The transport holds back what comes next, unless it has lost patience.
+			if hopeless || t.refuses(session.Host, http.MethodPut) {
 				return err
 			}
 			failures = 0
-		case status == 0, status == http.StatusRequestTimeout, status >= 500,
-			hasCode(err, errcode.ErrorCodeBlobUploadUnknown, errcode.ErrorCodeBlobUploadInvalid):
-			if failures == maxRetries {
+		case status == 0, isPassing(status), hasCode(err, errcode.ErrorCodeBlobUploadUnknown, errcode.ErrorCodeBlobUploadInvalid):
+			if failures++; isTimeout(err) {
+				failures += 2
+			}
+			if hopeless || failures > maxRetries {
+				t.failed(session.Host, http.MethodPut)
 				return err
 			}
 		default:
 			return err
 		}
-		if err := sleep(ctx, jitter(patience.backoff<<failures)); err != nil {
+		if err := sleep(ctx, jitter(t.patience.backoff<<min(try, 5))); err != nil {
 			return err
 		}
 	}
@@ -521,12 +528,18 @@ func checkManifestToPut(tag string, data []byte) error {
 
 // Tags implements Repo.
 func (r *remoteRepo) Tags(ctx context.Context) iter.Seq2[string, error] {
+	return r.pages(ctx, func() {})
+}
+
+// pages is Tags, and tells of each page that is asked for.
+func (r *remoteRepo) pages(ctx context.Context, asking func()) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		// Without a number, some registries send all at once; distribution 3 takes none above 1000.
 		for next := r.url(ctx, "tags/list?n=1000"); next != ""; {
 			var tags []string
 			var after string
 			err := r.whole(ctx, func() (err error) {
+				asking()
 				tags, after, err = r.tagPage(ctx, next)
 				return err
 			})

@@ -222,6 +222,11 @@ func TestRepoLastingFaults(t *testing.T) {
 		{"deaf", func(*http.Request) conformance.Fault { return conformance.Fault{Deaf: true} }},
 		{"drops", func(*http.Request) conformance.Fault { return conformance.Fault{Drop: true} }},
 		{"status 500", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 500, Body: "<html>"} }},
+		{"status 503", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 503} }},
+		{"status 429", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 429} }},
+		{"paused", func(*http.Request) conformance.Fault {
+			return conformance.Fault{Status: 503, Header: http.Header{"Retry-After": {"5"}}}
+		}},
 		{"login page", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 401, Body: "<html>"} }},
 		{"status 200", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 200, Body: "<html>Welcome"} }},
 		{"status 418", func(*http.Request) conformance.Fault { return conformance.Fault{Status: 418} }},
@@ -230,11 +235,13 @@ func TestRepoLastingFaults(t *testing.T) {
 			return conformance.Fault{Redirect: "http://127.0.0.1:1/?s3cret"}
 		}},
 	}
+	var o registry.RepoOptions
+	registry.HurryRepo(&o, 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, tt := range tests {
 		p := conformance.StartProxy(t, addr)
-		ops := operations(t, p, hurried())
+		ops := operations(t, p, o)
 		wg.Go(func() {
 			for range 2 {
 				p.Break(tt.fault)
@@ -254,6 +261,17 @@ func TestRepoLastingFaults(t *testing.T) {
 					}
 					if d := time.Since(begin); d > 3*time.Second {
 						t.Errorf("%s: %s: it took %v", tt.name, op.name, d)
+					}
+				}
+				if !strings.HasPrefix(tt.name, "redirect") && tt.name != "login page" && tt.name != "status 200" {
+					for _, op := range ops { // all patience is spent
+						p.Counts()
+						if err := op.call(t.Context()); err == nil {
+							t.Errorf("%s: %s: no error", tt.name, op.name)
+						}
+						if n := conformance.Total(p.Counts()).Requests; n > 1 {
+							t.Errorf("%s: %s, again: %d requests", tt.name, op.name, n)
+						}
 					}
 				}
 				p.Break(nil)
@@ -631,6 +649,10 @@ func TestRepoTagPages(t *testing.T) {
 	if !slices.Equal(got, []string{"a", "b", "c", "d", "e"}) {
 		t.Errorf("got %q", got)
 	}
+	gc := &registry.Cache{Repo: openRepo(t, addr+"/x", registry.RepoOptions{})}
+	if report, err := gc.GC(t.Context(), registry.GCOptions{OlderThan: time.Hour}); err != nil || report.Requests != len(pages) {
+		t.Errorf("garbage collection made %d requests, %v", report.Requests, err)
+	}
 }
 
 // TestRepoUploadElsewhere has registries that want blobs sent to other places.
@@ -677,6 +699,51 @@ func TestRepoUploadElsewhere(t *testing.T) {
 		err := openRepo(t, addr+"/x", registry.RepoOptions{}).PutBlob(t.Context(), desc, "", conformance.OpenBytes(blob))
 		if err != nil || len(got) != 1 || got[0] != tt.want {
 			t.Errorf("%s: %q, %v", tt.location, got, err)
+		}
+	}
+}
+
+// TestRepoSays has registries and token servers that refuse: what was to be done, where, and the answer are told once each, and no status is taken
+// for another's.
+func TestRepoSays(t *testing.T) {
+	t.Parallel()
+	var front *httptest.Server
+	front = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, "/v2/token/"):
+			w.Header().Set("Www-Authenticate", fmt.Sprintf(`Bearer realm="%s/nowhere",service="x"`, front.URL))
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.URL.Path == "/nowhere":
+			w.WriteHeader(http.StatusNotFound)
+		case r.Method == http.MethodPost:
+			w.Header().Set("Location", "/v2/x/blobs/uploads/1?s3cret")
+			w.WriteHeader(http.StatusAccepted)
+		case strings.HasPrefix(r.URL.Path, "/v2/x/blobs/uploads/"):
+			w.WriteHeader(http.StatusRequestEntityTooLarge)
+		default:
+			w.WriteHeader(http.StatusInsufficientStorage)
+			_, _ = io.WriteString(w, `{"errors":[{"code":"FULL","message":"no room"}]}`)
+		}
+	}))
+	defer front.Close()
+	addr := front.Listener.Addr().String()
+	desc, b := conformance.RandomBlob(10)
+	put := func(name string) error {
+		return openRepo(t, addr+name, hurried()).PutBlob(t.Context(), desc, "", conformance.OpenBytes(b))
+	}
+	_, full := openRepo(t, addr+"/x", hurried()).PutManifest(t.Context(), "y", ocispec.MediaTypeImageManifest, manifestWith(t, desc))
+	_, _, read := openRepo(t, addr+"/token", hurried()).Manifest(t.Context(), "y")
+	for _, tt := range []struct {
+		err  error
+		want string
+	}{
+		{put("/x"), "upload to ADDR/x: ADDR: it answers 413 Request Entity Too Large to PUT (a proxy before the registry may limit the size of requests)"},
+		{full, "put manifest y into ADDR/x: ADDR: it answers 507 Insufficient Storage to PUT: full: no room"},
+		{put("/token"), `upload to ADDR/token: ADDR: get a token: POST "http://ADDR/v2/token/blobs/uploads/": GET "http://ADDR/nowhere": response status code 404: Not Found`},
+		{read, `read manifest y of ADDR/token: ADDR: get a token: GET "http://ADDR/v2/token/manifests/y": GET "http://ADDR/nowhere": response status code 404: Not Found`},
+	} {
+		if tt.err == nil || strings.ReplaceAll(tt.err.Error(), addr, "ADDR") != tt.want || errors.Is(tt.err, registry.ErrNotFound) {
+			t.Errorf("got %v, want %s", tt.err, tt.want)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package registry_test
 
 import (
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -62,6 +63,9 @@ func TestOpenRepo(t *testing.T) {
 	writeFile(t, filepath.Join(dir, "home/letter"), []byte("Dear"))
 	writeFile(t, filepath.Join(dir, "text.tar"), []byte(strings.Repeat("no archive", 100)))
 	writeFile(t, filepath.Join(dir, "file"), []byte("no archive, either"))
+	if err := os.Mkdir(filepath.Join(dir, "12:30"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	t.Chdir(dir)
 	tests := []struct{ ref, name, err string }{
 		{"registry.example/cache", "registry.example/cache", ""},
@@ -84,6 +88,15 @@ func TestOpenRepo(t *testing.T) {
 		{"registry.example/cache@sha256:" + strings.Repeat("0", 64), "", "write registry.example/cache"},
 		{"https://registry.example/cache", "", "a name has no scheme: write \"registry.example/cache\""},
 		{"registry.example/Cache", "", "lowercase"},
+		{"me:passw0rd@registry.example/cache", "", `"registry.example/cache": a name has no login before it`},
+		{"https://me:pass/w0rd@x@registry.example/cache", "", `"registry.example/cache": a name has no login before it`},
+		{"me:passw0rd@registry.example/cache@sha256:" + strings.Repeat("0", 64), "", "a name has no login before it"},
+		{"me:passw0rd@registry.example", "", "a name has no login before it"},
+		{"oci:dir:latest", "", "it names a tag: results have tags of their own, write oci:dir"},
+		{"oci:/a/b:x", "", "write oci:/a/b"},
+		{"oci:a.tar:x", "", "write oci:a.tar"},
+		{"oci:12:30", "oci:" + dir + "/12:30", ""},
+		{"oci:a@b", "oci:" + dir + "/a@b", ""},
 		{"oci:home", "", "is no OCI layout, nor is it empty"},
 		{"text.tar", "", "read the archive"},
 		{"oci:file", "", "read the archive"},
@@ -99,6 +112,8 @@ func TestOpenRepo(t *testing.T) {
 			}
 		case err == nil || !strings.Contains(err.Error(), tt.err):
 			t.Errorf("%q: got error %v, want %q", tt.ref, err, tt.err)
+		case strings.Contains(err.Error(), "w0rd"):
+			t.Errorf("%q: it tells the password: %v", tt.ref, err)
 		}
 	}
 }

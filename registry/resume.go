@@ -69,10 +69,10 @@ func (r *resumingReader) Read(p []byte) (int, error) {
 // begin makes a connection if there is none and bytes are wanted.
 func (r *resumingReader) begin() error {
 	for r.err == nil && r.body == nil && r.offset < r.size {
-		if err := r.connect(); isTransient(nil, err) {
+		if err := r.connect(); r.offset > 0 && isTransient(nil, err) {
 			r.fail(err)
 		} else if err != nil {
-			r.err = err // more tries would not help
+			r.err = err // more tries would not help, or have been made by the transport
 		}
 	}
 	return r.err

@@ -255,7 +255,7 @@ const gcGrace = 24 * time.Hour
 type GCReport struct {
 	Kept, Records, Images int
 	Bytes                 int64 // freed; a registry does that later, by itself
-	Requests              int   // that it made of the Repo; listing tags counts as one
+	Requests              int   // that it made of the Repo
 }
 
 // GC removes entries by their last use. What is used keeps all that it depends on. Records go before images, so that no record is left without its
@@ -278,7 +278,7 @@ func (c *Cache) GC(ctx context.Context, o GCOptions) (GCReport, error) {
 	return g.report, err
 }
 
-// countingRepo counts requests, one a call.
+// countingRepo counts requests: one a call, and one a page of tags.
 type countingRepo struct {
 	Repo
 	n atomic.Int64
@@ -300,6 +300,9 @@ func (r *countingRepo) Blob(ctx context.Context, desc ocispec.Descriptor) (io.Re
 }
 
 func (r *countingRepo) Tags(ctx context.Context) iter.Seq2[string, error] {
+	if paged, ok := r.Repo.(*remoteRepo); ok {
+		return paged.pages(ctx, func() { r.n.Add(1) })
+	}
 	r.n.Add(1)
 	return r.Repo.Tags(ctx)
 }

@@ -28,7 +28,8 @@ type patience struct {
 	header   time.Duration // 30 s: for the head of a response, and a second more for each 8 MiB that were sent: registries verify and move them
 	stall    time.Duration // 30 s: for the next bytes of a body, either way
 	backoff  time.Duration // 250 ms: before the first retry; doubled for each further one
-	throttle time.Duration // 2 min: in all, for a registry that limits the rate of requests
+	throttle time.Duration // 2 min: in all, for a host that asks for pauses and does nothing else
+	short    bool          // header is for the connection, too
 }
 
 func (p patience) orDefaults() patience {
@@ -49,7 +50,8 @@ const (
 
 // transport sends requests: with the certificates of each host, again when a registry is busy or a connection broke, not too many at a time, and
 // not before a host that asked for a pause has had it. It works on what does not change a registry, or comes to the same when done twice; other
-// requests are marked by sendOnce. A host that did not answer, however often it was asked, is not waited for again until it answers.
+// requests are marked by sendOnce. Patience with a host is spent once: one that did not answer, however often it was asked, gets one short try
+// a request until it answers, and one that refuses requests with some method gets one try for each of these until it does what it is asked.
 type transport struct {
 	patience patience
 	certs    string // directory with one of certificates for each host
@@ -63,9 +65,12 @@ type host struct {
 	http  *http.Transport
 	slots chan struct{} // filled by requests that wait for an answer
 
-	mu     sync.Mutex
-	paused time.Time // no request before this
-	silent bool      // it did not answer a request, nor any of its retries
+	mu       sync.Mutex
+	paused   time.Time                // no request before this
+	seen     bool                     // it has answered
+	silent   int                      // how many requests in turn it has not answered, nor any of their retries
+	refusing map[string]bool          // by method: it has failed a request, and all its retries, or has asked for too long a pause
+	waited   map[string]time.Duration // by method: the pauses that it has asked for since it last did what it was asked
 }
 
 func newTransport(p patience, certs string) *transport {
@@ -93,7 +98,12 @@ func (t *transport) host(addr string) (*host, error) {
 	if h := t.hosts[addr]; h != nil {
 		return h, nil
 	}
-	h := &host{http: t.plain, slots: make(chan struct{}, maxInFlight)}
+	h := &host{
+		http:     t.plain,
+		slots:    make(chan struct{}, maxInFlight),
+		refusing: make(map[string]bool),
+		waited:   make(map[string]time.Duration),
+	}
 	conf, err := hostTLS(t.certs, addr)
 	if err != nil {
 		return nil, err
@@ -147,6 +157,13 @@ type onceKey struct{}
 // sendOnce marks requests that are not to be sent again by the transport: what they send cannot just be sent again to the same URL.
 func sendOnce(ctx context.Context) context.Context { return context.WithValue(ctx, onceKey{}, true) }
 
+type passingKey struct{}
+
+// inPassing marks requests whose answer would only save work: a host that was never there is not waited for.
+func inPassing(ctx context.Context) context.Context {
+	return context.WithValue(ctx, passingKey{}, true)
+}
+
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	h, err := t.host(req.URL.Host)
@@ -155,37 +172,42 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	ctx := req.Context()
 	once := ctx.Value(onceKey{}) != nil
-	limit, p := maxRetries, t.patience
-	if h.isSilent() {
-		limit = 0
-		p.header /= 4
-	}
-	var throttled time.Duration
-	for retries := 0; ; {
+	p, limit, hasty := h.temper(t.patience, ctx.Value(passingKey{}) != nil, req.Method)
+	failures := 0
+	for try := 0; ; try++ {
 		resp, err := h.roundTrip(req, p)
 		if ctx.Err() != nil || !isTransient(resp, err) {
+			if err == nil {
+				h.obeys(req.Method)
+			}
 			return resp, err
 		}
-		delay := jitter(p.backoff << min(retries, 5))
-		if isThrottled(resp) {
+		delay := jitter(p.backoff << min(try, 5))
+		throttled := isThrottled(resp)
+		if throttled {
 			if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
 				delay = after
 			}
-			throttled += delay
-			if throttled > p.throttle {
+			if limit == 0 || !h.pause(req.Method, delay, p.throttle) {
 				return resp, nil
 			}
-			h.pause(delay)
-		}
-		if retries++; isTimeout(err) {
-			retries += 2 // who did not answer once has cost enough time
 		}
 		if once {
 			return resp, err
 		}
-		if retries > limit && !isThrottled(resp) {
-			h.setSilent(resp == nil)
-			return resp, err
+		if !throttled {
+			switch {
+			case hasty && isTimeout(err):
+				failures += maxRetries + 1
+			case isTimeout(err), hasty && errors.Is(err, syscall.ECONNREFUSED):
+				failures += 3 // it has cost enough time, or there never was anybody
+			default:
+				failures++
+			}
+			if failures > limit {
+				h.disappoints(req.Method, resp)
+				return resp, err
+			}
 		}
 		again, ok := rewind(req)
 		if !ok {
@@ -194,10 +216,32 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if resp != nil {
 			discard(resp)
 		}
-		if err := sleep(ctx, delay); err != nil {
-			return nil, err
+		if !throttled { // else the host's pause is waited for
+			if err := sleep(ctx, delay); err != nil {
+				return nil, err
+			}
 		}
 		req = again
+	}
+}
+
+// refuses reports whether requests with a method are no longer worth another try. They are not, neither, after failed.
+func (t *transport) refuses(addr, method string) bool {
+	h, err := t.host(addr)
+	if err != nil {
+		return true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.refusing[method] || h.silent > 0
+}
+
+// failed notes that a request was in vain, however often somebody else than the transport has sent it.
+func (t *transport) failed(addr, method string) {
+	if h, err := t.host(addr); err == nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.refusing[method] = true
 	}
 }
 
@@ -227,6 +271,9 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 	w := newUploadWatch(p, req.ContentLength, cancel)
 	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { w.sent() }}))
 	w.wrap(req)
+	if p.short {
+		w.expect(w.answer) // from the first: connections take long to fail, too
+	}
 	resp, err := h.http.RoundTrip(req)
 	w.stop()
 	if err != nil {
@@ -236,7 +283,7 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 		cancel(nil)
 		return nil, err
 	}
-	h.setSilent(false)
+	h.answers()
 	resp.Body = &watchedBody{body: resp.Body, cancel: func() { cancel(nil) }, stall: p.stall}
 	return resp, nil
 }
@@ -365,9 +412,10 @@ func rewind(req *http.Request) (*http.Request, bool) {
 	return again, true
 }
 
-// isThrottled reports that a registry asks for fewer requests.
+// isThrottled reports that a registry asks for fewer requests. 503 alone does not: gateways say it of a registry that is gone.
 func isThrottled(resp *http.Response) bool {
-	return resp != nil && (resp.StatusCode == http.StatusTooManyRequests || resp.StatusCode == http.StatusServiceUnavailable)
+	return resp != nil && (resp.StatusCode == http.StatusTooManyRequests ||
+		resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "")
 }
 
 // isTransient reports a failure that may be gone in a moment.
@@ -375,11 +423,16 @@ func isTransient(resp *http.Response, err error) bool {
 	if resp == nil {
 		return isTimeout(err) || errors.Is(err, syscall.ECONNREFUSED) || isBroken(err)
 	}
-	switch resp.StatusCode {
-	case http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusGatewayTimeout:
+	return isPassing(resp.StatusCode) || isThrottled(resp)
+}
+
+// isPassing reports a status that may be another one in a moment.
+func isPassing(status int) bool {
+	switch status {
+	case http.StatusRequestTimeout, http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
 		return true
 	}
-	return isThrottled(resp)
+	return false
 }
 
 func isTimeout(err error) bool {
@@ -405,32 +458,82 @@ func retryAfter(v string, now time.Time) time.Duration {
 	return 0
 }
 
-// pause holds back all requests to a host: one that is refused tells of the others, too.
-func (h *host) pause(d time.Duration) {
+// temper says how patient a request is: with which limits of time, and how many retries. hasty ones take one failure for several.
+func (h *host) temper(p patience, passing bool, method string) (_ patience, limit int, hasty bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if until := time.Now().Add(d); until.After(h.paused) {
-		h.paused = until
+	limit, hasty = maxRetries, passing && !h.seen
+	switch {
+	case h.silent > 1: // the end of a build may have many more
+		p.header = max(p.header/16, min(p.header, time.Second))
+	case h.silent > 0, hasty:
+		p.header = max(p.header/4, min(p.header, time.Second))
+	}
+	p.short = h.silent > 0 || hasty
+	if h.silent > 0 || h.refusing[method] {
+		limit = 0
+	}
+	return p, limit, hasty
+}
+
+// pause holds back all requests to a host: one that is refused tells of the others, too. It is false, and does nothing, if the host has asked for
+// more in all than anybody waits for.
+func (h *host) pause(method string, d, most time.Duration) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	until, from := time.Now().Add(d), time.Now()
+	if h.paused.After(from) {
+		from = h.paused
+	}
+	more := max(until.Sub(from), 0) // many are refused at the same time
+	if h.waited[method]+more > most {
+		h.refusing[method] = true
+		return false
+	}
+	h.waited[method] += more
+	h.paused = from.Add(more)
+	return true
+}
+
+// obeys notes that a host has done what a method asked for, or had a good reason not to.
+func (h *host) obeys(method string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.refusing, method)
+	delete(h.waited, method)
+}
+
+// answers notes that a host is there.
+func (h *host) answers() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.seen, h.silent = true, 0
+}
+
+// disappoints notes that a request and all its retries have failed.
+func (h *host) disappoints(method string, resp *http.Response) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if resp == nil {
+		h.silent++
+	} else {
+		h.refusing[method] = true
 	}
 }
 
-func (h *host) setSilent(silent bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.silent = silent
-}
-
-func (h *host) isSilent() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.silent
-}
-
+// wait waits for the end of a pause, as often as that is put off meanwhile. Those who wait do not go on all at the same moment.
 func (h *host) wait(ctx context.Context) error {
-	h.mu.Lock()
-	d := time.Until(h.paused)
-	h.mu.Unlock()
-	return sleep(ctx, d)
+	for {
+		h.mu.Lock()
+		d := time.Until(h.paused)
+		h.mu.Unlock()
+		if d <= 0 {
+			return ctx.Err()
+		}
+		if err := sleep(ctx, d+time.Duration(rand.Float64()*float64(min(d, 4*time.Second))/4)); err != nil {
+			return err
+		}
+	}
 }
 
 // sleep waits for d, or less if ctx ends.

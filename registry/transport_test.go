@@ -4,11 +4,18 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log"
+	"maps"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -42,6 +49,7 @@ func TestTransportRetries(t *testing.T) {
 		{"bad gateway", "GET", []int{502, 200}, 200, 2},
 		{"broken connections", "GET", []int{0, 0, 200}, 200, 3},
 		{"always an error", "GET", []int{500}, 500, maxRetries + 1},
+		{"a gateway to nowhere", "GET", []int{503}, 503, maxRetries + 1},
 		{"always broken", "GET", []int{0}, 0, maxRetries + 1},
 		{"final", "GET", []int{404, 200}, 404, 1},
 		{"with a body", "PUT", []int{500, 200}, 200, 2},
@@ -141,6 +149,197 @@ func TestTransportGivesUpWaiting(t *testing.T) {
 	}
 }
 
+// What a host costs once, it does not cost again: until it does what it is asked, each request is tried once.
+func TestTransportPatienceIsSpentOnce(t *testing.T) {
+	const all = maxRetries + 1
+	type step struct {
+		method string
+		want   int // requests; some: more than one
+	}
+	const some = -1
+	tests := []struct {
+		name   string
+		status int // 0 breaks the connection
+		header http.Header
+		steps  []step
+	}{
+		{"500", 500, nil, []step{{"GET", all}, {"GET", 1}, {"HEAD", all}, {"HEAD", 1}, {"GET", 1}}},
+		{"503", 503, nil, []step{{"GET", all}, {"GET", 1}, {"POST", all}, {"POST", 1}}},
+		{"429", 429, nil, []step{{"GET", some}, {"GET", 1}, {"GET", 1}, {"HEAD", some}, {"HEAD", 1}}},
+		{"429 for long", 429, http.Header{"Retry-After": {"3600"}}, []step{{"GET", 1}, {"GET", 1}, {"HEAD", 1}}},
+		{"503 for long", 503, http.Header{"Retry-After": {"3600"}}, []step{{"GET", 1}, {"GET", 1}}},
+		{"broken connections", 0, nil, []step{{"GET", all}, {"GET", 1}, {"HEAD", 1}, {"POST", 1}}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			var n atomic.Int32
+			var bad atomic.Bool
+			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				n.Add(1)
+				if !bad.Load() {
+					return
+				}
+				if tt.status == 0 {
+					panic(http.ErrAbortHandler)
+				}
+				maps.Copy(w.Header(), tt.header)
+				w.WriteHeader(tt.status)
+			}))
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0)
+			defer srv.Close()
+			tr := newTransport(patience{backoff: time.Millisecond, throttle: 20 * time.Millisecond}, "")
+			tr.plain.DisableKeepAlives = true // net/http sends again what a reused connection has lost
+			send := func(method string) int {
+				n.Store(0)
+				req, err := http.NewRequest(method, srv.URL, http.NoBody)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if resp, err := tr.RoundTrip(req); err == nil {
+					resp.Body.Close()
+				}
+				return int(n.Load())
+			}
+			for round := range 2 {
+				bad.Store(true)
+				for i, s := range tt.steps {
+					if got := send(s.method); got != s.want && (s.want != some || got < 2) {
+						t.Errorf("round %d, step %d: %s took %d requests, want %d", round+1, i+1, s.method, got, s.want)
+					}
+				}
+				bad.Store(false)
+				for _, s := range tt.steps {
+					if got := send(s.method); got != 1 {
+						t.Errorf("round %d: mended, %s took %d requests", round+1, s.method, got)
+					}
+				}
+			}
+		})
+	}
+}
+
+// Many that are refused at the same time wait for one pause, and have used up only that.
+func TestTransportPausesAddUpOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{refusing: map[string]bool{}, waited: map[string]time.Duration{}}
+		const most = 3 * time.Second
+		for range 32 {
+			if !h.pause("GET", time.Second, most) {
+				t.Fatal("patience ends with the first pause")
+			}
+		}
+		time.Sleep(time.Second)
+		if !h.pause("GET", 2*time.Second, most) || h.refusing["GET"] {
+			t.Error("patience ends with the second pause")
+		}
+		time.Sleep(2 * time.Second)
+		if h.pause("GET", time.Millisecond, most) || !h.refusing["GET"] {
+			t.Error("patience never ends")
+		}
+		h.obeys("GET")
+		if !h.pause("GET", most, most) || h.refusing["GET"] {
+			t.Error("patience does not come back")
+		}
+	})
+}
+
+// A host that was never there is asked for a result only twice; one that was has the time to start again.
+func TestTransportConnectionRefused(t *testing.T) {
+	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	defer srv.Close()
+	dead := new(atomic.Bool)
+	for _, tt := range []struct {
+		name    string
+		seen    bool
+		passing bool
+		want    int32
+	}{
+		{"never there", false, true, 2},
+		{"never there, but needed", false, false, maxRetries + 1},
+		{"there before", true, true, maxRetries + 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var dials atomic.Int32
+			tr := newTransport(patience{backoff: time.Millisecond}, "")
+			tr.plain.DisableKeepAlives = true
+			dial := tr.plain.DialContext
+			tr.plain.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				dials.Add(1)
+				if dead.Load() {
+					return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+				}
+				return dial(ctx, network, addr)
+			}
+			get := func() (int32, error) {
+				dials.Store(0)
+				ctx := t.Context()
+				if tt.passing {
+					ctx = inPassing(ctx)
+				}
+				req, err := http.NewRequestWithContext(ctx, "GET", srv.URL, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp, err := tr.RoundTrip(req)
+				if err == nil {
+					resp.Body.Close()
+				}
+				return dials.Load(), err
+			}
+			dead.Store(false)
+			if tt.seen {
+				if _, err := get(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			dead.Store(true)
+			if n, err := get(); n != tt.want || !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("%d tries, want %d: %v", n, tt.want, err)
+			}
+			if n, err := get(); n != 1 || err == nil {
+				t.Errorf("again: %d tries, %v", n, err)
+			}
+			dead.Store(false)
+			if n, err := get(); n != 1 || err != nil {
+				t.Errorf("back: %d tries, %v", n, err)
+			}
+		})
+	}
+}
+
+// A pause that is made longer is longer for those who wait already, and they do not all go on at the same moment.
+func TestHostWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := &host{refusing: map[string]bool{}, waited: map[string]time.Duration{}}
+		begin := time.Now()
+		h.pause("GET", time.Second, time.Hour)
+		var mu sync.Mutex
+		ends := make(map[time.Duration]bool)
+		var wg sync.WaitGroup
+		for range 32 {
+			wg.Go(func() {
+				if err := h.wait(t.Context()); err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				ends[time.Since(begin)] = true
+			})
+		}
+		time.Sleep(500 * time.Millisecond)
+		h.pause("GET", 2*time.Second, time.Hour)
+		wg.Wait()
+		for d := range ends {
+			if d < 2500*time.Millisecond || d > 4*time.Second {
+				t.Errorf("one goes on after %v", d)
+			}
+		}
+		if len(ends) < 16 {
+			t.Errorf("they go on at %d moments", len(ends))
+		}
+	})
+}
+
 func TestTransportIsCancelled(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Retry-After", "60")
@@ -203,6 +402,50 @@ func TestResumingReader(t *testing.T) {
 	open, _ = brokenSource(s, reset)
 	if _, err = io.ReadAll(newResumingReader(ctx, int64(len(s)), quick, open)); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// Credentials go where they were meant to go, and not to other hosts, ports and subdomains of the host: oras-go sees to it, net/http would not.
+func TestRedirectsTakeNoCredentials(t *testing.T) {
+	var got []string
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if to := r.URL.Query().Get("to"); to != "" {
+			http.Redirect(w, r, to, http.StatusTemporaryRedirect)
+			return
+		}
+		got = append(got, r.Header.Get("Authorization"))
+	}))
+	defer srv.Close()
+	c, err := newClient(nil, "", patience{}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.transport.plain.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, srv.Listener.Addr().String())
+	}
+	for to, want := range map[string]string{
+		"/elsewhere":                       "secret",
+		"http://reg.example:5000/x":        "secret",
+		"http://reg.example:5001/x":        "",
+		"http://reg.example/x":             "",
+		"http://storage.reg.example:5000/": "",
+		"http://other.example:5000/":       "",
+		"http://storage.reg.example/?to=http://storage.reg.example/y": "",
+	} {
+		got = nil
+		req, err := http.NewRequest("GET", "http://reg.example:5000/v2/?to="+url.QueryEscape(to), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Authorization", "secret")
+		resp, err := c.http.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if len(got) != 1 || got[0] != want {
+			t.Errorf("%s got the credentials %q, want %q", to, got, want)
+		}
 	}
 }
 

@@ -95,7 +95,7 @@ uses it as it is.`,
 	f.SortFlags = false
 	f.StringVar(&to, "to", "", "write to `REPO`: oci:DIR, FILE.tar or registry.example/cache")
 	f.BoolVar(&all, "all", false, "export all results of the domains")
-	f.DurationVar(&since, "since", 0, "only results that are not older than `TIME`, as 24h")
+	addAge(f, &since, "since", "only results that are not older than `TIME`, as 7d or 12h")
 	f.StringVar(&compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9")
 	fixedValues(cmd, "compression", "zstd", "gzip", "none")
 	in.sharing.add(cmd)

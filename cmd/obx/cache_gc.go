@@ -21,19 +21,25 @@ func cacheGCCommand() *cobra.Command {
 		Long: `Remove from a shared cache what nobody has used for a while. What is used keeps all that it was made from. Builds may go
 on meanwhile: what they lose, they make again.
 
+Each build with --cache notes, at most once a day, that the last results it goes on from are used, those in its own store
+too, if it may write: with --push never or --cache-readonly, use leaves no trace.
+
 A registry frees the bytes of what was removed when its own garbage collection runs.
 obx cache prune makes room in the store of this machine.`,
-		Example: `  obx cache gc registry.example/cache --older-than 720h --dry-run
-  obx cache gc oci:/mnt/cache --older-than 168h`,
+		Example: `  obx cache gc registry.example/cache --older-than 30d --dry-run
+  obx cache gc oci:/mnt/cache --older-than 7d`,
 		Args: args(1, 1, "one REPO"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if o.OlderThan <= 0 {
-				return usage("for example --older-than 720h", "--older-than is missing")
+				return usage("for example --older-than 30d", "--older-than is missing")
 			}
 			return h.withCache(cmd, args[0], func(c *registry.Cache) error {
 				r, err := c.GC(cmd.Context(), o)
 				if err != nil {
 					return err
+				}
+				if r.Kept+r.Records+r.Images == 0 {
+					return noResults(c.Repo)
 				}
 				verb := "removed"
 				if o.DryRun {
@@ -51,7 +57,7 @@ obx cache prune makes room in the store of this machine.`,
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.DurationVar(&o.OlderThan, "older-than", 0, "remove what was not used for `TIME`, as 720h")
+	addAge(f, &o.OlderThan, "older-than", "remove what was not used for `TIME`, as 30d or 12h")
 	f.BoolVar(&o.DryRun, "dry-run", false, "only say what would be removed")
 	h.add(cmd)
 	return cmd

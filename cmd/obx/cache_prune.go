@@ -23,7 +23,7 @@ func cachePruneCommand() *cobra.Command {
 		Long: `Remove results that are not used, least recently used first. What a running build uses stays, whatever the flags say.
 With several flags, a result goes if one of them says so; without any, only what is broken or belongs to no result.`,
 		Example: `  obx cache prune --keep-bytes 20GB
-  obx cache prune --older-than 168h
+  obx cache prune --older-than 7d
   obx cache prune --all --dry-run`,
 		Args: args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
@@ -57,7 +57,7 @@ With several flags, a result goes if one of them says so; without any, only what
 	addStore(cmd, &store)
 	f := cmd.Flags()
 	f.StringVar(&keep, "keep-bytes", "", "remove until the store is no larger than `SIZE`, as 20GB")
-	f.DurationVar(&o.OlderThan, "older-than", 0, "remove what was not used for `TIME`, as 168h")
+	addAge(f, &o.OlderThan, "older-than", "remove what was not used for `TIME`, as 7d or 12h")
 	f.BoolVar(&o.All, "all", false, "remove all results and cache mounts")
 	f.BoolVar(&o.DryRun, "dry-run", false, "only say what would be removed")
 	return cmd

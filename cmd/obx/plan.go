@@ -27,7 +27,8 @@ func planCommand() *cobra.Command {
 		Short: "Show each step's key, where its result is, and what a run would do",
 		Long: `Show each step's key, where its result is, and what a run would pull and execute. Nothing is run, pulled or made. Steps
 are numbered from 1 in the order of the log. With the flags of obx run that decide what is built, keys are those of
-the run. With --cache, shared caches are asked too, all at once: in one round trip, or two where they do not have the last step.
+the run. With --cache, shared caches are asked too, all at once: in one round trip, or two where they do not have the last
+step, and one more where what they have was published for other inputs that came to the same.
 
 With --json, for schedulers, one object is printed:
 

@@ -121,7 +121,7 @@ func (s *sharing) addPush(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&s.push, "push", string(build.PushBackground), "push results to the first --cache in a `MODE`: background (behind the build, waited for at its end),\nwait (each step waits), never, or require (as background, but a push that fails, fails the build)")
 	f.BoolVar(&s.readOnly, "cache-readonly", false, "change nothing in any --cache: no push, and no note that a result was used")
-	f.DurationVar(&s.failures, "cache-failures", 0, "publish failures of steps too, and believe those younger than `TIME` (without one: 24h)")
+	addAge(f, &s.failures, "cache-failures", "publish failures of steps too, and believe those younger than `TIME` (without one: 24h)")
 	f.Lookup("cache-failures").NoOptDefVal = defaultFailures
 	addSignKey(cmd, &s.signKey)
 	f.StringArrayVar(&s.mounts, "share-cache", nil, "let a cache mount travel through the first --cache: `NAME[:union]`; the last build to end wins, or\nwith union files are only added, as is right for those named by content (opam, dune); repeatable")

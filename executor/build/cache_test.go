@@ -3,6 +3,7 @@ package build_test
 import (
 	"context"
 	"crypto/sha512"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -691,5 +693,81 @@ func TestCacheWithoutBase(t *testing.T) {
 		if o.err != nil {
 			t.Error(o.err)
 		}
+	}
+}
+
+// slowRecords is a repository that answers who asks for a record of it late.
+type slowRecords struct {
+	*repo
+	late func()
+}
+
+func (r *slowRecords) Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
+	r.late()
+	return r.repo.Manifest(ctx, ref)
+}
+
+// A machine that has all results itself notes in the cache that they are used, and tells of pushes only if there are any.
+func TestCacheUsedFromStore(t *testing.T) {
+	t.Parallel()
+	const text = `((from scratch) (run (shell "echo one")) (run (shell "echo two")))`
+	r := &repo{}
+	a := newMachine(t).share(r)
+	first := a.run(text)
+	tag := first.rep.Key + ".rec"
+	record := func() (m map[string]any, notes map[string]any) {
+		t.Helper()
+		_, b, err := r.Memory.Manifest(t.Context(), tag)
+		if err == nil {
+			err = json.Unmarshal(b, &m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m, m["annotations"].(map[string]any)
+	}
+	m, notes := record()
+	old := time.Now().Add(-48 * time.Hour).UTC().Format(time.RFC3339)
+	notes["dev.obx.used"] = old
+	b, err := json.Marshal(m)
+	if err == nil {
+		_, err = r.Memory.PutManifest(t.Context(), tag, ocispec.MediaTypeImageManifest, b)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.forget()
+
+	again := a.another().share(r)
+	told := make(chan struct{})
+	again.Caches[0].(*registry.Cache).Repo = &slowRecords{r, func() {
+		select {
+		case <-told:
+		case <-time.After(300 * time.Millisecond):
+		}
+	}}
+	again.Events = func(e build.Event) {
+		if e.Kind == build.Pushing && e.Left > 0 {
+			close(told)
+		}
+	}
+	o := again.run(text)
+	o.want("ss")
+	if pushing := o.kind(build.Pushing); len(pushing) > 0 {
+		t.Errorf("it tells of %d pushes", pushing[0].Left)
+	}
+	if _, notes = record(); notes["dev.obx.used"] == old {
+		t.Error("the result's last use is not noted")
+	}
+	if _, manifests, _ := r.forget(); manifests != 1 {
+		t.Errorf("%d manifests were written", manifests)
+	}
+	// Another cache gets what the store has, and that is told.
+	empty := &repo{}
+	other := a.another().share(empty)
+	other.Caches[0].(*registry.Cache).Repo = &slowRecords{empty, func() { time.Sleep(100 * time.Millisecond) }}
+	o = other.run(text)
+	if pushing := o.kind(build.Pushing); len(pushing) == 0 || pushing[0].Left != 1 {
+		t.Errorf("it tells of the pushes %+v", pushing)
 	}
 }

@@ -314,6 +314,7 @@ func (r *run) share(s *stage, from, index int, st *state) {
 	r.mu.Lock()
 	job.old = r.made[st.id] != st
 	r.mu.Unlock()
+	job.untold = job.old
 	job.before = func(push func(push)) {
 		for i, t := index-1, st.parent; i >= from && t != nil && t.rec.Parent != ""; i, t = i-1, t.parent {
 			push(s.job(i, t))
@@ -335,6 +336,7 @@ func (r *run) forward(s *stage, index int, st *state) {
 	switch {
 	case !ok || !also:
 	case from == to: // garbage collection goes by when a result was used
+		job.untold = job.alias == nil
 		job.copy = func(ctx context.Context) (int64, error) {
 			to.Touch(ctx, st.remote)
 			return 0, nil
@@ -393,6 +395,7 @@ type push struct {
 	result func() *registry.Result                           // described when it is needed: that names all steps before it. nil: the alias alone
 	alias  *registry.Result                                  // of the input key, if that is another one
 	old    bool                                              // not made by this run: the cache may well have it
+	untold bool                                              // waited for like others, but it is no result to tell of, or not known to be one
 	copy   func(ctx context.Context) (sent int64, err error) // instead of all that: has it from another cache
 	before func(push func(push))
 }
@@ -413,7 +416,9 @@ func newPusher(ctx context.Context, r *run) *pusher {
 		p.busy.Go(func() {
 			for job := range p.queue {
 				p.do(job)
-				p.count(-1)
+				if !job.untold {
+					p.count(-1)
+				}
 			}
 		})
 	}
@@ -439,7 +444,9 @@ func (p *pusher) add(job push) {
 		p.do(job)
 		return
 	}
-	p.count(1)
+	if !job.untold {
+		p.count(1)
+	}
 	p.queue <- job
 }
 
@@ -447,9 +454,10 @@ func (p *pusher) add(job push) {
 func (p *pusher) wait() error {
 	close(p.queue)
 	p.mu.Lock()
-	p.awaited = p.left > 0
+	p.awaited = true
+	waiting := p.left > 0
 	p.mu.Unlock()
-	if p.awaited {
+	if waiting {
 		p.count(0)
 	}
 	p.busy.Wait()
@@ -506,6 +514,13 @@ func (p *pusher) push(job push) (sent int64, err error) {
 			return 0, err
 		}
 		there = found != nil && found.Exit == 0
+		if c, ok := p.cache.(*registry.Cache); ok && there {
+			c.Touch(p.ctx, found) // this machine may never ask for it otherwise
+		}
+		if !there {
+			p.count(1)
+			defer p.count(-1)
+		}
 	}
 	switch {
 	case job.copy != nil:
