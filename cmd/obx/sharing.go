@@ -281,4 +281,11 @@ func (n *notices) warn(msg string) {
 	fmt.Fprintln(n.stderr, "obx: warning:", msg)
 }
 
+// event shows the warnings among a builder's events.
+func (n *notices) event(e build.Event) {
+	if e.Kind == build.Warned {
+		n.warn(e.Message)
+	}
+}
+
 func (n *notices) cacheWarning(msg string) { n.warn("cache " + msg) }

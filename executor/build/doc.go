@@ -20,4 +20,7 @@
 //     first of them behind the build. What another machine has made is never signed here.
 //   - With Trust, results of the store count if they were made here in the build's own domain, or are signed; the store's
 //     aliases do not, as nobody has signed what led to them.
+//   - Nobody can tell what a cache mount has made of a result. So builds with Trust have cache mounts of their own, private,
+//     shared and locked ones, which only builds that trust the same keys write to, and into which nothing comes from a cache
+//     that none of these keys has signed; a step that had other mounts is not believed. With other keys, mounts begin empty.
 package build

@@ -91,7 +91,7 @@ func (m *mountShare) pull(ctx context.Context) error {
 
 // take makes shared content the newest generation of the mount here.
 func (m *mountShare) take(ctx context.Context, c MountCache, l layers.Layer) error {
-	use, err := m.Store.OpenCache(ctx, m.domains()[0], m.name, "")
+	use, err := m.Store.OpenCache(ctx, m.domains()[0], m.mountName(m.name), "")
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ func (m *mountShare) push(ctx context.Context) error {
 			}
 		}
 	}
-	use, err := m.Store.OpenCache(ctx, m.domains()[0], m.name, "")
+	use, err := m.Store.OpenCache(ctx, m.domains()[0], m.mountName(m.name), "")
 	if err != nil {
 		return err
 	}
