@@ -457,20 +457,30 @@ func (r *recordDocs) blobs(ctx context.Context, c *Cache) []blob {
 	return blobs
 }
 
-// disguise makes the record look like an image that runs nowhere, for registries that take nothing else. The config is an envelope still:
-// to each of its two readers, the other's fields are unknown ones.
+// disguise makes the record look like an image that runs nowhere, for registries that take nothing else.
 func (r *recordDocs) disguise() error {
+	// Nobody unpacks the logs; but there has to be one diff id for each.
+	diffIDs := []digest.Digest{}
+	for i := range r.manifest.Layers {
+		r.manifest.Layers[i].MediaType = ocispec.MediaTypeImageLayerZstd
+		diffIDs = append(diffIDs, r.manifest.Layers[i].Digest)
+	}
+	return r.disguiseConfig(diffIDs)
+}
+
+// disguiseMount is disguise for a cache mount.
+func (r *recordDocs) disguiseMount(diffID digest.Digest) error {
+	return r.disguiseConfig([]digest.Digest{diffID})
+}
+
+// disguiseConfig makes an image's config of the envelope, which it is still: to each of its two readers, the other's fields are
+// unknown ones.
+func (r *recordDocs) disguiseConfig(diffIDs []digest.Digest) error {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(r.envelope, &fields); err != nil {
 		return fmt.Errorf("disguise the record: %w", err)
 	}
-	// Nobody unpacks the logs; but there has to be one diff id for each.
-	rootfs := ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
-	for i := range r.manifest.Layers {
-		r.manifest.Layers[i].MediaType = ocispec.MediaTypeImageLayerZstd
-		rootfs.DiffIDs = append(rootfs.DiffIDs, r.manifest.Layers[i].Digest)
-	}
-	b, err := json.Marshal(rootfs)
+	b, err := json.Marshal(ocispec.RootFS{Type: "layers", DiffIDs: diffIDs})
 	if err != nil {
 		return fmt.Errorf("disguise the record: %w", err)
 	}

@@ -91,7 +91,7 @@ type run struct {
 	report Report
 	pulled map[string]int64
 	bases  map[keys.ID]*future[*state]
-	mounts map[string]*future[*mountShare]
+	mounts map[mountID]*future[*mountShare]
 	made   map[keys.ID]*state // what steps of this run have given
 }
 
@@ -114,12 +114,13 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 		unsure:  b.firstUnsure(p),
 		pulled:  map[string]int64{},
 		bases:   map[keys.ID]*future[*state]{},
-		mounts:  map[string]*future[*mountShare]{},
+		mounts:  map[mountID]*future[*mountShare]{},
 		made:    map[keys.ID]*state{},
 	}
 	own.distrust = once(func(msg string) { r.warn(nil, "%s", msg) })
 	r.report.Results = map[*keys.Stage]string{}
 	r.emit(Event{Kind: Planned, Plan: p})
+	r.checkShares()
 	err := r.hold()
 	if err == nil {
 		for _, s := range p.Stages {

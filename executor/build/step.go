@@ -301,12 +301,7 @@ func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
 		p.Network = executor.NetworkHost
 	}
 	for _, m := range op.Caches {
-		c := &executor.Cache{Domain: s.domains()[0], Name: s.mountName(m.ID)}
-		for _, o := range m.Options {
-			if o.Key == "sharing" && o.Value != "private" {
-				c.Sharing = o.Value
-			}
-		}
+		c := &executor.Cache{Domain: s.domains()[0], Name: s.mountName(m.ID), Sharing: sharing(m)}
 		p.Mounts = append(p.Mounts, executor.Mount{Target: m.Target, Cache: c})
 	}
 	for _, m := range op.Secrets {
