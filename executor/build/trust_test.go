@@ -1,6 +1,7 @@
 package build_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -177,6 +178,10 @@ func TestCacheFailures(t *testing.T) {
 		shared bool
 	}{
 		"exit":    {`(run (shell "echo says; exit 3"))`, true},
+		"signal":  {`(run (shell "kill 9"))`, false},
+		"killed":  {`(run (shell "exit 137"))`, false}, // of a shell whose child was
+		"oom":     {`(run (shell "hog"))`, false},
+		"cancel":  {`(run (shell "echo begun; sleep 60"))`, false},
 		"network": {`(run (network host) (shell "exit 3"))`, false},
 		"secret":  {`(run (secrets (s (target /s))) (shell "exit 3"))`, false},
 		"timeout": {`(run (shell "sleep 60"))`, false},
@@ -191,17 +196,38 @@ func TestCacheFailures(t *testing.T) {
 				m := newMachine(t).share(r)
 				m.Caches[0].(*registry.Cache).Failures = time.Hour
 				m.CacheFailures = true
-				m.Limits.Timeout = 50 * time.Millisecond
+				if name != "cancel" {
+					m.Limits.Timeout = 50 * time.Millisecond
+				}
 				m.Secrets = map[string]build.Secret{"s": func() ([]byte, error) { return []byte("x"), nil }}
 				return m
 			}
+			try := func(m *machine) *outcome {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				m.Events = func(e build.Event) {
+					if name == "cancel" && string(e.Data) == "begun\n" {
+						cancel()
+					}
+				}
+				return m.try(ctx, m.plan(text))
+			}
 			a := newOne()
-			first := a.try(t.Context(), a.plan(text))
+			first := try(a)
 			first.want("rrr--")
 			b := newOne()
-			o := b.try(t.Context(), b.plan(text))
+			o := try(b)
 			if o.err == nil || o.err.Error() != first.err.Error() {
 				t.Errorf("the error is %v, was %v", o.err, first.err)
+			}
+			if name == "cancel" { // which stops pushes, too
+				for _, command := range o.ran {
+					if strings.HasPrefix(command, "echo begun") {
+						return
+					}
+				}
+				t.Errorf("ran %q", o.ran)
+				return
 			}
 			var step *build.StepError
 			if !errors.As(o.err, &step) || step.Step.Number != 4 {
