@@ -270,6 +270,7 @@ func TestFleet(t *testing.T) {
 		"Crowd":   fleetCrowd,
 		"Order":   fleetOrder,
 		"Poison":  fleetPoison,
+		"Mounts":  fleetMounts,
 		"Domains": fleetDomains,
 		"Deleted": fleetDeleted,
 		"Many":    fleetMany,
@@ -725,8 +726,8 @@ func fleetPoison(f *fleet) {
 	if r.logs != "good" || b.file(out, "copy") != "good" {
 		f.Errorf("B has the bad result: %q", r.logs)
 	}
-	if len(r.warnings) != 1 {
-		f.Errorf("B warned of %q, not once", r.warnings)
+	if len(r.warnings) != 2 || !strings.Contains(r.warnings[0], "in the store is not used: it is not signed") || !strings.Contains(r.warnings[1], "cache "+f.repo()) {
+		f.Errorf("B warned of %q, not once of the store and once of the cache", r.warnings)
 	}
 	for tag, s := range f.statements(repo) {
 		if !strings.Contains(s, "{ci}") {
@@ -743,6 +744,76 @@ func fleetPoison(f *fleet) {
 	out, flags = c.local()
 	if r := c.silent(0, 2, spec, slices.Concat([]string{"--cache", f.repo(), "--trust", public}, flags, []string{"--secret", f.secret("other")})...); r.logs != "good" || c.file(out, "copy") != "good" {
 		f.Errorf("C has %q", r.logs)
+	}
+}
+
+// Cache mounts that somebody published who is not trusted do not come into what is signed: not into a mount of a run that trusts, and
+// not through a step of the same store that had them.
+func fleetMounts(f *fleet) {
+	const mounts = `(cache (c (target /c)) (l (target /l) (buildkit_options ((sharing locked)))))`
+	const fill = `((from busybox) (shell /bin/sh -c)
+ (run ` + mounts + ` (secrets (value (target /s))) (shell "cat /s > /c/lib; cat /s > /l/lib")))`
+	const use = `((from busybox) (shell /bin/sh -c)
+ (run ` + mounts + ` (shell "cat /c/lib /l/lib > /result 2>&1; cat /result")) (run (shell "cat /result")))`
+	const none = "cat: can't open '/c/lib': No such file or directory\ncat: can't open '/l/lib': No such file or directory\n"
+	share := []string{"--cache", f.repo(), "--share-cache", "c", "--share-cache", "l:union"}
+	f.machine().silent(1, 0, fill, append(share, "--secret", f.secret("bad"))...)
+	repo := f.direct()
+	var bad []digest.Digest
+	for _, tag := range f.tags(repo) {
+		if strings.HasPrefix(tag, "mount-") {
+			bad = append(bad, f.manifest(repo, tag).Layers[0].Digest)
+		}
+	}
+	if len(bad) != 2 {
+		f.Fatalf("%d mounts were published", len(bad))
+	}
+
+	a := f.machine()
+	if r := a.silent(2, 0, use, append(share, "--push", "never")...); r.logs != "badbadbadbad" {
+		f.Fatalf("A has not got the bad mount: %q", r.logs)
+	}
+	key, public := f.keyPair("ci")
+	trusting := append(share, "--trust", public, "--sign-key", key)
+	b := *a
+	r := b.want(2, 0, use, trusting...)
+	if r.logs != none+none {
+		f.Errorf("B has %q", r.logs)
+	}
+	for _, want := range []string{"in the store is not used: its command had cache mounts", "cannot be used: it is not signed"} {
+		if n := len(slices.DeleteFunc(slices.Clone(r.warnings), func(w string) bool { return !strings.Contains(w, want) })); n != 1 {
+			f.Errorf("B warned %d times that %s: %q", n, want, r.warnings)
+		}
+	}
+	signed := 0
+	for _, tag := range f.tags(repo) {
+		var e struct {
+			Payload    string
+			Signatures []struct{ Sig string }
+		}
+		m := f.manifest(repo, tag)
+		if len(m.Config.Data) == 0 || json.Unmarshal(m.Config.Data, &e) != nil || len(e.Signatures) == 0 {
+			continue
+		}
+		signed++
+		text, err := base64.StdEncoding.DecodeString(e.Payload)
+		for _, d := range bad {
+			if err != nil || strings.Contains(string(text), d.Encoded()) || strings.Contains(string(text), short(d)) {
+				f.Errorf("%s mentions a bad layer: %s, %v", tag, text, err)
+			}
+		}
+	}
+	if signed < 3 { // two results and at least one mount: an empty one may be left out
+		f.Errorf("%d things are signed", signed)
+	}
+	// What is in the mount of those who trust, they have made. Those who do not trust have theirs.
+	b.want(1, 0, fill, append(trusting, "--secret", f.secret("good"))...)
+	c := f.machine()
+	if r := c.silent(2, 0, use, append(share, "--trust", public, "--no-cache")...); r.logs != "goodgoodgoodgood" {
+		f.Errorf("C has %q", r.logs)
+	}
+	if r := a.silent(2, 0, use, append(share, "--no-cache", "--push", "never")...); r.logs != "badbadbadbad" {
+		f.Errorf("A has %q by now", r.logs)
 	}
 }
 

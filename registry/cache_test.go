@@ -749,6 +749,79 @@ func TestFailures(t *testing.T) {
 	}
 }
 
+// A success that comes while a failure is pushed is never replaced by it.
+func TestFailureGivesWay(t *testing.T) {
+	needRoot(t)
+	for name, test := range map[string]struct {
+		when   string // the request of the failure's push, before which the success comes
+		refuse bool   // to delete
+		warns  int
+		hit    bool // then the success is found, else the next push heals
+	}{
+		"while blobs are sent": {when: "POST+PUT application/vnd.obx.record", hit: true},
+		"at the last moment":   {when: "PUT KEY.rec"},
+		"and stays":            {when: "PUT KEY.rec", refuse: true, warns: 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			repo := newSpy()
+			a, warned := machine(t, repo)
+			b, _ := machine(t, repo)
+			ok := newChain(t, b.Store, "one").step("it works\n")
+			key := ok.Key.String()
+			repo.setFault(func(line string) error {
+				if strings.HasPrefix(line, strings.Replace(test.when, "KEY", key, 1)) {
+					repo.setFault(func(line string) error {
+						if test.refuse && strings.HasPrefix(line, "DELETE") {
+							return errors.New("deleting is disabled")
+						}
+						return nil
+					})
+					push(t, b, ok)
+				}
+				return nil
+			})
+			push(t, a, &registry.Result{Key: ok.Key, Preimage: ok.Preimage, Platform: ok.Platform, Exit: 1, Started: time.Now()})
+			if w := warned.take(); len(w) != test.warns {
+				t.Errorf("warned %q", w)
+			}
+			c, _ := machine(t, repo)
+			c.Failures = time.Hour
+			got := find(t, c, ok.Key)
+			switch {
+			case test.hit:
+				if got == nil || got.Exit != 0 {
+					t.Errorf("found %+v", got)
+				}
+			case test.refuse:
+				if got == nil || got.Exit != 1 {
+					t.Errorf("found %+v", got)
+				}
+			case got != nil:
+				t.Errorf("found %+v", got)
+			}
+			again, _ := machine(t, repo)
+			push(t, again, newChain(t, again.Store, "one").step("it works again\n"))
+			d, _ := machine(t, repo)
+			d.Failures = time.Hour
+			if got := find(t, d, ok.Key); got == nil || got.Exit != 0 {
+				t.Errorf("then found %+v", got)
+			}
+		})
+	}
+}
+
+// A failure has an exit status that a program can give by itself.
+func TestCleanFailures(t *testing.T) {
+	c, _ := machine(t, newSpy())
+	r := newChain(t, c.Store, "one").result("(obx/1 base/1 (digest " + digest.FromString("x").String() + ") (os linux) (arch amd64))")
+	for exit, want := range map[int]bool{1: true, 128: true, 129: false, 137: false, -1: false} {
+		_, err := c.Push(t.Context(), &registry.Result{Key: r.Key, Preimage: r.Preimage, Platform: r.Platform, Exit: exit, Started: time.Now()})
+		if (err == nil) != want {
+			t.Errorf("exit status %d: %v", exit, err)
+		}
+	}
+}
+
 func TestFirstWriterWins(t *testing.T) {
 	needRoot(t)
 	repo := newSpy()

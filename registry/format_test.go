@@ -102,6 +102,10 @@ func TestFormatExamples(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	if _, err := c.PushMount(t.Context(), "opam", load("archives/dune.tar", "dune"), nil); err != nil {
+		t.Fatal(err)
+	}
+
 	document := func(ref string) []byte {
 		t.Helper()
 		_, b, err := repo.Manifest(t.Context(), ref)
@@ -135,7 +139,10 @@ func TestFormatExamples(t *testing.T) {
 		return env.Payload
 	}
 	short := regexp.MustCompile(`("(?:data|payload)": ?")([^"]{40})[^"]*`)
+	mountTag := "mount-" + digest.FromString("default\nopam").Encoded()
 	examples := map[string]string{
+		"mount":    short.ReplaceAllString(indent(t, document(mountTag)), "$1$2..."),
+		"content":  indent(t, payload(mountTag)),
 		"image":    indent(t, document(two.String())),
 		"config":   indent(t, config),
 		"record":   short.ReplaceAllString(indent(t, document(two.String()+".rec")), "$1$2..."),

@@ -8,6 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -17,8 +20,9 @@ import (
 )
 
 // A cache mount that travels is an artifact under the tag mount-HASH: one layer, and a DSSE envelope that says of which
-// mount, in which domain. Whoever writes last wins: what a cache mount holds may be lost at any time.
+// mount, in which domain. Whoever writes last wins: what a cache mount holds may be lost at any time. See FORMAT.md, section 9.
 const (
+	mountPrefix    = "mount-"
 	mediaTypeMount = "application/vnd.obx.mount.v1+json"
 	mountFormat    = 1
 )
@@ -35,40 +39,53 @@ type mountPredicate struct {
 
 func mountTag(domain, name string) string {
 	sum := sha256.Sum256([]byte(domain + "\n" + name))
-	return "mount-" + hex.EncodeToString(sum[:])
+	return mountPrefix + hex.EncodeToString(sum[:])
 }
 
-// FindMount gives the content of a cache mount of the cache's first domain, as a layer that is still in the Repo; the zero Layer if
-// there is none, or none to be believed.
-func (c *Cache) FindMount(ctx context.Context, name string) (layers.Layer, error) {
-	domain := c.domains()[0]
-	l, err := c.findMount(ctx, domain, name)
+func isMountTag(tag string) bool { return strings.HasPrefix(tag, mountPrefix) }
+
+// A Mount is what a Repo has of a cache mount.
+type Mount struct {
+	layers.Layer               // still in the Repo; zero: there is none, or none to be believed
+	manifest     digest.Digest // of what is under the tag, whatever that is; "" for nothing
+	document     []byte
+}
+
+// ErrMountMoved says that somebody else has published a cache mount meanwhile.
+var ErrMountMoved = errors.New("somebody else has published the cache mount meanwhile")
+
+// FindMount gives the content of a cache mount of the cache's first domain.
+func (c *Cache) FindMount(ctx context.Context, name string) (Mount, error) {
+	tag := mountTag(c.domains()[0], name)
+	var m Mount
+	_, b, err := c.Repo.Manifest(ctx, tag)
+	if err == nil {
+		m.document, m.manifest = b, digest.FromBytes(b)
+		m.Layer, err = c.openMount(ctx, tag, b)
+	}
 	switch {
 	case ctx.Err() != nil:
-		return layers.Layer{}, ctx.Err()
-	case errors.Is(err, ErrNotFound):
-		return layers.Layer{}, nil
-	case err != nil:
+		return Mount{}, ctx.Err()
+	case err != nil && !errors.Is(err, ErrNotFound):
 		c.warn("mount", "the cache mount %s cannot be used: %v", name, err)
-		return layers.Layer{}, nil
 	}
-	return l, nil
+	return m, nil
 }
 
-func (c *Cache) findMount(ctx context.Context, domain, name string) (l layers.Layer, err error) {
-	_, data, err := c.Repo.Manifest(ctx, mountTag(domain, name))
+// openMount believes the manifest of a mount.
+func (c *Cache) openMount(ctx context.Context, tag string, manifest []byte) (l layers.Layer, err error) {
+	m, err := decodeMountManifest(manifest)
 	if err != nil {
 		return l, err
-	}
-	var m ocispec.Manifest
-	if err := json.Unmarshal(data, &m); err != nil {
-		return l, fmt.Errorf("read its manifest: %w", err)
 	}
 	envelope := m.Config.Data
 	if envelope == nil {
 		if envelope, err = readBlob(ctx, c.Repo, m.Config); err != nil {
-			return l, err
+			return l, fmt.Errorf("read its envelope: %w", err)
 		}
+	}
+	if err := checkBytes(envelope, m.Config.Digest); err != nil {
+		return l, fmt.Errorf("its envelope: %w", err)
 	}
 	payload, _, err := unseal(envelope, c.Trust)
 	if err != nil {
@@ -81,8 +98,10 @@ func (c *Cache) findMount(ctx context.Context, domain, name string) (l layers.La
 	switch {
 	case p.Format != mountFormat:
 		return l, fmt.Errorf("its format is %d, this program knows %d", p.Format, mountFormat)
-	case p.Name != name || p.Domain != domain:
+	case mountTag(p.Domain, p.Name) != tag:
 		return l, fmt.Errorf("it is the mount %q of domain %q", p.Name, p.Domain)
+	case p.Layer.Size <= 0 || p.Layer.Size > maxSize || p.Size < 0 || p.Size > maxSize:
+		return l, errors.New("it has a size that cannot be")
 	}
 	if err := errors.Join(checkDigest(p.Layer.Digest), checkDigest(p.DiffID)); err != nil {
 		return l, err
@@ -95,49 +114,172 @@ func (c *Cache) findMount(ctx context.Context, domain, name string) (l layers.La
 	return layers.Layer{Blob: blob, DiffID: p.DiffID, Size: p.Size}, nil
 }
 
-// FetchMount brings what FindMount gave into the store, unpacked. An error that wraps ErrGone says that it is lost.
-func (c *Cache) FetchMount(ctx context.Context, l layers.Layer, p Progress) (layers.Layer, error) {
-	return c.fetchLayer(ctx, l, layers.Files, p)
+// decodeMountManifest reads what stands outside the envelope: hints.
+func decodeMountManifest(b []byte) (*recordManifest, error) {
+	var m recordManifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("read its manifest: %w", err)
+	}
+	// The second is what registries get that refuse the first.
+	if t := m.Config.MediaType; t != mediaTypeMount && t != ocispec.MediaTypeImageConfig {
+		return nil, fmt.Errorf("it is no cache mount: its config's type is %q", t)
+	}
+	return &m, checkDescriptor(m.Config)
 }
 
-// PushMount publishes the content of a cache mount, a packed layer.
-func (c *Cache) PushMount(ctx context.Context, name string, l layers.Layer) (sent int64, err error) {
-	domain := c.domains()[0]
+// FetchMount brings what FindMount gave into the store, unpacked. An error that wraps ErrGone says that it is lost.
+func (c *Cache) FetchMount(ctx context.Context, m Mount, p Progress) (layers.Layer, error) {
+	return c.fetchLayer(ctx, m.Layer, layers.Files, p)
+}
+
+// PushMount publishes the content of a cache mount, a packed layer. If over is not nil, it is put in the place of that alone, as FindMount
+// gave it: ErrMountMoved says that something else was there just before, or is there right after. (What comes between is not seen.
+// No registry compares and swaps.)
+func (c *Cache) PushMount(ctx context.Context, name string, l layers.Layer, over *Mount) (sent int64, err error) {
+	p := &push{Cache: c}
+	if err := p.pushMount(ctx, name, l, over); err != nil {
+		return p.sent.Load(), fmt.Errorf("push cache mount %s: %w", name, err)
+	}
+	return p.sent.Load(), nil
+}
+
+func (p *push) pushMount(ctx context.Context, name string, l layers.Layer, over *Mount) error {
+	domain := p.domains()[0]
+	tag := mountTag(domain, name)
 	payload, err := json.Marshal(mountPredicate{
 		Format: mountFormat, Name: name, Domain: domain, Layer: bare(l.Blob), DiffID: l.DiffID, Size: l.Size,
 	})
 	if err != nil {
-		return 0, fmt.Errorf("encode cache mount %s: %w", name, err)
+		return fmt.Errorf("encode it: %w", err)
 	}
-	envelope, err := seal(payload, c.Signer)
+	envelope, err := seal(payload, p.Signer)
 	if err != nil {
-		return 0, fmt.Errorf("sign cache mount %s: %w", name, err)
+		return fmt.Errorf("sign it: %w", err)
 	}
-	config := ocispec.Descriptor{MediaType: mediaTypeMount, Digest: digest.FromBytes(envelope), Size: int64(len(envelope))}
-	blobs := []blob{
-		{desc: bare(l.Blob), open: func() (io.ReadCloser, error) { return c.Store.Blob(l.Blob.Digest) }, ask: l.Blob.Size > askAbove},
-		{desc: config, open: opener(envelope)},
-	}
-	p := &push{Cache: c}
-	if err := p.putAll(ctx, blobs); err != nil {
-		return p.sent.Load(), fmt.Errorf("push cache mount %s: %w", name, err)
-	}
-	config.Data = envelope
-	data, err := json.Marshal(ocispec.Manifest{
-		Versioned: specs.Versioned{SchemaVersion: 2},
-		MediaType: ocispec.MediaTypeImageManifest,
-		Config:    config,
-		Layers:    []ocispec.Descriptor{bare(l.Blob)},
-	})
-	if err != nil {
-		return p.sent.Load(), fmt.Errorf("encode cache mount %s: %w", name, err)
-	}
-	err = p.retrying(ctx, blobs, func() error {
-		_, err := c.Repo.PutManifest(ctx, mountTag(domain, name), ocispec.MediaTypeImageManifest, data)
+	layer := blob{desc: bare(l.Blob), open: func() (io.ReadCloser, error) { return p.Store.Blob(l.Blob.Digest) }, ask: l.Blob.Size > askAbove}
+	if err := p.putAll(ctx, []blob{layer}); err != nil { // that may take a while
 		return err
-	})
-	if err != nil {
-		return p.sent.Load(), fmt.Errorf("push cache mount %s: %w", name, err)
 	}
-	return p.sent.Load() + int64(len(data)), nil
+	is := func(d digest.Digest) error {
+		desc, err := p.Repo.Head(ctx, tag)
+		if errors.Is(err, ErrNotFound) {
+			err = nil
+		}
+		if err == nil && desc.Digest != d {
+			err = ErrMountMoved
+		}
+		return err
+	}
+	if over != nil {
+		if err := is(over.manifest); err != nil {
+			return err
+		}
+	}
+	at := p.now().UTC().Format(time.RFC3339)
+	docs := &recordDocs{envelope: envelope, manifest: &recordManifest{
+		Versioned:   specs.Versioned{SchemaVersion: 2},
+		MediaType:   ocispec.MediaTypeImageManifest,
+		Config:      envelopeDescriptor(mediaTypeMount, envelope),
+		Layers:      []ocispec.Descriptor{bare(l.Blob)},
+		Annotations: map[string]string{ocispec.AnnotationCreated: at, annotationUsed: at},
+	}}
+	put := func() (d digest.Digest, err error) {
+		b, err := json.Marshal(docs.manifest)
+		if err != nil {
+			return "", err
+		}
+		config := blob{desc: bare(docs.manifest.Config), open: opener(docs.envelope)}
+		return digest.FromBytes(b), p.putWhole(ctx, tag, ocispec.MediaTypeImageManifest, b, []blob{layer, config})
+	}
+	if p.refuses() {
+		if err := docs.disguiseMount(l.DiffID); err != nil {
+			return err
+		}
+	}
+	d, err := put()
+	if errors.Is(err, ErrRefused) && !docs.disguised {
+		if err := docs.disguiseMount(l.DiffID); err != nil {
+			return err
+		}
+		d, err = put()
+	}
+	if err != nil || over == nil {
+		return err
+	}
+	return is(d)
+}
+
+// TouchMount notes that a cache mount is used, as Touch does.
+func (c *Cache) TouchMount(ctx context.Context, name string, m Mount) {
+	doc, err := decodeMountManifest(m.document)
+	if err != nil || c.now().Sub(lastUse(doc)) < 24*time.Hour {
+		return
+	}
+	tag := mountTag(c.domains()[0], name)
+	if desc, err := c.Repo.Head(ctx, tag); err != nil || desc.Digest != m.manifest {
+		return
+	}
+	if doc.Annotations == nil {
+		doc.Annotations = make(map[string]string)
+	}
+	doc.Annotations[annotationUsed] = c.now().UTC().Format(time.RFC3339)
+	b, err := json.Marshal(doc)
+	if err == nil {
+		_, err = c.Repo.PutManifest(ctx, tag, ocispec.MediaTypeImageManifest, b)
+	}
+	if err != nil && !errors.Is(err, ErrReadOnly) && ctx.Err() == nil {
+		c.warn("touch", "the date of last use cannot be noted: %v", err)
+	}
+}
+
+// mount verifies a cache mount.
+func (v *verification) mount(ctx context.Context, tag string) (found []Problem, err error) {
+	_, b, err := v.Repo.Manifest(ctx, tag)
+	if errors.Is(err, ErrNotFound) {
+		return nil, nil // deleted since the tags were listed
+	}
+	if err != nil {
+		return nil, err
+	}
+	report := func(format string, args ...any) {
+		found = append(found, Problem{Tag: tag, Detail: fmt.Sprintf(format, args...)})
+	}
+	l, err := v.openMount(ctx, tag, b)
+	switch {
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		report("%v", err)
+		return found, nil
+	}
+	m, err := decodeMountManifest(b)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(m.Layers, func(d ocispec.Descriptor) bool { return d.Digest == l.Blob.Digest }) {
+		report("its layer %s is not listed: garbage collection may remove it", l.Blob.Digest)
+	}
+	return found, v.all(ctx, []ocispec.Descriptor{bare(m.Config), l.Blob}, report)
+}
+
+// sweepMounts removes cache mounts by their last use.
+func (g *collection) sweepMounts(ctx context.Context, tags []string) error {
+	for _, tag := range tags {
+		_, b, err := g.Repo.Manifest(ctx, tag)
+		if errors.Is(err, ErrNotFound) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		var m recordManifest // of what cannot be read, nobody knows a use
+		if json.Unmarshal(b, &m) == nil && g.now().Sub(lastUse(&m)) <= g.o.OlderThan {
+			continue
+		}
+		g.report.Mounts++
+		if err := g.delete(ctx, digest.FromBytes(b)); err != nil {
+			return err
+		}
+	}
+	return nil
 }

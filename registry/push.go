@@ -66,10 +66,7 @@ func (p *push) run(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	if p.r.Exit != 0 { // never in place of a success that has come meanwhile
-		p.note(p.tag+recordSuffix, sight{})
-	}
-	if taken, err := p.taken(ctx); taken || err != nil {
+	if taken, err := p.takenNow(ctx); taken || err != nil {
 		return err
 	}
 	since := p.sightOf(p.tag + recordSuffix).at
@@ -87,15 +84,20 @@ func (p *push) run(ctx context.Context) error {
 			return err
 		}
 	}
+	if p.r.Exit != 0 { // blobs took their time
+		if taken, err := p.takenNow(ctx); taken || err != nil {
+			return err
+		}
+	}
 	desc, err := p.putRecord(ctx, rec)
 	if err != nil {
 		return err
 	}
-	s := sight{verdict: good, digest: desc.Digest}
 	if p.r.Exit != 0 {
-		s.verdict, s.made = failure, p.r.Started.Add(p.r.Took)
+		p.note(p.tag+recordSuffix, sight{verdict: failure, digest: desc.Digest, made: p.r.Started.Add(p.r.Took)})
+		return p.giveWay(ctx, desc.Digest)
 	}
-	p.note(p.tag+recordSuffix, s)
+	p.note(p.tag+recordSuffix, sight{verdict: good, digest: desc.Digest})
 	if image.manifest != nil && p.now().Sub(since) > fresh {
 		p.mend(ctx, desc.Digest, image)
 	}
@@ -134,6 +136,44 @@ func (p *push) prepare(ctx context.Context) (*imageDocs, *recordDocs, error) {
 		err = rec.disguise()
 	}
 	return image, rec, err
+}
+
+// takenNow is taken, but a failure looks again whatever was seen before, so that it never comes in the place of a success that has come
+// meanwhile. A success puts its image before its record, so that an image is one that comes.
+func (p *push) takenNow(ctx context.Context) (bool, error) {
+	if p.r.Exit == 0 {
+		return p.taken(ctx)
+	}
+	p.note(p.tag+recordSuffix, sight{})
+	if taken, err := p.taken(ctx); taken || err != nil {
+		return taken, err
+	}
+	return p.hasImage(ctx)
+}
+
+func (p *push) hasImage(ctx context.Context) (bool, error) {
+	_, err := p.Repo.Head(ctx, p.tag)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// giveWay removes the record of a failure again if a success has come between the last look and it. What that said cannot be had again: then
+// there is none, and the next build makes it.
+func (p *push) giveWay(ctx context.Context, rec digest.Digest) error {
+	if succeeded, err := p.hasImage(ctx); err != nil || !succeeded {
+		return err
+	}
+	tag := p.tag + recordSuffix
+	p.note(tag, sight{})
+	if desc, err := p.Repo.Head(ctx, tag); err != nil || desc.Digest != rec {
+		return ctx.Err() // the success came later
+	}
+	if err := p.Repo.Delete(ctx, rec.String()); err != nil && ctx.Err() == nil {
+		p.warn("failure", "the failure of %s is in the place of a success, and cannot be removed: %v", p.r.Key, err)
+	}
+	return ctx.Err()
 }
 
 // taken reports whether what is there stays.
@@ -457,20 +497,30 @@ func (r *recordDocs) blobs(ctx context.Context, c *Cache) []blob {
 	return blobs
 }
 
-// disguise makes the record look like an image that runs nowhere, for registries that take nothing else. The config is an envelope still:
-// to each of its two readers, the other's fields are unknown ones.
+// disguise makes the record look like an image that runs nowhere, for registries that take nothing else.
 func (r *recordDocs) disguise() error {
+	// Nobody unpacks the logs; but there has to be one diff id for each.
+	diffIDs := []digest.Digest{}
+	for i := range r.manifest.Layers {
+		r.manifest.Layers[i].MediaType = ocispec.MediaTypeImageLayerZstd
+		diffIDs = append(diffIDs, r.manifest.Layers[i].Digest)
+	}
+	return r.disguiseConfig(diffIDs)
+}
+
+// disguiseMount is disguise for a cache mount.
+func (r *recordDocs) disguiseMount(diffID digest.Digest) error {
+	return r.disguiseConfig([]digest.Digest{diffID})
+}
+
+// disguiseConfig makes an image's config of the envelope, which it is still: to each of its two readers, the other's fields are
+// unknown ones.
+func (r *recordDocs) disguiseConfig(diffIDs []digest.Digest) error {
 	var fields map[string]json.RawMessage
 	if err := json.Unmarshal(r.envelope, &fields); err != nil {
 		return fmt.Errorf("disguise the record: %w", err)
 	}
-	// Nobody unpacks the logs; but there has to be one diff id for each.
-	rootfs := ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
-	for i := range r.manifest.Layers {
-		r.manifest.Layers[i].MediaType = ocispec.MediaTypeImageLayerZstd
-		rootfs.DiffIDs = append(rootfs.DiffIDs, r.manifest.Layers[i].Digest)
-	}
-	b, err := json.Marshal(rootfs)
+	b, err := json.Marshal(ocispec.RootFS{Type: "layers", DiffIDs: diffIDs})
 	if err != nil {
 		return fmt.Errorf("disguise the record: %w", err)
 	}

@@ -91,6 +91,10 @@ type predicate struct {
 	Took     int64            `json:"took,omitempty"` // milliseconds
 }
 
+// MaxExit is the largest exit status of a failure that is shared. Shells end with more when a signal has ended what they ran, and that may
+// be other the next time.
+const MaxExit = 128
+
 // finished is when the result was made.
 func (p *predicate) finished() time.Time {
 	return p.Started.Add(time.Duration(p.Took) * time.Millisecond)
@@ -286,7 +290,7 @@ func (p *predicate) check() error {
 	case statusOK:
 		err = p.checkImage()
 	case statusFailed:
-		if p.Exit == 0 || !p.Alias.IsZero() || p.hasImage() {
+		if p.Exit < 1 || p.Exit > MaxExit || !p.Alias.IsZero() || p.hasImage() {
 			err = errors.New("it is no failure, but says so")
 		}
 	case statusAlias:

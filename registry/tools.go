@@ -35,8 +35,8 @@ func (p Problem) String() string {
 	return p.Tag + ": " + p.Detail
 }
 
-// Verify reads everything that obx has put into the Repo: records and their signatures (by Trust, if there is any), images, base images and what
-// names mean, and each blob once. It gives one Problem for each thing that is wrong, in the order of tags, and an error when it cannot go on.
+// Verify reads everything that obx has put into the Repo: records and their signatures (by Trust, if there is any), images, base images, what
+// names mean, cache mounts, and each blob once. It gives one Problem for each thing that is wrong, in the order of tags, and an error when it cannot go on.
 // Tags of other things are left alone.
 func (c *Cache) Verify(ctx context.Context) iter.Seq2[Problem, error] {
 	return func(yield func(Problem, error) bool) {
@@ -71,7 +71,7 @@ func (c *Cache) Verify(ctx context.Context) iter.Seq2[Problem, error] {
 // IsCacheTag reports whether a tag is one that a Cache makes.
 func IsCacheTag(tag string) bool {
 	hex, isBase := strings.CutPrefix(tag, baseTag)
-	return isResult(tag) || isBase && checkDigest(digest.NewDigestFromEncoded(digest.SHA256, hex)) == nil || strings.HasPrefix(tag, nameTag)
+	return isResult(tag) || isBase && checkDigest(digest.NewDigestFromEncoded(digest.SHA256, hex)) == nil || strings.HasPrefix(tag, nameTag) || isMountTag(tag)
 }
 
 // isResult reports the tags of images and records.
@@ -109,6 +109,9 @@ type verification struct {
 func (v *verification) tag(ctx context.Context, tag string) (found []Problem, err error) {
 	report := func(format string, args ...any) {
 		found = append(found, Problem{Tag: tag, Detail: fmt.Sprintf(format, args...)})
+	}
+	if isMountTag(tag) {
+		return v.mount(ctx, tag)
 	}
 	_, _, isRecord, _ := parseTag(tag)
 	if !isRecord {
@@ -254,11 +257,12 @@ const gcGrace = 24 * time.Hour
 // A GCReport says what GC has removed, or would have.
 type GCReport struct {
 	Kept, Records, Images int
+	Mounts                int   // cache mounts
 	Bytes                 int64 // freed; a registry does that later, by itself
 	Requests              int   // that it made of the Repo
 }
 
-// GC removes entries by their last use. What is used keeps all that it depends on. Records go before images, so that no record is left without its
+// GC removes entries and cache mounts by their last use. What is used keeps all that it depends on. Records go before images, so that no record is left without its
 // image. Manifests are deleted by digest; the registry's own garbage collection then frees the bytes. A build that runs meanwhile may miss
 // what it has found, and goes on without.
 func (c *Cache) GC(ctx context.Context, o GCOptions) (GCReport, error) {
@@ -334,13 +338,18 @@ type entry struct {
 }
 
 func (g *collection) run(ctx context.Context) error {
-	tags, err := g.tags(ctx)
+	tags, err := g.tagsOf(ctx, func(tag string) bool { return isResult(tag) || isMountTag(tag) })
 	if err != nil {
 		return err
 	}
 	work, wctx := errgroup.WithContext(ctx)
 	work.SetLimit(maxRequests)
+	var mounts []string
 	for _, tag := range tags {
+		if isMountTag(tag) {
+			mounts = append(mounts, tag)
+			continue
+		}
 		id, _, isRecord, _ := parseTag(tag)
 		image := strings.TrimSuffix(tag, recordSuffix)
 		g.mu.Lock()
@@ -360,7 +369,10 @@ func (g *collection) run(ctx context.Context) error {
 		return err
 	}
 	g.mark()
-	if err := g.sweep(ctx); err != nil || g.o.DryRun {
+	if err := g.sweep(ctx); err != nil {
+		return err
+	}
+	if err := g.sweepMounts(ctx, mounts); err != nil || g.o.DryRun {
 		return err
 	}
 	if repo, ok := g.repo.(Collector); ok {

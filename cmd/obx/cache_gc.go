@@ -49,8 +49,12 @@ obx cache prune makes room in the store of this machine.`,
 				if r.Bytes > 0 {
 					freed = ", " + progress.Bytes(r.Bytes)
 				}
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s and %s%s; %s kept; %s\n",
-					verb, progress.Count(r.Records, "record"), progress.Count(r.Images, "image"), freed, progress.Count(r.Kept, "result"), progress.Count(r.Requests, "request"))
+				mounts := ""
+				if r.Mounts > 0 {
+					mounts = " and " + progress.Count(r.Mounts, "cache mount")
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %s and %s%s%s; %s kept; %s\n",
+					verb, progress.Count(r.Records, "record"), progress.Count(r.Images, "image"), mounts, freed, progress.Count(r.Kept, "result"), progress.Count(r.Requests, "request"))
 				return err
 			})
 		},

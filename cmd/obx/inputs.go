@@ -228,6 +228,10 @@ func (in *inputs) start(cmd *cobra.Command) (*project, error) {
 	if err := in.sharing.settle(in.file); err != nil {
 		return nil, err
 	}
+	if in.signer != nil && in.trusted == nil {
+		// A signature covers all that led to a result: whoever signs takes nothing that nobody vouches for.
+		in.trusted = []registry.PublicKey{in.signer.Public()}
+	}
 	images, err := in.images()
 	if err != nil {
 		return nil, err

@@ -58,6 +58,7 @@ With --json, for schedulers, one object is printed:
 				return err
 			}
 			p.builder.NoCache = noCache
+			p.builder.Events = p.notices.event
 			steps, bases, err := p.builder.Status(cmd.Context(), p.plan)
 			if err != nil {
 				return err

@@ -129,13 +129,14 @@ func (s *sharing) addPush(cmd *cobra.Command) {
 }
 
 func addSignKey(cmd *cobra.Command, file *string) {
-	cmd.Flags().StringVar(file, "sign-key", "", "sign what is published with the secret key in `FILE` (obx key generate makes one)")
+	cmd.Flags().StringVar(file, "sign-key", "", "sign what is published with the secret key in `FILE` (obx key generate makes one);\nwithout --trust, only what that key has signed is used")
 	cmd.MarkFlagFilename("sign-key")
 }
 
 // settle reads what flags, environment and configuration say.
 func (s *sharing) settle(file *config) (err error) {
 	s.caches, s.source = cacheNames(s.caches, file)
+	publishes := s.push != ""
 	switch mode := build.PushMode(s.push); {
 	case s.push == "" || s.readOnly && mode != build.PushRequire:
 		s.push = string(build.PushNever)
@@ -150,8 +151,18 @@ func (s *sharing) settle(file *config) (err error) {
 	if s.shared, err = parseShares(s.mounts); err != nil {
 		return err
 	}
-	s.signer, err = readSigner(s.signKey)
-	return err
+	if s.signer, err = readSigner(s.signKey); err != nil {
+		return err
+	}
+	if publishes && len(s.caches) == 0 {
+		switch {
+		case s.signer != nil:
+			return usage("--cache REPO says where", "--sign-key: there is no cache to publish in")
+		case len(s.shared) > 0:
+			return usage("--cache REPO says where", "--share-cache: there is no cache to share it through")
+		}
+	}
+	return nil
 }
 
 // parseShares reads --share-cache.
@@ -279,6 +290,13 @@ func (n *notices) warn(msg string) {
 		return
 	}
 	fmt.Fprintln(n.stderr, "obx: warning:", msg)
+}
+
+// event shows the warnings among a builder's events.
+func (n *notices) event(e build.Event) {
+	if e.Kind == build.Warned {
+		n.warn(e.Message)
+	}
 }
 
 func (n *notices) cacheWarning(msg string) { n.warn("cache " + msg) }

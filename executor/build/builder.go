@@ -48,6 +48,8 @@ type Builder struct {
 	Trust         []registry.PublicKey // not empty: results of the store count only if they were made here, or are signed so
 
 	Events func(Event) // called by one goroutine at a time; nil: nobody listens
+
+	distrust func(key string, why error) // of a run: told of each result of the store that Trust refuses; may be nil
 }
 
 // DefaultLogLimit is how much of a step's output is kept and shown, in bytes.
@@ -89,7 +91,7 @@ type run struct {
 	report Report
 	pulled map[string]int64
 	bases  map[keys.ID]*future[*state]
-	mounts map[string]*future[*mountShare]
+	mounts map[mountID]*future[*mountShare]
 	made   map[keys.ID]*state // what steps of this run have given
 }
 
@@ -102,8 +104,9 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 		jobs = max(4, 2*runtime.GOMAXPROCS(0))
 	}
 	group, gctx := errgroup.WithContext(ctx)
+	own := *b
 	r := &run{
-		Builder: b,
+		Builder: &own,
 		plan:    p,
 		group:   group,
 		slots:   semaphore.NewWeighted(int64(jobs)),
@@ -111,11 +114,13 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 		unsure:  b.firstUnsure(p),
 		pulled:  map[string]int64{},
 		bases:   map[keys.ID]*future[*state]{},
-		mounts:  map[string]*future[*mountShare]{},
+		mounts:  map[mountID]*future[*mountShare]{},
 		made:    map[keys.ID]*state{},
 	}
+	own.distrust = once(func(msg string) { r.warn(nil, "%s", msg) })
 	r.report.Results = map[*keys.Stage]string{}
 	r.emit(Event{Kind: Planned, Plan: p})
+	r.checkShares()
 	err := r.hold()
 	if err == nil {
 		for _, s := range p.Stages {
@@ -161,6 +166,16 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 	}
 	r.emit(Event{Kind: Done, Report: &r.report, Err: err})
 	return &r.report, err
+}
+
+// once makes a Builder's distrust that tells of the first result alone: the others have the same cause.
+func once(warn func(msg string)) func(key string, why error) {
+	var first sync.Once
+	return func(key string, why error) {
+		first.Do(func() {
+			warn(fmt.Sprintf("the result of %s in the store is not used: %v (what --trust does not accept is built again)", key, why))
+		})
+	}
 }
 
 // hold leases all keys of the plan before the first is looked up.

@@ -2,12 +2,14 @@ package build
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -38,6 +40,8 @@ type Record struct {
 	Config   *ocispec.Image `json:"config,omitempty"` // of a base
 	Ref      string         `json:"ref,omitempty"`    // of a base: where it can be had, NAME@DIGEST
 	Env      keys.Context   `json:"context,omitzero"` // of a step: what its command saw
+	// Mounts is of a step whose command had cache mounts: the mountTrust of its run.
+	Mounts string `json:"mounts,omitempty"`
 
 	// Pulled is set for a state that came from a cache: then Layers are all its layers, the base image's too, Config is
 	// the image's as of this state, and nothing is below it.
@@ -128,15 +132,18 @@ func (s *state) lowest() *state {
 // A build that trusts believes no alias of the store: it may have been learned from files of somebody untrusted, and then
 // leads to a result that is right for other files. It looks up by content instead, or asks a cache, where aliases are signed.
 func (b *Builder) find(id keys.ID) (keys.ID, *Record, bool) {
+	var refused error
 	for _, domain := range b.domains() {
 		res, err := b.Store.Result(domain, id.String())
 		if err != nil {
 			continue
 		}
 		if res.Alias == "" {
-			if rec := b.whole(domain, res); rec != nil {
+			rec, err := b.whole(domain, res)
+			if rec != nil {
 				return id, rec, true
 			}
+			refused = cmp.Or(refused, err)
 			continue
 		}
 		content, err := keys.ParseID(res.Alias)
@@ -145,37 +152,79 @@ func (b *Builder) find(id keys.ID) (keys.ID, *Record, bool) {
 		}
 		for _, d := range b.domains() {
 			if res, err := b.Store.Result(d, res.Alias); err == nil && res.Alias == "" {
-				if rec := b.whole(d, res); rec != nil {
+				if rec, _ := b.whole(d, res); rec != nil {
 					b.Store.Touch(domain, id.String())
 					return content, rec, true
 				}
 			}
 		}
 	}
+	if refused != nil && b.distrust != nil {
+		b.distrust(id.String(), refused)
+	}
 	return keys.ID{}, nil, false
 }
 
-// whole gives the record in a result of a domain; nil if that is none, or lacks something.
-func (b *Builder) whole(domain string, res *cas.Result) *Record {
+// whole gives the record in a result of a domain; nil if that is none, or lacks something. The error says why it is not trusted.
+func (b *Builder) whole(domain string, res *cas.Result) (*Record, error) {
 	rec, err := DecodeRecord(res)
-	if err != nil || !b.complete(rec) || !b.trusts(domain, res.Key, rec) {
-		return nil
+	if err != nil || !b.complete(rec) {
+		return nil, nil
+	}
+	if err := b.trusts(domain, res.Key, rec); err != nil {
+		return nil, err
 	}
 	b.Store.Touch(domain, res.Key)
-	return rec
+	return rec, nil
 }
 
-// trusts reports whether a record may be used: it was made here in the build's own domain, it is a base image, which its
-// digest vouches for, or somebody trusted has signed it.
-func (b *Builder) trusts(domain, key string, rec *Record) bool {
+// trusts says why a record may not be used. It may if it was made here in the build's own domain, and with no cache mounts but such
+// as the build would use itself; if it is a base image, which its digest vouches for; or if somebody trusted has signed it.
+func (b *Builder) trusts(domain, key string, rec *Record) error {
+	switch {
+	case len(b.Trust) == 0:
+		return nil
+	case rec.Pulled != nil:
+		id, err := keys.ParseID(key)
+		if err != nil {
+			return err
+		}
+		return registry.Vouch(rec.Pulled.Envelope, b.Trust, id, b.domains(), rec.Layers)
+	case rec.Parent == "":
+		return nil
+	case domain != b.domains()[0]:
+		return fmt.Errorf("it was made in the domain %s, and is not signed", domain)
+	case rec.Mounts != "" && rec.Mounts != b.mountTrust():
+		return errors.New("its command had cache mounts that builds with other trust write to")
+	}
+	return nil
+}
+
+// mountTrust names who can have written to the cache mounts of the build: with Trust, builds that trust the same keys.
+func (b *Builder) mountTrust() string {
 	if len(b.Trust) == 0 {
-		return true
+		return "anybody"
 	}
-	if rec.Pulled == nil {
-		return rec.Parent == "" || domain == b.domains()[0]
+	var trusted []string
+	for _, k := range b.Trust {
+		_, key, _ := strings.Cut(k.String(), ":")
+		trusted = append(trusted, key)
 	}
-	id, err := keys.ParseID(key)
-	return err == nil && registry.Vouch(rec.Pulled.Envelope, b.Trust, id, b.domains(), rec.Layers) == nil
+	slices.Sort(trusted)
+	return digest.FromString(strings.Join(slices.Compact(trusted), "\n")).Encoded()[:32]
+}
+
+// mountName is what the store calls a cache mount of the build. Those of builds with different trust are different, so that content
+// that somebody untrusted has made cannot come into a result that is signed.
+func (b *Builder) mountName(id string) string {
+	const mark = "+"
+	switch {
+	case len(b.Trust) > 0:
+		return mark + b.mountTrust() + ":" + id
+	case strings.HasPrefix(id, mark): // no name that a spec gives leads into those
+		return mark + id
+	}
+	return id
 }
 
 // complete reports whether the store has what a record refers to.

@@ -208,7 +208,7 @@ func (s *stage) shareFailure(w *work, log *stepLog, err error) {
 	var exit *executor.ExitError
 	op, isRun := w.step.Op.(*spec.Run)
 	if s.pusher == nil || !s.CacheFailures || !isRun || len(op.Network) > 0 || len(op.Secrets) > 0 ||
-		!errors.As(err, &exit) || exit.Reason != executor.Exited {
+		!errors.As(err, &exit) || exit.Reason != executor.Exited || exit.Code < 1 || exit.Code > registry.MaxExit {
 		return
 	}
 	rec := &Record{

@@ -31,7 +31,13 @@ type BaseStatus struct {
 }
 
 // Status looks a plan up, and runs and pulls nothing. Statuses are in the order of p.Steps, and of p.Stages.
+// Events hears of warnings alone.
 func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseStatus, error) {
+	if b.Events != nil {
+		own := *b
+		own.distrust = once(func(msg string) { b.Events(Event{Kind: Warned, Time: time.Now(), Message: msg}) })
+		b = &own
+	}
 	steps := make([]Status, len(p.Steps))
 	for i, s := range p.Steps {
 		steps[i] = Status{Step: s, Key: s.Key.String()}

@@ -132,6 +132,9 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 	if w.id != w.step.Key {
 		made.rec.Input = string(w.step.Preimage)
 	}
+	if op, ok := w.step.Op.(*spec.Run); ok && len(op.Caches) > 0 {
+		made.rec.Mounts = s.mountTrust()
+	}
 	if w.step.From != nil {
 		made.rec.Uses = []keys.ID{s.stages[w.step.From].final.value.id}
 	}
@@ -298,12 +301,7 @@ func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
 		p.Network = executor.NetworkHost
 	}
 	for _, m := range op.Caches {
-		c := &executor.Cache{Domain: s.domains()[0], Name: m.ID}
-		for _, o := range m.Options {
-			if o.Key == "sharing" && o.Value != "private" {
-				c.Sharing = o.Value
-			}
-		}
+		c := &executor.Cache{Domain: s.domains()[0], Name: s.mountName(m.ID), Sharing: sharing(m)}
 		p.Mounts = append(p.Mounts, executor.Mount{Target: m.Target, Cache: c})
 	}
 	for _, m := range op.Secrets {

@@ -1,6 +1,7 @@
 package build_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -39,6 +40,10 @@ func TestTrustOfTheStore(t *testing.T) {
 	const twice = `((build a ((from scratch) (run (shell "echo good > /f"))))
 		(build b ((from scratch) (copy (from (build a)) (src /f) (dst /f)) (run (shell "echo b"))))
 		(from scratch) (copy (from (build b)) (src /f) (dst /f)) (run (shell "cat /f; echo %s > /last")))`
+	const other = `((from scratch) (run (shell "echo good for %s")))`
+	const mounted = `((from scratch) (run (cache (c (target /c))) (shell "echo good > /f")) (run (shell "cat /f; echo %s > /last")))`
+	const mountCopied = `((build b ((from scratch) (run (cache (c (target /c))) (shell "echo good > /f"))))
+			(from scratch) (copy (from (build b)) (src /f) (dst /f)) (run (shell "cat /f; echo %s > /last")))`
 	for name, test := range map[string]struct{ theirs, ours string }{
 		"parent":                 {chain, chain},
 		"copy":                   {copied, copied},
@@ -46,6 +51,10 @@ func TestTrustOfTheStore(t *testing.T) {
 		"two copies":             {twice, twice},
 		"two copies, one by us":  {copied, twice},
 		"two copies, both by us": {onlyB, strings.ReplaceAll(twice, "build a", "build x")},
+		// Whoever wrote to the cache mount before made the command do what it should not.
+		"mount":               {other, mounted},
+		"copy of a mount":     {other, mountCopied},
+		"mounts of two kinds": {other, strings.ReplaceAll(mounted, "(target /c)", "(target /c) (buildkit_options ((sharing locked)))")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -54,6 +63,9 @@ func TestTrustOfTheStore(t *testing.T) {
 
 			// Without trust, the bad results are pulled, and built upon.
 			careless := newMachine(t).share(r)
+			if test.theirs == other {
+				evil(careless)
+			}
 			o := careless.run(fmt.Sprintf(test.ours, "second"))
 			if files := o.files(); files["f"] != "evil\n" {
 				t.Fatalf("the careless build has %q", files)
@@ -61,8 +73,21 @@ func TestTrustOfTheStore(t *testing.T) {
 
 			s := signer(t, "ci")
 			careful := careless.another().trust(s, r)
-			for _, last := range []string{"first", "second", "third"} {
+			for i, last := range []string{"second", "first", "third"} {
 				o := careful.run(fmt.Sprintf(test.ours, last))
+				var told []string
+				for _, w := range o.warnings() {
+					if strings.Contains(w, "in the store is not used") {
+						told = append(told, w)
+					}
+				}
+				want := 0
+				if i == 0 && test.theirs != copied && test.theirs != twice { // in those, only what an input key means is not believed
+					want = 1
+				}
+				if len(told) != want {
+					t.Errorf("%s: warned of the store: %q, not %d times", last, told, want)
+				}
 				o.wantFiles(map[string]string{"f": "good\n", "last": last + "\n"})
 				for n, log := range o.logs {
 					if strings.Contains(log, "evil") {
@@ -91,6 +116,47 @@ func TestTrustOfTheStore(t *testing.T) {
 	}
 }
 
+// Builds with other trust have other cache mounts, whatever names specs give them.
+func TestTrustOfMounts(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	mount := func(id string, trust ...*registry.Signer) string {
+		t.Helper()
+		b := m.another()
+		for _, s := range trust {
+			b.Trust = append(b.Trust, s.Public())
+		}
+		name := ""
+		b.exec.before = func(_ *string, p executor.Process) { name = p.Mounts[0].Cache.Name }
+		b.run(fmt.Sprintf(`((from scratch) (run (cache (%q (target /c))) (shell "true")))`, id))
+		if name == "" {
+			t.Fatalf("the step with the mount %s did not run", id)
+		}
+		return name
+	}
+	one, two := signer(t, "one"), signer(t, "two")
+	plain, trusting := mount("c"), mount("c", one)
+	if plain != "c" {
+		t.Errorf("a mount is called %q", plain)
+	}
+	for name, other := range map[string]string{
+		"by who trusts nobody":             plain,
+		"by who trusts another":            mount("c", two),
+		"by who trusts two":                mount("c", one, two),
+		"of that name":                     mount(trusting),
+		"of that name, by who trusts":      mount(trusting, two),
+		"of another name":                  mount("d", one),
+		"of a name that looks like theirs": mount("+" + trusting),
+	} {
+		if other == trusting {
+			t.Errorf("%s: it is the mount %q", name, other)
+		}
+	}
+	if both, same := mount("e", one, two), mount("f", two, one, two); strings.TrimSuffix(both, "e") != strings.TrimSuffix(same, "f") {
+		t.Errorf("%q and %q differ", both, same)
+	}
+}
+
 // Results of a parent domain that were made here are not the build's own.
 func TestTrustOfParentDomain(t *testing.T) {
 	t.Parallel()
@@ -112,6 +178,10 @@ func TestCacheFailures(t *testing.T) {
 		shared bool
 	}{
 		"exit":    {`(run (shell "echo says; exit 3"))`, true},
+		"signal":  {`(run (shell "kill 9"))`, false},
+		"killed":  {`(run (shell "exit 137"))`, false}, // of a shell whose child was
+		"oom":     {`(run (shell "hog"))`, false},
+		"cancel":  {`(run (shell "echo begun; sleep 60"))`, false},
 		"network": {`(run (network host) (shell "exit 3"))`, false},
 		"secret":  {`(run (secrets (s (target /s))) (shell "exit 3"))`, false},
 		"timeout": {`(run (shell "sleep 60"))`, false},
@@ -126,17 +196,38 @@ func TestCacheFailures(t *testing.T) {
 				m := newMachine(t).share(r)
 				m.Caches[0].(*registry.Cache).Failures = time.Hour
 				m.CacheFailures = true
-				m.Limits.Timeout = 50 * time.Millisecond
+				if name != "cancel" {
+					m.Limits.Timeout = 50 * time.Millisecond
+				}
 				m.Secrets = map[string]build.Secret{"s": func() ([]byte, error) { return []byte("x"), nil }}
 				return m
 			}
+			try := func(m *machine) *outcome {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				m.Events = func(e build.Event) {
+					if name == "cancel" && string(e.Data) == "begun\n" {
+						cancel()
+					}
+				}
+				return m.try(ctx, m.plan(text))
+			}
 			a := newOne()
-			first := a.try(t.Context(), a.plan(text))
+			first := try(a)
 			first.want("rrr--")
 			b := newOne()
-			o := b.try(t.Context(), b.plan(text))
+			o := try(b)
 			if o.err == nil || o.err.Error() != first.err.Error() {
 				t.Errorf("the error is %v, was %v", o.err, first.err)
+			}
+			if name == "cancel" { // which stops pushes, too
+				for _, command := range o.ran {
+					if strings.HasPrefix(command, "echo begun") {
+						return
+					}
+				}
+				t.Errorf("ran %q", o.ran)
+				return
 			}
 			var step *build.StepError
 			if !errors.As(o.err, &step) || step.Step.Number != 4 {

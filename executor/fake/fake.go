@@ -20,6 +20,8 @@
 //
 //	fail MESSAGE...         the infrastructure fails: Run returns an error that is no *executor.ExitError
 //	refuse MESSAGE...       the process cannot start: Run returns an *executor.StartError
+//	kill SIGNAL             the process is killed by a signal
+//	hog                     the process is killed because it uses too much memory
 //
 // Secrets can be read, caches keep what is written to them, in memory, until Close; the time-out is the only
 // limit. Files belong to root, and their modification time is 1970.

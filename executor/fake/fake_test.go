@@ -37,6 +37,8 @@ func TestScripts(t *testing.T) {
 		{"nosuch; false", "sh: nosuch: not found\n", "exit status 1"},
 		{"exit 7; echo never", "", "exit status 7"},
 		{"exit 0; false", "", ""},
+		{"kill 9; echo never", "", "killed by signal 9"},
+		{"hog; echo never", "", "killed: it used more memory than its limit"},
 		{"mkdir a/b; mkdir -p a/b; mkdir a; rm a; rm -rf a nosuch; ln -s x l; chmod 600 l", "/w/a/b: file does not exist\n/w/a: file already exists\n/w/a: is a directory\n", ""},
 		{"cat /run/s; echo kept > /c/f", "secret\n", ""},
 		{"cat /c/f", "kept\n", ""},

@@ -146,6 +146,14 @@ func (s *shell) command(words []string) error {
 		s.status = 1
 	case "fail":
 		return errors.New(strings.Join(args, " "))
+	case "kill":
+		signal, perr := strconv.Atoi(strings.Join(args, " "))
+		if perr != nil {
+			return fmt.Errorf("fake: kill: %w", perr)
+		}
+		return &executor.ExitError{Reason: executor.Signaled, Signal: signal}
+	case "hog":
+		return &executor.ExitError{Reason: executor.OOM, Signal: 9, Limit: "its limit"}
 	case "refuse":
 		return &executor.StartError{Msg: strings.Join(args, " ")}
 	default:
