@@ -173,7 +173,7 @@ func once(warn func(msg string)) func(key string, why error) {
 	var first sync.Once
 	return func(key string, why error) {
 		first.Do(func() {
-			warn(fmt.Sprintf("the result of %s in the store is not used: %v (what --trust does not accept is built again)", key, why))
+			warn(fmt.Sprintf("the result of %s in the store is not used: %v (a run builds what is not trusted again)", key, why))
 		})
 	}
 }

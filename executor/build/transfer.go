@@ -37,7 +37,9 @@ type ExportReport struct {
 // from another cache from there, if it can be reached, as they are: they keep their envelope, for only what was run here is signed
 // here. What cannot be had as it was is left out, with a warning to the cache's Warn.
 func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []string, to *registry.Cache, since time.Duration) (ExportReport, error) {
-	x := &export{Builder: b, to: to, picked: map[keys.ID]*exported{}, packed: map[string]layers.Layer{}, names: map[string]registry.Name{}}
+	own := *b
+	x := &export{Builder: &own, to: to, picked: map[keys.ID]*exported{}, packed: map[string]layers.Layer{}, names: map[string]registry.Name{}}
+	own.distrust = once(func(msg string) { x.warn("%s", msg) })
 	err := x.pick(ctx, p, ids, since)
 	if err == nil {
 		err = x.run(ctx)
