@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
 // Health tries what an Executor with these options needs: the kernel's overlayfs, control groups, and each runtime that
@@ -74,25 +75,25 @@ func kernel() (string, error) {
 		return release, fmt.Errorf("fsopen: %w: steps need Linux 5.8 or newer", err)
 	}
 	unix.Close(fs)
-	if !hasLowerPlus() {
+	if !rootfs.HasLowerPlus() {
 		release += " (mounts the old way: no lowerdir+ before Linux 6.7)"
 	}
 	return release, nil
 }
 
 func controlGroups() (string, error) {
-	c, err := findCgroups()
+	c, err := rootfs.FindCgroups()
 	if err != nil {
 		return "", fmt.Errorf("%w: try `mount -t cgroup2 none /sys/fs/cgroup`", err)
 	}
 	version := "version 1, or 1 and 2 side by side"
-	if c.unified {
+	if c.Unified {
 		version = "version 2"
 	}
-	if err := c.check(executor.Limits{Memory: 1, CPUs: 1, PIDs: 1}); err != nil {
+	if err := c.Check(executor.Limits{Memory: 1, CPUs: 1, PIDs: 1}); err != nil {
 		return version, err
 	}
-	for _, dir := range c.hierarchies {
+	for _, dir := range c.Hierarchies {
 		if err := unix.Access(dir, unix.W_OK); err != nil && os.Geteuid() == 0 {
 			return version, fmt.Errorf("%s is not writable: %w", dir, err)
 		}
@@ -112,18 +113,18 @@ func versions(ctx context.Context, found []string) string {
 
 // tryMount mounts an empty overlay on the store's file system.
 func (e *Executor) tryMount() (string, error) {
-	dir, err := os.MkdirTemp(e.tmp, "health-")
+	dir, err := os.MkdirTemp(e.TempDir(), "health-")
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
-	m := overlayMount{upper: filepath.Join(dir, "fs"), work: filepath.Join(dir, "work")}
-	for _, d := range []string{m.upper, m.work} {
+	m := rootfs.OverlayMount{Upper: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work")}
+	for _, d := range []string{m.Upper, m.Work} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return "", err
 		}
 	}
-	f, err := e.mounter.mount(m)
+	f, err := e.Mounter.Mount(m)
 	if err != nil {
 		return "", fmt.Errorf("overlayfs does not take the store's file system for its upper directory; put the store on ext4, xfs or btrfs with --store: %w", err)
 	}

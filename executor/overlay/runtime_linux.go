@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
 // runtimes are tried in this order: crun starts a process in a third of runc's time.
@@ -47,7 +48,7 @@ func (e *Executor) newProbe(file string) (probe, error) {
 		Size:    st.Size(),
 		Time:    st.ModTime().UTC(),
 		Kernel:  release,
-		Cgroups: strings.Join(e.cgroups.hierarchies, " "),
+		Cgroups: strings.Join(e.Cgroups.Hierarchies, " "),
 	}, nil
 }
 
@@ -157,7 +158,7 @@ func (e *Executor) writeProbes(known map[string]probe) {
 	if err != nil {
 		return
 	}
-	tmp := filepath.Join(e.tmp, probeFile)
+	tmp := filepath.Join(e.TempDir(), probeFile)
 	if os.WriteFile(tmp, b, 0o644) == nil {
 		_ = os.Rename(tmp, filepath.Join(e.options.Store.Dir(), probeFile))
 	}
@@ -165,7 +166,7 @@ func (e *Executor) writeProbes(known map[string]probe) {
 
 // try makes a container with all that a step's has, but runs nothing in it.
 func (e *Executor) try(ctx context.Context, s *supervisor, file string) error {
-	dir, err := os.MkdirTemp(e.tmp, "probe-")
+	dir, err := os.MkdirTemp(e.TempDir(), "probe-")
 	if err != nil {
 		return err
 	}
@@ -180,18 +181,18 @@ func (e *Executor) try(ctx context.Context, s *supervisor, file string) error {
 	if err := os.WriteFile(filepath.Join(dir, "fs", program), nil, 0o755); err != nil {
 		return err
 	}
-	mount, err := e.mounter.mount(overlayMount{upper: filepath.Join(dir, "fs"), work: filepath.Join(dir, "work")})
+	mount, err := e.Mounter.Mount(rootfs.OverlayMount{Upper: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work")})
 	if err != nil {
 		return err
 	}
 	defer mount.Close()
-	id := e.newID()
-	pl, err := newPlan(rootDir{fd: int(mount.Fd())}, executor.Process{Argv: []string{program}, Dir: "/"}, bundleDir(s.priv, id), e.cgroup(id), e.cgroups, nil)
-	defer pl.remove()
+	id := e.NewID()
+	pl, err := rootfs.NewPlan(rootfs.RootDir{FD: int(mount.Fd())}, executor.Process{Argv: []string{program}, Dir: "/"}, bundleDir(s.priv, id), e.Cgroup(id), e.Cgroups, nil)
+	defer pl.Remove()
 	if err != nil {
 		return err
 	}
-	spec, err := json.Marshal(&pl.spec)
+	spec, err := json.Marshal(&pl.Spec)
 	if err != nil {
 		return err
 	}
@@ -200,7 +201,7 @@ func (e *Executor) try(ctx context.Context, s *supervisor, file string) error {
 		return err
 	}
 	defer stdio.close()
-	req := request{ID: id, Runtime: file, Spec: spec, Files: pl.files, Cgroup: pl.spec.Linux.CgroupsPath, Probe: true}
+	req := request{ID: id, Runtime: file, Spec: spec, Files: pl.Files, Cgroup: pl.Spec.Linux.CgroupsPath, Probe: true}
 	r, err := s.run(ctx, req, stdio, []*os.File{mount})
 	if err != nil {
 		return err
