@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -62,38 +61,24 @@ func kernelRelease() (string, error) {
 
 // findRuntimes lists the runtimes to use, best first.
 func findRuntimes(want string) ([]string, error) {
-	names := runtimes
 	if want != "" {
-		names = []string{want}
+		file, err := rootfs.FindRuntime(want)
+		if err != nil {
+			return nil, err
+		}
+		return []string{file}, nil
 	}
 	var found []string
-	for _, n := range names {
-		if p, err := lookRuntime(n); err == nil {
-			found = append(found, p)
+	for _, n := range runtimes {
+		if file, err := rootfs.FindRuntime("", n); err == nil {
+			found = append(found, file)
 		}
 	}
-	if len(found) > 0 {
-		return found, nil
+	if len(found) == 0 {
+		_, err := rootfs.FindRuntime("", runtimes...)
+		return nil, err
 	}
-	if want != "" {
-		return nil, fmt.Errorf("no OCI runtime %q", want)
-	}
-	return nil, errors.New("no OCI runtime: neither crun nor runc is installed; try `apt-get install runc`")
-}
-
-// lookRuntime finds a program, also where administrators' programs are and users' PATHs do not lead.
-func lookRuntime(name string) (string, error) {
-	p, err := exec.LookPath(name)
-	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/sbin"} {
-		if err == nil {
-			break
-		}
-		p, err = exec.LookPath(filepath.Join(dir, name))
-	}
-	if err != nil {
-		return "", err
-	}
-	return filepath.Abs(p)
+	return found, nil
 }
 
 // runtime chooses the runtime, once.

@@ -67,15 +67,15 @@ func JoinTerminal(tty *os.File, master io.ReadWriter, setSize func(*unix.Winsize
 			resize()
 		}
 	})
-	running.Go(func() { copyInput(master, tty, done) })
+	running.Go(func() { CopyInput(master, tty, done) })
 	if _, err := io.Copy(tty, master); err != nil && !errors.Is(err, unix.EIO) { // EIO: nobody has the other end
 		return fmt.Errorf("write to the terminal: %w", err)
 	}
 	return nil
 }
 
-// copyInput copies what is typed until done is closed at its other end: not one key after that, for it is the user's shell's.
-func copyInput(to io.Writer, tty, done *os.File) {
+// CopyInput copies what is typed until done is closed at its other end: not one key after that, for it is the user's shell's.
+func CopyInput(to io.Writer, tty, done *os.File) {
 	buf := make([]byte, 4096)
 	for {
 		fds := []unix.PollFd{{Fd: int32(tty.Fd()), Events: unix.POLLIN}, {Fd: int32(done.Fd()), Events: unix.POLLIN}}

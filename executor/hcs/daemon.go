@@ -1,0 +1,115 @@
+package hcs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+)
+
+const (
+	namespace = "obx" // of containerd
+	runLabel  = "obx.run"
+
+	// connectPatience is how long a containerd that is just starting is waited for.
+	connectPatience = 5 * time.Second
+)
+
+// A daemon is a containerd as one run of obx uses it.
+type daemon struct {
+	client *client.Client
+	snaps  snapshots.Snapshotter
+	run    string // what everything that is made there carries
+}
+
+// connect reaches the containerd at an address, which it names in errors.
+func connect(ctx context.Context, address, snapshotter string) (*daemon, error) {
+	c, err := client.New(address, client.WithTimeout(connectPatience))
+	if err != nil {
+		return nil, fmt.Errorf("reach containerd at %s: %w", address, err)
+	}
+	d := &daemon{client: c, snaps: c.SnapshotService(snapshotter)}
+	if err := d.await(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("reach containerd at %s: %w", address, err), c.Close())
+	}
+	return d, nil
+}
+
+// await waits until the daemon answers.
+func (d *daemon) await(ctx context.Context) error {
+	deadline := time.Now().Add(connectPatience)
+	for {
+		_, err := d.client.Version(d.context(ctx))
+		if err == nil || !errdefs.IsUnavailable(err) || time.Now().After(deadline) || ctx.Err() != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// context is for calls to the daemon.
+func (d *daemon) context(ctx context.Context) context.Context {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	if d.run != "" {
+		ctx = leases.WithLease(ctx, d.run)
+	}
+	return ctx
+}
+
+// begin makes the lease that keeps all that the run makes, and that it makes alone.
+func (d *daemon) begin(ctx context.Context, run string) error {
+	_, err := d.client.LeasesService().Create(d.context(ctx), leases.WithID(run), leases.WithLabel(runLabel, run))
+	if err != nil {
+		return fmt.Errorf("make a lease: %w", err)
+	}
+	d.run = run
+	return nil
+}
+
+// end removes all that a run has in containerd: this one's, or a dead one's.
+func (d *daemon) end(ctx context.Context, run string) error {
+	ctx = namespaces.WithNamespace(context.WithoutCancel(ctx), namespace)
+	all, err := d.client.Containers(ctx, fmt.Sprintf("labels.%q==%s", runLabel, run))
+	if err != nil {
+		return fmt.Errorf("list containers of run %s: %w", run, err)
+	}
+	var errs []error
+	for _, c := range all {
+		if err := remove(ctx, c); err != nil {
+			errs = append(errs, fmt.Errorf("remove container %s: %w", c.ID(), err))
+		}
+	}
+	// What the lease alone has kept goes with it, before the call returns.
+	err = d.client.LeasesService().Delete(ctx, leases.Lease{ID: run}, leases.SynchronousDelete)
+	if err != nil && !errdefs.IsNotFound(err) {
+		errs = append(errs, fmt.Errorf("delete the lease of run %s: %w", run, err))
+	}
+	return errors.Join(errs...)
+}
+
+// remove kills what runs in a container and removes it.
+func remove(ctx context.Context, c client.Container) error {
+	task, err := c.Task(ctx, nil)
+	switch {
+	case errdefs.IsNotFound(err):
+	case err != nil:
+		return err
+	default:
+		if _, err := task.Delete(ctx, client.WithProcessKill); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	if err := c.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}
