@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -23,31 +25,46 @@ const (
 
 // A daemon is a containerd as one run of obx uses it.
 type daemon struct {
-	client *client.Client
-	snaps  snapshots.Snapshotter
-	run    string // what everything that is made there carries
+	client  *client.Client
+	snaps   snapshots.Snapshotter
+	version string
+	run     string // what everything that is made there carries
 }
 
-// connect reaches the containerd at an address, which it names in errors.
-func connect(ctx context.Context, address, snapshotter string) (*daemon, error) {
-	c, err := client.New(address, client.WithTimeout(connectPatience))
-	if err != nil {
-		return nil, fmt.Errorf("reach containerd at %s: %w", address, err)
+func (o Options) complete() Options {
+	if o.Address == "" {
+		o.Address = defaultAddress
 	}
-	d := &daemon{client: c, snaps: c.SnapshotService(snapshotter)}
-	if err := d.await(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("reach containerd at %s: %w", address, err), c.Close())
+	if o.Snapshotter == "" {
+		o.Snapshotter = defaultSnapshotter
+	}
+	return o
+}
+
+// connect reaches the containerd that the options name.
+func connect(ctx context.Context, o Options) (*daemon, error) {
+	fail := func(err error) (*daemon, error) { return nil, fmt.Errorf("reach containerd at %s: %w", o.Address, err) }
+	if _, err := os.Stat(o.Address); errors.Is(err, fs.ErrNotExist) {
+		return fail(fmt.Errorf("nothing is there: %s", howToStart))
+	}
+	c, err := client.New(o.Address, client.WithTimeout(connectPatience), client.WithDefaultRuntime(runtimeName))
+	if err != nil {
+		return fail(err)
+	}
+	d := &daemon{client: c, snaps: c.SnapshotService(o.Snapshotter)}
+	if d.version, err = d.await(ctx); err != nil {
+		return fail(errors.Join(err, c.Close()))
 	}
 	return d, nil
 }
 
-// await waits until the daemon answers.
-func (d *daemon) await(ctx context.Context) error {
+// await waits until the daemon answers, and says which version it is.
+func (d *daemon) await(ctx context.Context) (version string, err error) {
 	deadline := time.Now().Add(connectPatience)
 	for {
-		_, err := d.client.Version(d.context(ctx))
+		v, err := d.client.Version(d.context(ctx))
 		if err == nil || !errdefs.IsUnavailable(err) || time.Now().After(deadline) || ctx.Err() != nil {
-			return err
+			return v.Version, err
 		}
 		select {
 		case <-ctx.Done():

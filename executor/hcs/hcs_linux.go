@@ -26,6 +26,9 @@ const (
 	runtimeName        = "io.containerd.runc.v2"
 )
 
+// ociRuntimes are looked for in this order: containerd's own default first.
+var ociRuntimes = []string{"runc", "crun"}
+
 var errNotRoot = errors.New("running steps through containerd needs root: run obx with sudo")
 
 // An Executor runs processes through the computer's containerd.
@@ -44,17 +47,12 @@ func New(ctx context.Context, o Options) (*Executor, error) {
 	if os.Geteuid() != 0 {
 		return nil, errNotRoot
 	}
-	if o.Address == "" {
-		o.Address = defaultAddress
-	}
-	if o.Snapshotter == "" {
-		o.Snapshotter = defaultSnapshotter
-	}
-	file, err := rootfs.FindRuntime(o.Runtime, "runc", "crun")
+	o = o.complete()
+	file, err := rootfs.FindRuntime(o.Runtime, ociRuntimes...)
 	if err != nil {
 		return nil, err
 	}
-	d, err := connect(ctx, o.Address, o.Snapshotter)
+	d, err := connect(ctx, o)
 	if err != nil {
 		return nil, err
 	}
@@ -173,6 +171,9 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 		fifos:   b.dir,
 		out:     out,
 		created: func(pid uint32) error {
+			if r.Probe {
+				return errProbed
+			}
 			w, err = newWatch(pid)
 			return err
 		},
@@ -195,6 +196,8 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 	}
 	var refused createError
 	switch {
+	case errors.Is(err, errProbed):
+		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
 	case limited.Err() != nil && err != nil:
@@ -212,6 +215,9 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 	x.OOM = oom
 	return x.Err(p.Limits, limited.Err() != nil)
 }
+
+// errProbed stops a probe when the container is made.
+var errProbed = errors.New("probed")
 
 // connectInput gives a job its input, and its terminal if it has one. leave is called when the job is over.
 func connectInput(p executor.Process, j *job) (leave func() error, err error) {

@@ -18,37 +18,30 @@ import (
 // Health tries what an Executor with these options needs: the kernel's overlayfs, control groups, and each runtime that
 // may be chosen. The store may be nil, if it could not be opened: then only what needs none is tried.
 func Health(ctx context.Context, o Options) []executor.Check {
-	var h health
-	h.check("root", privileges)
-	h.check("overlayfs", kernel)
-	h.check("control groups", controlGroups)
+	var h executor.Health
+	h.Check("root", privileges)
+	h.Check("overlayfs", kernel)
+	h.Check("control groups", controlGroups)
 	var found []string
-	h.check("OCI runtime", func() (string, error) {
+	h.Check("OCI runtime", func() (string, error) {
 		var err error
 		found, err = findRuntimes(o.Runtime)
 		return versions(ctx, found), err
 	})
 	if len(found) == 0 || o.Store == nil || os.Geteuid() != 0 {
-		return h.checks
+		return h.Checks
 	}
 	e, err := New(o)
 	if err != nil {
-		h.check("executor", func() (string, error) { return "", err })
-		return h.checks
+		h.Check("executor", func() (string, error) { return "", err })
+		return h.Checks
 	}
-	h.check("mount", e.tryMount)
-	h.check("sandbox", func() (string, error) { return e.tryAll(ctx, found) })
+	h.Check("mount", e.tryMount)
+	h.Check("sandbox", func() (string, error) { return e.tryAll(ctx, found) })
 	if err := e.Close(); err != nil {
-		h.check("clean-up", func() (string, error) { return "", err })
+		h.Check("clean-up", func() (string, error) { return "", err })
 	}
-	return h.checks
-}
-
-type health struct{ checks []executor.Check }
-
-func (h *health) check(name string, look func() (string, error)) {
-	detail, err := look()
-	h.checks = append(h.checks, executor.Check{Name: name, Detail: detail, Err: err})
+	return h.Checks
 }
 
 func privileges() (string, error) {

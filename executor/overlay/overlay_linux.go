@@ -60,7 +60,7 @@ func (r runner) Box(id string) (rootfs.Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	return box{r.e, s, bundleDir(s.priv, id)}, nil
+	return box{r.e, s, bundleDir(s.priv, id), ""}, nil
 }
 
 // A box is a directory of the supervisor's.
@@ -68,22 +68,26 @@ type box struct {
 	e   *Executor
 	s   *supervisor
 	dir string
+
+	runtime string // "" for the one that the executor chooses
 }
 
 func (b box) Dir() string { return b.dir }
 
 // Run runs a prepared process.
 func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
-	file, err := b.e.runtime(ctx, b.s)
-	if err != nil {
-		return err
+	if b.runtime == "" {
+		var err error
+		if b.runtime, err = b.e.runtime(ctx, b.s); err != nil {
+			return err
+		}
 	}
 	p := r.Process
 	spec, err := json.Marshal(&r.Plan.Spec)
 	if err != nil {
 		return err
 	}
-	req := request{ID: r.ID, Runtime: file, Spec: spec, Files: r.Plan.Files, Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath}
+	req := request{ID: r.ID, Runtime: b.runtime, Spec: spec, Files: r.Plan.Files, Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath, Probe: r.Probe}
 	stdio, err := openStdio(p, out)
 	if err != nil {
 		return err
@@ -101,6 +105,8 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
 	case err != nil:
 		return err
+	case last.Event == exited && r.Probe:
+		return nil
 	case last.Event == exited:
 		return last.Err(p.Limits, limited.Err() != nil)
 	case limited.Err() != nil:

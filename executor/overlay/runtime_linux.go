@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
@@ -149,50 +147,8 @@ func (e *Executor) writeProbes(known map[string]probe) {
 	}
 }
 
-// try makes a container with all that a step's has, but runs nothing in it.
+// try looks whether a runtime works here.
 func (e *Executor) try(ctx context.Context, s *supervisor, file string) error {
-	dir, err := os.MkdirTemp(e.TempDir(), "probe-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	for _, d := range []string{"fs", "work"} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
-			return err
-		}
-	}
-	// It has to be there and executable; it is never executed.
-	const program = "/program"
-	if err := os.WriteFile(filepath.Join(dir, "fs", program), nil, 0o755); err != nil {
-		return err
-	}
-	mount, err := e.Mounter.Mount(rootfs.OverlayMount{Upper: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work")})
-	if err != nil {
-		return err
-	}
-	defer mount.Close()
 	id := e.NewID()
-	pl, err := rootfs.NewPlan(rootfs.RootDir{FD: int(mount.Fd())}, executor.Process{Argv: []string{program}, Dir: "/"}, bundleDir(s.priv, id), e.Cgroup(id), e.Cgroups, nil)
-	defer pl.Remove()
-	if err != nil {
-		return err
-	}
-	spec, err := json.Marshal(&pl.Spec)
-	if err != nil {
-		return err
-	}
-	stdio, err := openStdio(executor.Process{}, io.Discard)
-	if err != nil {
-		return err
-	}
-	defer stdio.close()
-	req := request{ID: id, Runtime: file, Spec: spec, Files: pl.Files, Cgroup: pl.Spec.Linux.CgroupsPath, Probe: true}
-	r, err := s.run(ctx, req, stdio, []*os.File{mount})
-	if err != nil {
-		return err
-	}
-	if r.Event != exited {
-		return runtimeError(r)
-	}
-	return nil
+	return e.Try(ctx, id, box{e, s, bundleDir(s.priv, id), file})
 }

@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -45,6 +46,7 @@ type Run struct {
 	Plan    *Plan
 	Process executor.Process
 	Mounts  []*os.File // the root's mount, and those of its caches
+	Probe   bool       // only make the container, to see whether that works
 }
 
 // A Scratch is a directory on a file system that overlayfs takes for its upper directories. What a step changes will be
@@ -185,6 +187,38 @@ func (mc *Machine) Open(_ context.Context, chain []layers.Layer) (executor.Root,
 		}
 	}
 	return r, nil
+}
+
+// Try makes a container with all that a step's has, but runs nothing in it.
+func (mc *Machine) Try(ctx context.Context, id string, b Box) (err error) {
+	s, err := mc.runner.Scratch(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.Drop()) }()
+	m := OverlayMount{Upper: filepath.Join(s.Dir(), "fs"), Work: filepath.Join(s.Dir(), "work")}
+	for _, d := range []string{m.Upper, m.Work} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return err
+		}
+	}
+	// It has to be there and executable; it is never executed.
+	const program = "/program"
+	if err := os.WriteFile(filepath.Join(m.Upper, program), nil, 0o755); err != nil {
+		return err
+	}
+	mount, err := mc.Mounter.Mount(m)
+	if err != nil {
+		return err
+	}
+	defer mount.Close()
+	p := executor.Process{Argv: []string{program}, Dir: "/"}
+	pl, err := NewPlan(RootDir{FD: int(mount.Fd())}, p, b.Dir(), mc.Cgroup(id), mc.Cgroups, nil)
+	defer pl.Remove()
+	if err != nil {
+		return err
+	}
+	return b.Run(ctx, &Run{ID: id, Plan: pl, Process: p, Mounts: []*os.File{mount}, Probe: true}, io.Discard)
 }
 
 // flatten makes one layer directory of several. Every root with the same long chain begins with the same.
