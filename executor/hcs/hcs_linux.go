@@ -98,10 +98,13 @@ func (e *Executor) removeDead(ctx context.Context) error {
 }
 
 // wrapper is what containerd's shim calls for an OCI runtime. The shim gives a process one pipe for its output and another for its
-// errors, and so would lose the order of what it writes.
+// errors, and so would lose the order of what it writes; and a device for an input that is empty, where programs expect a pipe.
 const wrapper = `#!/bin/sh
 for a; do
-	[ "$a" = create ] && exec '%[1]s' "$@" 2>&1
+	[ "$a" = create ] || continue
+	[ -p /dev/stdin ] && exec '%[1]s' "$@" 2>&1
+	exec '%[1]s' "$@" 2>&1 <<-END
+	END
 done
 exec '%[1]s' "$@"
 `
