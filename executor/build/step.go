@@ -350,6 +350,7 @@ func (s *stage) copyStep(ctx context.Context, w *work, root *root) (layers.Layer
 		Dst:    w.step.Dst,
 		UID:    w.step.Env.User.UID,
 		GID:    w.step.Env.User.GID,
+		User:   w.step.Env.User.Name,
 	}
 	sources := w.step.Sources
 	if w.step.From != nil {
