@@ -73,6 +73,10 @@ type Process struct {
 	Dir      string   // absolute; made (root:root 0755) if missing
 	UID, GID int
 	User     string // by name, for Windows; then UID and GID mean nothing
+
+	// OSVersion is that of the base image, for Windows: what it needs of the host. "" is not known.
+	OSVersion string
+
 	Hostname string // "" is "builder"
 	Network  Network
 	Mounts   []Mount

@@ -294,6 +294,9 @@ func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
 		Limits:   s.Limits,
 		FastSync: s.FastSync,
 	}
+	if base := w.parent.lowest().rec.Config; base != nil {
+		p.OSVersion = base.OSVersion
+	}
 	if slices.Contains(op.Network, "host") {
 		p.Network = executor.NetworkHost
 	}
