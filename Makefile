@@ -27,11 +27,18 @@ endef
 deps: ## install what builds need and this machine lacks (Debian, Ubuntu)
 	$(call install,runc:runc busybox:busybox-static)
 
-# Tests run against two registries: Debian's, and the current one of the distribution project.
+CONTAINERD := github.com/containerd/containerd/v2
+CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
+
+# Tests run against two registries: Debian's, and the current one of the distribution project; and a current containerd,
+# which has btrfs only with cgo.
 test-deps: deps ## install what tests need beside that
-	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2)
+	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs)
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/registry" || \
 		GOBIN="$$dir" go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
+	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/containerd-shim-runc-v2" || \
+		GOBIN="$$dir" CGO_ENABLED=1 go install $(CONTAINERD)/cmd/containerd@$(CONTAINERD_VERSION) \
+		$(CONTAINERD)/cmd/containerd-shim-runc-v2@$(CONTAINERD_VERSION)
 
 example: $(OBX) deps ## install what is missing, and run examples/hello twice
 	cp "$$(command -v busybox)" examples/hello/busybox

@@ -14,23 +14,25 @@ const module = "github.com/ocurrent/obx/"
 
 // mayImport lists, for each package, the packages of obx that it may see. It is the drawing of ARCHITECTURE.md.
 var mayImport = map[string][]string{
-	"keys/spec":        {},
-	"keys":             {"keys/spec"},
-	"cas":              {},
-	"layers":           {"cas"},
-	"registry":         {"keys", "cas", "layers"},
-	"executor":         {"layers"},
-	"executor/overlay": {"executor", "layers", "cas"},
-	"executor/fake":    {"executor", "layers", "cas"},
-	"executor/build":   {"keys", "keys/spec", "cas", "layers", "registry", "executor"},
-	"conformance":      {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
+	"keys/spec":                {},
+	"keys":                     {"keys/spec"},
+	"cas":                      {},
+	"layers":                   {"cas"},
+	"registry":                 {"keys", "cas", "layers"},
+	"executor":                 {"layers"},
+	"executor/overlay":         {"executor", "executor/internal/rootfs", "layers", "cas"},
+	"executor/hcs":             {"executor", "executor/internal/rootfs", "layers", "cas"},
+	"executor/internal/rootfs": {"executor", "layers", "cas"},
+	"executor/fake":            {"executor", "layers", "cas"},
+	"executor/build":           {"keys", "keys/spec", "cas", "layers", "registry", "executor"},
+	"conformance":              {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
 }
 
 // onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.
 var onlyIn = map[string][]string{
 	"oras.land/oras-go/":                      {"registry"},
 	"github.com/klauspost/":                   {"layers", "registry"},
-	"github.com/opencontainers/runtime-spec/": {"executor/overlay"},
+	"github.com/opencontainers/runtime-spec/": {"executor/internal/rootfs", "executor/overlay", "executor/hcs"},
 	"github.com/spf13/":                       {"cmd/obx"},
 	"github.com/Microsoft/hcsshim/":           {"executor/hcs"},
 	"github.com/containerd/":                  {"layers", "executor/hcs"},

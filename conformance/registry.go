@@ -56,18 +56,26 @@ func NewDebian(t testing.TB) *Registry {
 // NewDistribution starts distribution 3. No package has it: the program is $OBX_DISTRIBUTION, or where `make deps` puts it.
 func NewDistribution(t testing.TB) *Registry {
 	t.Helper()
-	program := os.Getenv("OBX_DISTRIBUTION")
+	program := testProgram(t, "OBX_DISTRIBUTION", "registry")
+	return NewRegistry(t, program)
+}
+
+// testProgram is a program that no Debian package has: it is where a variable of the environment says, or where `make test-deps`
+// puts it.
+func testProgram(t testing.TB, variable, name string) string {
+	t.Helper()
+	program := os.Getenv(variable)
 	if program == "" {
 		cache, err := os.UserCacheDir()
 		if err != nil {
 			t.Fatal(err)
 		}
-		program = filepath.Join(cache, "obx-test", "registry")
+		program = filepath.Join(cache, "obx-test", name)
 	}
 	if _, err := os.Stat(program); err != nil {
-		t.Fatalf("distribution 3 is missing: %v: make deps, or GOBIN=%s go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2", err, filepath.Dir(program))
+		t.Fatalf("%s is missing: %v: make test-deps", name, err)
 	}
-	return NewRegistry(t, program)
+	return program
 }
 
 // NewRegistry starts a given program of the distribution project, of version 2 or 3.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -72,6 +73,10 @@ type Process struct {
 	Dir      string   // absolute; made (root:root 0755) if missing
 	UID, GID int
 	User     string // by name, for Windows; then UID and GID mean nothing
+
+	// OSVersion is that of the base image, for Windows: what it needs of the host. "" is not known.
+	OSVersion string
+
 	Hostname string // "" is "builder"
 	Network  Network
 	Mounts   []Mount
@@ -162,4 +167,18 @@ type Check struct {
 	Name   string
 	Detail string // what was found
 	Err    error  // what is wrong and what to do; nil if all is well
+}
+
+// A Health is a report in the making.
+type Health struct{ Checks []Check }
+
+// Check looks at one thing and adds what it finds.
+func (h *Health) Check(name string, look func() (detail string, err error)) {
+	detail, err := look()
+	h.Checks = append(h.Checks, Check{Name: name, Detail: detail, Err: err})
+}
+
+// Failed reports whether anything is wrong so far.
+func (h *Health) Failed() bool {
+	return slices.ContainsFunc(h.Checks, func(c Check) bool { return c.Err != nil })
 }

@@ -215,7 +215,7 @@ func BenchmarkPack(b *testing.B) {
 			}
 			shell := fmt.Sprintf("tar cf - -C %s . | %s > /dev/null", root, joinWords(tc.theirs))
 			against(b, "tar", func(int) {
-				_, _, err := pack(context.Background(), io.Discard, root, tc.Compression)
+				_, _, err := pack(context.Background(), io.Discard, tc.Compression, func(ctx context.Context, w io.Writer) error { return WriteChange(ctx, w, root) })
 				check(b, err)
 			}, func(int) {
 				command(b, nil, "sh", "-c", shell)
@@ -249,7 +249,9 @@ func BenchmarkLoad(b *testing.B) {
 	for _, c := range []Compression{{}, {Algorithm: "gzip"}} {
 		b.Run(c.String(), func(b *testing.B) {
 			var packed bytes.Buffer
-			diffID, size, err := pack(context.Background(), &packed, filepath.Join(dir, "image"), c)
+			diffID, size, err := pack(context.Background(), &packed, c, func(ctx context.Context, w io.Writer) error {
+				return WriteChange(ctx, w, filepath.Join(dir, "image"))
+			})
 			check(b, err)
 			blob := ocispec.Descriptor{MediaType: c.mediaType(), Digest: digest.FromBytes(packed.Bytes()), Size: int64(packed.Len())}
 			b.SetBytes(size)

@@ -343,6 +343,33 @@ func (s *sealer) hides(name string) (bool, error) {
 	return false, nil
 }
 
+// CopyDir makes the new directory dst with what packing and unpacking a sealed layer directory would give: a move from one
+// file system to another.
+func CopyDir(ctx context.Context, dst, dir string) error {
+	if err := unix.Mkdir(dst, 0o755); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: dst, Err: err}
+	}
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := WriteChange(ctx, w, dir)
+		w.CloseWithError(err)
+		done <- err
+	}()
+	err := untar(ctx, r, dst, untarOptions{limits: Limits{}.orDefault()})
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+	}
+	r.CloseWithError(err)
+	if werr := <-done; err == nil {
+		err = werr
+	}
+	if err != nil {
+		return fmt.Errorf("copy layer directory: %w", err)
+	}
+	return nil
+}
+
 // MakeUpper makes the new directory dir with the attributes of another, for overlayfs to write to: the root of a
 // merged file system is that of its topmost layer, so without them a step would change the root by running.
 func MakeUpper(dir, below string) error {

@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 )
@@ -20,6 +21,7 @@ type Copy struct {
 	Items  []Item
 	UID    int
 	GID    int
+	User   string // by name, for Windows; then UID and GID mean nothing
 }
 
 // An Item is one source of a copy, with everything below it, as it was hashed.
@@ -275,3 +277,49 @@ func (p copyPlan) merge(dir *target, it *Item, src string) error {
 	}
 	return nil
 }
+
+// source looks at a source that is not a file again.
+func (c *Copy) source(t *target) (fs.FileInfo, error) {
+	info, err := fs.Lstat(c.From, t.src)
+	if err != nil {
+		return nil, changed(t.src, err)
+	}
+	if info.Mode().Type() != t.mode {
+		return nil, changed(t.src, errors.New("it is of another type now"))
+	}
+	if t.mode != fs.ModeSymlink {
+		return info, nil
+	}
+	now, err := fs.ReadLink(c.From, t.src)
+	if err != nil {
+		return nil, changed(t.src, err)
+	}
+	if now != t.link {
+		return nil, changed(t.src, errors.New("the link leads elsewhere"))
+	}
+	return info, nil
+}
+
+// openSource opens a source that is a file.
+func (c *Copy) openSource(t *target) (fs.File, fs.FileInfo, error) {
+	f, err := c.From.Open(t.src)
+	if err != nil {
+		return nil, nil, changed(t.src, err)
+	}
+	info, err := f.Stat()
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is of another type now")
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, changed(t.src, err)
+	}
+	return f, info, nil
+}
+
+// changed says that a source is no longer what was hashed.
+func changed(src string, err error) error {
+	return fmt.Errorf("source %q changed while the build was running: %w", src, err)
+}
+
+func seconds(info fs.FileInfo) time.Time { return time.Unix(info.ModTime().Unix(), 0) }

@@ -113,7 +113,7 @@ func (m *copier) dirMeta(t *target) (*meta, error) {
 		}
 		return &meta{mode: uint32(h.Mode), uid: h.Uid, gid: h.Gid, mtime: h.ModTime, xattrs: x}, nil
 	case t.item != nil:
-		info, err := m.source(t)
+		info, err := m.c.source(t)
 		if err != nil {
 			return nil, err
 		}
@@ -124,36 +124,10 @@ func (m *copier) dirMeta(t *target) (*meta, error) {
 	return &meta{mode: 0o755, mtime: time.Unix(0, 0)}, nil
 }
 
-// source looks at a source that is not a file again.
-func (m *copier) source(t *target) (fs.FileInfo, error) {
-	info, err := fs.Lstat(m.c.From, t.src)
-	if err != nil {
-		return nil, changed(t.src, err)
-	}
-	if info.Mode().Type() != t.mode {
-		return nil, changed(t.src, errors.New("it is of another type now"))
-	}
-	return info, nil
-}
-
-// changed says that a source is no longer what was hashed.
-func changed(src string, err error) error {
-	return fmt.Errorf("source %q changed while the build was running: %w", src, err)
-}
-
-func seconds(info fs.FileInfo) time.Time { return time.Unix(info.ModTime().Unix(), 0) }
-
 func (m *copier) link(n *node, t *target) error {
-	info, err := m.source(t)
+	info, err := m.c.source(t)
 	if err != nil {
 		return err
-	}
-	now, err := fs.ReadLink(m.c.From, t.src)
-	if err != nil {
-		return changed(t.src, err)
-	}
-	if now != t.link {
-		return changed(t.src, errors.New("the link leads elsewhere"))
 	}
 	if err := m.fd(n); err != nil {
 		return err
@@ -170,18 +144,11 @@ func (m *copier) link(n *node, t *target) error {
 
 // file copies one file; it runs in several goroutines.
 func (m *copier) file(dirfd int, t *target) error {
-	f, err := m.c.From.Open(t.src)
+	f, info, err := m.c.openSource(t)
 	if err != nil {
-		return changed(t.src, err)
+		return err
 	}
 	defer f.Close()
-	info, err := f.Stat()
-	if err != nil {
-		return changed(t.src, err)
-	}
-	if !info.Mode().IsRegular() {
-		return changed(t.src, errors.New("it is of another type now"))
-	}
 	fd, err := create(dirfd, t.name)
 	if err != nil {
 		return err

@@ -30,9 +30,9 @@ func FlattenDirs(ctx context.Context, dst string, dirs []string) error { return 
 // FlattenBaseDirs is FlattenDirs for the lowest directories of a chain.
 func FlattenBaseDirs(ctx context.Context, dst string, dirs []string) error { return errNoOverlay }
 
-// MakeCopy makes the layer directory of a copy step.
+// MakeCopy makes the layer of a copy step: Windows has its own form.
 func MakeCopy(ctx context.Context, st *cas.Store, c Copy) (Layer, error) {
-	return Layer{}, errNoOverlay
+	return MakeWindowsCopy(ctx, st, c, Compression{})
 }
 
 func untar(ctx context.Context, r io.Reader, dir string, o untarOptions) error { return errNoOverlay }

@@ -20,12 +20,17 @@ func Pack(ctx context.Context, st *cas.Store, l Layer, c Compression) (Layer, er
 	if l.IsZero() || l.Blob.Digest != "" {
 		return l, nil
 	}
+	return packBlob(ctx, st, l, c, func(ctx context.Context, w io.Writer) error { return WriteChange(ctx, w, st.LayerPath(l.Dir)) })
+}
+
+// packBlob makes a blob of what write writes.
+func packBlob(ctx context.Context, st *cas.Store, l Layer, c Compression, write func(context.Context, io.Writer) error) (Layer, error) {
 	blob, err := st.NewBlob()
 	if err != nil {
 		return Layer{}, fmt.Errorf("pack layer: %w", err)
 	}
 	defer blob.Close()
-	diffID, size, err := pack(ctx, blob, st.LayerPath(l.Dir), c)
+	diffID, size, err := pack(ctx, blob, c, write)
 	if err != nil {
 		return Layer{}, fmt.Errorf("pack layer: %w", err)
 	}
@@ -38,8 +43,8 @@ func Pack(ctx context.Context, st *cas.Store, l Layer, c Compression) (Layer, er
 	return l, nil
 }
 
-// pack writes a layer directory compressed, and tells the digest and size of the uncompressed bytes.
-func pack(ctx context.Context, w io.Writer, dir string, c Compression) (digest.Digest, int64, error) {
+// pack writes a layer's bytes compressed, and tells the digest and size of the uncompressed ones.
+func pack(ctx context.Context, w io.Writer, c Compression, write func(context.Context, io.Writer) error) (digest.Digest, int64, error) {
 	z, err := c.writer(w, packJobs())
 	if err != nil {
 		return "", 0, err
@@ -49,7 +54,7 @@ func pack(ctx context.Context, w io.Writer, dir string, c Compression) (digest.D
 	t := newTee(2)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := WriteChange(ctx, t, dir)
+		err := write(ctx, t)
 		t.close(err)
 		return err
 	})

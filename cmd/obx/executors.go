@@ -9,37 +9,25 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
-	"github.com/ocurrent/obx/executor/overlay"
 )
 
 // An executorKind is what --executor can name.
 type executorKind struct {
 	name  string
 	about string // for help
-	open  func(*cas.Store, *executorFlags) (executor.Executor, error)
+	open  func(context.Context, *cas.Store, *executorFlags) (executor.Executor, error)
 
 	// health tries what the executor needs. The store is nil if it could not be opened.
 	health func(context.Context, *cas.Store, *executorFlags) []executor.Check
 }
 
-// executorKinds lists all executors; the first is the default.
-var executorKinds = []executorKind{
-	{
-		name:  "overlay",
-		about: "overlayfs and an OCI runtime",
-		open: func(st *cas.Store, f *executorFlags) (executor.Executor, error) {
-			return overlay.New(overlay.Options{Store: st, Runtime: f.runtime})
-		},
-		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
-			return overlay.Health(ctx, overlay.Options{Store: st, Runtime: f.runtime})
-		},
-	},
-}
-
 // executorFlags choose an executor and say how it works.
 type executorFlags struct {
-	name    string
-	runtime string
+	name        string
+	runtime     string
+	containerd  string
+	snapshotter string
+	isolation   string
 }
 
 func (f *executorFlags) add(cmd *cobra.Command) {
@@ -51,9 +39,8 @@ func (f *executorFlags) add(cmd *cobra.Command) {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "executor", "auto", "run steps with the executor `NAME`: "+strings.Join(abouts, ", "))
-	flags.StringVar(&f.runtime, "runtime", "", "run steps with the OCI runtime `NAME`, or a path (default: crun if it works here, else runc)")
 	fixedValues(cmd, "executor", names...)
-	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
+	f.addOfPlatform(cmd)
 }
 
 // kind finds the executor that is asked for.
@@ -69,12 +56,12 @@ func (f *executorFlags) kind() (*executorKind, error) {
 }
 
 // open makes the executor of a project.
-func (f *executorFlags) open(p *project) error {
+func (f *executorFlags) open(ctx context.Context, p *project) error {
 	kind, err := f.kind()
 	if err != nil {
 		return err
 	}
-	e, err := kind.open(p.builder.Store, f)
+	e, err := kind.open(ctx, p.builder.Store, f)
 	if err != nil {
 		return fmt.Errorf("%w\n  obx healthcheck --executor %s says what is missing", err, kind.name)
 	}

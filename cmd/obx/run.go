@@ -90,7 +90,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 			b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, limits, c, len(outs) > 0
 			b.Events = p.notices.display(printer.Event)
 			box.apply(b)
-			if err := box.open(p); err != nil {
+			if err := box.open(cmd.Context(), p); err != nil {
 				return err
 			}
 			rep, err := b.Run(cmd.Context(), p.plan)

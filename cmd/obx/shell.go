@@ -77,7 +77,7 @@ Exit status: 0 the shell ended (however), or COMMAND did with 0; 1 COMMAND, or a
 			b := p.builder
 			b.Limits, b.Secrets, b.NeedFiles = limits, secrets, true
 			box.apply(b)
-			if err := box.open(p); err != nil {
+			if err := box.open(cmd.Context(), p); err != nil {
 				return err
 			}
 			if spot.key == "" {

@@ -297,6 +297,9 @@ func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
 		Limits:   s.Limits,
 		FastSync: s.FastSync,
 	}
+	if base := w.parent.lowest().rec.Config; base != nil {
+		p.OSVersion = base.OSVersion
+	}
 	if slices.Contains(op.Network, "host") {
 		p.Network = executor.NetworkHost
 	}
@@ -348,6 +351,7 @@ func (s *stage) copyStep(ctx context.Context, w *work, root *root) (layers.Layer
 		Dst:    w.step.Dst,
 		UID:    w.step.Env.User.UID,
 		GID:    w.step.Env.User.GID,
+		User:   w.step.Env.User.Name,
 	}
 	sources := w.step.Sources
 	if w.step.From != nil {

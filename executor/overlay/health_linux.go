@@ -12,42 +12,36 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
 // Health tries what an Executor with these options needs: the kernel's overlayfs, control groups, and each runtime that
 // may be chosen. The store may be nil, if it could not be opened: then only what needs none is tried.
 func Health(ctx context.Context, o Options) []executor.Check {
-	var h health
-	h.check("root", privileges)
-	h.check("overlayfs", kernel)
-	h.check("control groups", controlGroups)
+	var h executor.Health
+	h.Check("root", privileges)
+	h.Check("overlayfs", kernel)
+	h.Check("control groups", controlGroups)
 	var found []string
-	h.check("OCI runtime", func() (string, error) {
+	h.Check("OCI runtime", func() (string, error) {
 		var err error
 		found, err = findRuntimes(o.Runtime)
 		return versions(ctx, found), err
 	})
 	if len(found) == 0 || o.Store == nil || os.Geteuid() != 0 {
-		return h.checks
+		return h.Checks
 	}
 	e, err := New(o)
 	if err != nil {
-		h.check("executor", func() (string, error) { return "", err })
-		return h.checks
+		h.Check("executor", func() (string, error) { return "", err })
+		return h.Checks
 	}
-	h.check("mount", e.tryMount)
-	h.check("sandbox", func() (string, error) { return e.tryAll(ctx, found) })
+	h.Check("mount", e.tryMount)
+	h.Check("sandbox", func() (string, error) { return e.tryAll(ctx, found) })
 	if err := e.Close(); err != nil {
-		h.check("clean-up", func() (string, error) { return "", err })
+		h.Check("clean-up", func() (string, error) { return "", err })
 	}
-	return h.checks
-}
-
-type health struct{ checks []executor.Check }
-
-func (h *health) check(name string, look func() (string, error)) {
-	detail, err := look()
-	h.checks = append(h.checks, executor.Check{Name: name, Detail: detail, Err: err})
+	return h.Checks
 }
 
 func privileges() (string, error) {
@@ -74,25 +68,25 @@ func kernel() (string, error) {
 		return release, fmt.Errorf("fsopen: %w: steps need Linux 5.8 or newer", err)
 	}
 	unix.Close(fs)
-	if !hasLowerPlus() {
+	if !rootfs.HasLowerPlus() {
 		release += " (mounts the old way: no lowerdir+ before Linux 6.7)"
 	}
 	return release, nil
 }
 
 func controlGroups() (string, error) {
-	c, err := findCgroups()
+	c, err := rootfs.FindCgroups()
 	if err != nil {
 		return "", fmt.Errorf("%w: try `mount -t cgroup2 none /sys/fs/cgroup`", err)
 	}
 	version := "version 1, or 1 and 2 side by side"
-	if c.unified {
+	if c.Unified {
 		version = "version 2"
 	}
-	if err := c.check(executor.Limits{Memory: 1, CPUs: 1, PIDs: 1}); err != nil {
+	if err := c.Check(executor.Limits{Memory: 1, CPUs: 1, PIDs: 1}); err != nil {
 		return version, err
 	}
-	for _, dir := range c.hierarchies {
+	for _, dir := range c.Hierarchies {
 		if err := unix.Access(dir, unix.W_OK); err != nil && os.Geteuid() == 0 {
 			return version, fmt.Errorf("%s is not writable: %w", dir, err)
 		}
@@ -112,18 +106,18 @@ func versions(ctx context.Context, found []string) string {
 
 // tryMount mounts an empty overlay on the store's file system.
 func (e *Executor) tryMount() (string, error) {
-	dir, err := os.MkdirTemp(e.tmp, "health-")
+	dir, err := os.MkdirTemp(e.TempDir(), "health-")
 	if err != nil {
 		return "", err
 	}
 	defer os.RemoveAll(dir)
-	m := overlayMount{upper: filepath.Join(dir, "fs"), work: filepath.Join(dir, "work")}
-	for _, d := range []string{m.upper, m.work} {
+	m := rootfs.OverlayMount{Upper: filepath.Join(dir, "fs"), Work: filepath.Join(dir, "work")}
+	for _, d := range []string{m.Upper, m.Work} {
 		if err := os.Mkdir(d, 0o755); err != nil {
 			return "", err
 		}
 	}
-	f, err := e.mounter.mount(m)
+	f, err := e.Mounter.Mount(m)
 	if err != nil {
 		return "", fmt.Errorf("overlayfs does not take the store's file system for its upper directory; put the store on ext4, xfs or btrfs with --store: %w", err)
 	}

@@ -1,5 +1,6 @@
 // Package overlay is the Linux executor: overlayfs puts the layer directories of a store one upon the other, an OCI
-// runtime (crun or runc) is the sandbox. There is no daemon.
+// runtime (crun or runc) is the sandbox. There is no daemon. Root file systems, and what a process finds in one, are those
+// of package rootfs: this one starts processes.
 //
 // # Who does what
 //
@@ -19,11 +20,6 @@
 //	removes mount points again  <-------------  exited: status, out of memory
 //	Freeze: the upper directory
 //	becomes a layer by one rename
-//
-// # What a step leaves
-//
-// Exactly what its process changed. Mount points that had to be made are removed again, directories that were copied
-// up only for them too, and times are put back, so that a command that changes nothing gives the zero layer.
 //
 // # What this package refuses to know
 //

@@ -2,41 +2,28 @@ package overlay
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
-	"path"
-	"path/filepath"
-	"runtime"
-	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/ocurrent/obx/executor"
-	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
 // An Executor runs processes on this Linux machine.
 type Executor struct {
+	*rootfs.Machine
 	options    Options
 	candidates []string // runtimes, best first
-	cgroups    cgroups
-	mounter    mounter
-	tmp        string // its own directory in the store's TempDir
-	ids        atomic.Int64
 
 	preparing sync.Once
 	prepared  sync.WaitGroup
 
 	choosing sync.Mutex
 	chosen   string // the runtime that works
-
-	flattening sync.Mutex
-	flattened  map[string]string // layer directories that were made one, joined by spaces, to that one
 
 	mu     sync.Mutex
 	sup    *supervisor // nil until something runs
@@ -55,73 +42,88 @@ func New(o Options) (*Executor, error) {
 	if err != nil {
 		return nil, err
 	}
-	cg, err := findCgroups()
-	if err != nil {
-		return nil, fmt.Errorf("find control groups: %w", err)
-	}
-	tmp, err := os.MkdirTemp(o.Store.TempDir(), "overlay-")
+	e := &Executor{options: o, candidates: candidates}
+	e.Machine, err = rootfs.NewMachine(o.Store, "overlay-", o.OldMounts, runner{e})
 	if err != nil {
 		return nil, fmt.Errorf("make an executor: %w", err)
-	}
-	e := &Executor{options: o, candidates: candidates, cgroups: cg, tmp: tmp}
-	e.mounter.empty = filepath.Join(tmp, "empty")
-	e.mounter.void = filepath.Join(tmp, "void")
-	e.mounter.old.Store(o.OldMounts)
-	for _, dir := range []string{e.mounter.empty, e.mounter.void} {
-		if err := makeEmpty(dir); err != nil {
-			return nil, fmt.Errorf("make an executor: %w", err)
-		}
-	}
-	if err := e.makeFloors(); err != nil {
-		return nil, fmt.Errorf("make an executor: %w", err)
-	}
-	for _, run := range o.Store.DeadRuns() {
-		if cg.remove(path.Join(cgroupTop, run)) == nil { // else the next New tries again
-			_ = o.Store.ForgetRun(run)
-		}
 	}
 	return e, nil
 }
 
-// makeEmpty makes a directory that is the same everywhere: it is the root of a file system without layers.
-func makeEmpty(dir string) error {
-	if err := os.Mkdir(dir, 0o755); err != nil {
+// A runner runs processes below the executor's supervisor.
+type runner struct{ e *Executor }
+
+func (r runner) Scratch(context.Context) (rootfs.Scratch, error) { return r.e.TempScratch() }
+
+func (r runner) Box(id string) (rootfs.Box, error) {
+	s, err := r.e.supervisor()
+	if err != nil {
+		return nil, err
+	}
+	return box{r.e, s, bundleDir(s.priv, id), ""}, nil
+}
+
+// A box is a directory of the supervisor's.
+type box struct {
+	e   *Executor
+	s   *supervisor
+	dir string
+
+	runtime string // "" for the one that the executor chooses
+}
+
+func (b box) Dir() string { return b.dir }
+
+// Run runs a prepared process.
+func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
+	if b.runtime == "" {
+		var err error
+		if b.runtime, err = b.e.runtime(ctx, b.s); err != nil {
+			return err
+		}
+	}
+	p := r.Process
+	spec, err := json.Marshal(&r.Plan.Spec)
+	if err != nil {
 		return err
 	}
-	if err := os.Chmod(dir, 0o755); err != nil {
+	req := request{ID: r.ID, Runtime: b.runtime, Spec: spec, Files: r.Plan.Files, Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath, Probe: r.Probe}
+	stdio, err := openStdio(p, out)
+	if err != nil {
 		return err
 	}
-	return os.Chtimes(dir, time.Unix(0, 0), time.Unix(0, 0))
-}
-
-// makeFloors makes the directories that floor chooses from.
-func (e *Executor) makeFloors() error {
-	for _, n := range []executor.Network{executor.NetworkNone, executor.NetworkHost} {
-		floor := e.floor(n)
-		for _, name := range append([]string{"/", "/etc"}, systemDirs...) {
-			if err := makeEmpty(floor + name); err != nil {
-				return err
-			}
-		}
-		for _, name := range systemFiles(n) {
-			if err := os.WriteFile(floor+name, nil, 0o644); err != nil {
-				return err
-			}
-		}
+	defer stdio.close()
+	limited, stop := context.WithCancel(ctx)
+	defer stop()
+	if p.Limits.Timeout > 0 {
+		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
+		defer stop()
 	}
-	return nil
+	last, err := b.s.run(limited, req, stdio, r.Mounts)
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
+	case err != nil:
+		return err
+	case last.Event == exited && r.Probe:
+		return nil
+	case last.Event == exited:
+		return last.Err(p.Limits, limited.Err() != nil)
+	case limited.Err() != nil:
+		return rootfs.TimedOut(p.Limits)
+	}
+	return runtimeError(last)
 }
 
-// floor is a directory that lies below all layers while a process runs: it has the mount points that most processes
-// need. Making them in the upper directory and removing them again costs a tenth of a trivial step. What layers hide
-// of it, newPlan makes.
-func (e *Executor) floor(n executor.Network) string {
-	return filepath.Join(e.tmp, "floor-"+strconv.Itoa(int(n)))
-}
-
-// Platform is this machine's.
-func (e *Executor) Platform() ocispec.Platform {
-	return ocispec.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
+func runtimeError(r reply) error {
+	said := strings.Join(r.Said, "; ")
+	if r.Event == broken || said == "" {
+		return fmt.Errorf("run a container: %s", strings.TrimSpace(r.Error+" "+said))
+	}
+	if err := rootfs.StartError(said); err != nil {
+		return err
+	}
+	return fmt.Errorf("run a container: %s: %s", r.Error, said)
 }
 
 // Prepare starts what the first Run needs, in the background: call it when it becomes likely that something will run.
@@ -145,7 +147,7 @@ func (e *Executor) supervisor() (*supervisor, error) {
 	if e.sup != nil && e.sup.alive() {
 		return e.sup, nil
 	}
-	priv, err := os.MkdirTemp(e.tmp, "priv-")
+	priv, err := os.MkdirTemp(e.TempDir(), "priv-")
 	if err != nil {
 		return nil, err
 	}
@@ -158,45 +160,6 @@ func (e *Executor) supervisor() (*supervisor, error) {
 	}
 	e.sup = s
 	return s, nil
-}
-
-// newID names a container: unique on this machine while this process lives.
-func (e *Executor) newID() string {
-	return filepath.Base(e.tmp) + "-" + strconv.FormatInt(e.ids.Add(1), 10)
-}
-
-func (e *Executor) cgroup(id string) string {
-	return path.Join(cgroupTop, e.options.Store.RunID(), id)
-}
-
-// Open begins a root file system.
-func (e *Executor) Open(_ context.Context, chain []layers.Layer) (executor.Root, error) {
-	r := &root{e: e}
-	for _, l := range chain {
-		if !l.IsZero() {
-			r.pending = append(r.pending, l)
-		}
-	}
-	return r, nil
-}
-
-// flatten makes one layer directory of several. Every root with the same long chain begins with the same.
-func (e *Executor) flatten(ctx context.Context, dirs []string) (string, error) {
-	e.flattening.Lock()
-	defer e.flattening.Unlock()
-	key := strings.Join(dirs, " ")
-	if name, ok := e.flattened[key]; ok {
-		return name, nil
-	}
-	l, err := layers.FlattenBase(ctx, e.options.Store, dirs)
-	if err != nil {
-		return "", err
-	}
-	if e.flattened == nil {
-		e.flattened = map[string]string{}
-	}
-	e.flattened[key] = l.Dir
-	return l.Dir, nil
 }
 
 // Close ends everything that runs.
@@ -212,9 +175,5 @@ func (e *Executor) Close() error {
 		err = e.sup.close()
 	}
 	e.prepared.Wait()
-	// Another executor on the same store may still have groups of its own in there.
-	for _, h := range e.cgroups.hierarchies {
-		_ = os.Remove(filepath.Join(h, cgroupTop, e.options.Store.RunID()))
-	}
-	return errors.Join(err, e.options.Store.Trash(e.tmp))
+	return errors.Join(err, e.Machine.Close())
 }

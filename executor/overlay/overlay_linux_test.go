@@ -3,7 +3,6 @@ package overlay_test
 import (
 	"fmt"
 	"os"
-	"strings"
 	"testing"
 
 	"github.com/ocurrent/obx/cas"
@@ -19,10 +18,7 @@ func TestMain(m *testing.M) {
 	if overlay.IsSupervisor() {
 		overlay.Supervise()
 	}
-	if store, base, ok := strings.Cut(os.Getenv(victimVar), ","); ok {
-		fmt.Fprintln(os.Stderr, victim(store, base))
-		os.Exit(1)
-	}
+	conformance.Victim(open)
 	if os.Getenv(rootlessVar) != "" {
 		_, err := overlay.New(overlay.Options{})
 		fmt.Println(err)
@@ -59,16 +55,22 @@ func newExecutor(t testing.TB, st *cas.Store) *overlay.Executor {
 	return e
 }
 
+func open(st *cas.Store) (executor.Executor, error) {
+	return overlay.New(overlay.Options{Store: st})
+}
+
+var maker = conformance.ExecutorMaker{
+	Sandbox: true,
+	New: func(t testing.TB, st *cas.Store) executor.Executor {
+		e, err := open(st)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return e
+	},
+}
+
 func TestExecutor(t *testing.T) {
 	conformance.RequireRoot(t)
-	conformance.Executor(t, conformance.ExecutorMaker{
-		Sandbox: true,
-		New: func(t testing.TB, st *cas.Store) executor.Executor {
-			e, err := overlay.New(overlay.Options{Store: st})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return e
-		},
-	})
+	conformance.Executor(t, maker)
 }

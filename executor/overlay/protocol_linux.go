@@ -4,13 +4,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
 // How the maker and its supervisor talk: over one seqpacket socket (fd 3 of the supervisor) the maker sends, for each
@@ -30,27 +31,18 @@ type request struct {
 	ID       string          `json:"id"`      // of the container; unique
 	Runtime  string          `json:"runtime"` // path
 	Spec     json.RawMessage `json:"spec"`    // config.json
-	Files    []file          `json:"files"`
+	Files    []rootfs.File   `json:"files"`
 	Terminal bool            `json:"terminal"`
 	Cgroup   string          `json:"cgroup"`
 	Probe    bool            `json:"probe"` // only create the container, to see whether the runtime works
 }
 
-// A file is made in the supervisor's memory, for the process to see by a bind mount.
-type file struct {
-	Name string      `json:"name"`
-	Data []byte      `json:"data"`
-	Mode fs.FileMode `json:"mode"`
-}
-
 // A reply is what happened to a run. Started comes before exited; a refused or broken run has but one reply.
 type reply struct {
-	Event  event    `json:"event"`
-	Code   int      `json:"code"`
-	Signal int      `json:"signal"`
-	OOM    bool     `json:"oom"` // the kernel killed at least one process of it for want of memory
-	Error  string   `json:"error"`
-	Said   []string `json:"said"` // the runtime's own error messages
+	Event event `json:"event"`
+	rootfs.Exit
+	Error string   `json:"error"`
+	Said  []string `json:"said"` // the runtime's own error messages
 }
 
 type event string
@@ -64,12 +56,9 @@ const (
 
 // Names in a run's directory, which is PRIV/ID and on the supervisor's tmpfs.
 const (
-	rootfsName  = "rootfs"
 	stateName   = "state" // in PRIV: the runtime's --root
 	consoleName = "console"
 )
-
-func mountName(i int) string { return "mount" + strconv.Itoa(i) }
 
 // sendFDs sends open files as one message.
 func sendFDs(socket int, files ...*os.File) error {

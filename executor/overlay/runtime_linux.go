@@ -5,16 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
 // runtimes are tried in this order: crun starts a process in a third of runc's time.
@@ -47,7 +45,7 @@ func (e *Executor) newProbe(file string) (probe, error) {
 		Size:    st.Size(),
 		Time:    st.ModTime().UTC(),
 		Kernel:  release,
-		Cgroups: strings.Join(e.cgroups.hierarchies, " "),
+		Cgroups: strings.Join(e.Cgroups.Hierarchies, " "),
 	}, nil
 }
 
@@ -61,38 +59,24 @@ func kernelRelease() (string, error) {
 
 // findRuntimes lists the runtimes to use, best first.
 func findRuntimes(want string) ([]string, error) {
-	names := runtimes
 	if want != "" {
-		names = []string{want}
+		file, err := rootfs.FindRuntime(want)
+		if err != nil {
+			return nil, err
+		}
+		return []string{file}, nil
 	}
 	var found []string
-	for _, n := range names {
-		if p, err := lookRuntime(n); err == nil {
-			found = append(found, p)
+	for _, n := range runtimes {
+		if file, err := rootfs.FindRuntime("", n); err == nil {
+			found = append(found, file)
 		}
 	}
-	if len(found) > 0 {
-		return found, nil
+	if len(found) == 0 {
+		_, err := rootfs.FindRuntime("", runtimes...)
+		return nil, err
 	}
-	if want != "" {
-		return nil, fmt.Errorf("no OCI runtime %q", want)
-	}
-	return nil, errors.New("no OCI runtime: neither crun nor runc is installed; try `apt-get install runc`")
-}
-
-// lookRuntime finds a program, also where administrators' programs are and users' PATHs do not lead.
-func lookRuntime(name string) (string, error) {
-	p, err := exec.LookPath(name)
-	for _, dir := range []string{"/usr/sbin", "/usr/local/sbin", "/sbin"} {
-		if err == nil {
-			break
-		}
-		p, err = exec.LookPath(filepath.Join(dir, name))
-	}
-	if err != nil {
-		return "", err
-	}
-	return filepath.Abs(p)
+	return found, nil
 }
 
 // runtime chooses the runtime, once.
@@ -157,56 +141,14 @@ func (e *Executor) writeProbes(known map[string]probe) {
 	if err != nil {
 		return
 	}
-	tmp := filepath.Join(e.tmp, probeFile)
+	tmp := filepath.Join(e.TempDir(), probeFile)
 	if os.WriteFile(tmp, b, 0o644) == nil {
 		_ = os.Rename(tmp, filepath.Join(e.options.Store.Dir(), probeFile))
 	}
 }
 
-// try makes a container with all that a step's has, but runs nothing in it.
+// try looks whether a runtime works here.
 func (e *Executor) try(ctx context.Context, s *supervisor, file string) error {
-	dir, err := os.MkdirTemp(e.tmp, "probe-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	for _, d := range []string{"fs", "work"} {
-		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
-			return err
-		}
-	}
-	// It has to be there and executable; it is never executed.
-	const program = "/program"
-	if err := os.WriteFile(filepath.Join(dir, "fs", program), nil, 0o755); err != nil {
-		return err
-	}
-	mount, err := e.mounter.mount(overlayMount{upper: filepath.Join(dir, "fs"), work: filepath.Join(dir, "work")})
-	if err != nil {
-		return err
-	}
-	defer mount.Close()
-	id := e.newID()
-	pl, err := newPlan(rootDir{fd: int(mount.Fd())}, executor.Process{Argv: []string{program}, Dir: "/"}, bundleDir(s.priv, id), e.cgroup(id), e.cgroups, nil)
-	defer pl.remove()
-	if err != nil {
-		return err
-	}
-	spec, err := json.Marshal(&pl.spec)
-	if err != nil {
-		return err
-	}
-	stdio, err := openStdio(executor.Process{}, io.Discard)
-	if err != nil {
-		return err
-	}
-	defer stdio.close()
-	req := request{ID: id, Runtime: file, Spec: spec, Files: pl.files, Cgroup: pl.spec.Linux.CgroupsPath, Probe: true}
-	r, err := s.run(ctx, req, stdio, []*os.File{mount})
-	if err != nil {
-		return err
-	}
-	if r.Event != exited {
-		return runtimeError(r)
-	}
-	return nil
+	id := e.NewID()
+	return e.Try(ctx, id, box{e, s, bundleDir(s.priv, id), file})
 }

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
 // supervisorName is the argv[0] of a supervisor.
@@ -38,7 +40,7 @@ func Supervise() {
 // A supervision is the state of a supervisor: pid 1, with mounts of its own, so that it ends everything by ending.
 type supervision struct {
 	priv    string // a tmpfs
-	cgroups cgroups
+	cgroups rootfs.Cgroups
 	running sync.WaitGroup // runs and the removal of what they leave
 }
 
@@ -92,7 +94,7 @@ func (s *supervision) setUp() error {
 	}
 	unix.Umask(0o022)
 	var err error
-	s.cgroups, err = findCgroups()
+	s.cgroups, err = rootfs.FindCgroups()
 	return err
 }
 
@@ -145,7 +147,7 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 	}
 	init, said, err := r.start(cancelled)
 	if err != nil {
-		r.cgroups.kill(r.Cgroup)
+		r.cgroups.Kill(r.Cgroup)
 		return reply{Event: refused, Error: err.Error(), Said: said}
 	}
 	r.closeStdio() // so that the maker sees the end of the output
@@ -166,10 +168,11 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 	state, err := init.Wait()
 	close(ended)
 	if err != nil {
-		r.cgroups.kill(r.Cgroup)
+		r.cgroups.Kill(r.Cgroup)
 		return reply{Event: broken, Error: "wait for the process: " + err.Error()}
 	}
-	e := reply{Event: exited, OOM: r.cgroups.oomKills(r.Cgroup) > 0}
+	e := reply{Event: exited}
+	e.OOM = r.cgroups.OOMKills(r.Cgroup) > 0
 	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
 		e.Signal = int(ws.Signal())
 	} else {
@@ -183,28 +186,11 @@ func (r *run) prepare() error {
 	if err := os.Mkdir(r.dir, 0o700); err != nil {
 		return err
 	}
-	for i, f := range r.fds[fdRoot:] {
-		name := rootfsName
-		if i > 0 {
-			name = mountName(i - 1)
-		}
-		at := filepath.Join(r.dir, name)
-		if err := os.Mkdir(at, 0o700); err != nil {
-			return err
-		}
-		if err := unix.MoveMount(int(f.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-			return fmt.Errorf("attach mount %s: %w", name, err)
-		}
-		f.Close()
+	if err := rootfs.Attach(r.dir, r.fds[fdRoot:], r.Files); err != nil {
+		return err
 	}
-	for _, f := range r.Files {
-		at := filepath.Join(r.dir, f.Name)
-		if err := os.WriteFile(at, f.Data, f.Mode); err != nil {
-			return err
-		}
-		if err := os.Chmod(at, f.Mode); err != nil {
-			return err
-		}
+	for _, f := range r.fds[fdRoot:] {
+		f.Close()
 	}
 	return os.WriteFile(filepath.Join(r.dir, "config.json"), r.Spec, 0o600)
 }
@@ -332,13 +318,7 @@ func (r *run) closeStdio() {
 // unmount lets go of the mounts; the maker holds them a little longer.
 func (r *run) unmount() {
 	r.closeStdio()
-	for i := len(r.fds) - fdRoot - 1; i >= 0; i-- {
-		name := rootfsName
-		if i > 0 {
-			name = mountName(i - 1)
-		}
-		_ = unix.Unmount(filepath.Join(r.dir, name), unix.MNT_DETACH)
-	}
+	rootfs.Detach(r.dir, len(r.fds)-fdRoot)
 }
 
 // clean removes what the runtime keeps of a container. It does for runc and crun what their `delete` does, for a tenth of its time;
@@ -352,7 +332,7 @@ func (r *run) clean() {
 		_ = exec.Command(r.Runtime, "--root", state, "delete", "--force", r.ID).Run()
 	}
 	_ = os.RemoveAll(r.dir)
-	_ = r.cgroups.remove(r.Cgroup)
+	_ = r.cgroups.Remove(r.Cgroup)
 }
 
 func (r *run) close() {
@@ -371,7 +351,7 @@ func listenConsole(dir string) (*console, error) {
 		return nil, err
 	}
 	defer d.Close()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(procFD(int(d.Fd())), consoleName)})
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Net: "unix", Name: filepath.Join(rootfs.ProcFD(int(d.Fd())), consoleName)})
 	if err != nil {
 		return nil, fmt.Errorf("console socket: %w", err)
 	}

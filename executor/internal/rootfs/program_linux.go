@@ -1,4 +1,4 @@
-package overlay
+package rootfs
 
 import (
 	"bufio"
@@ -27,7 +27,7 @@ const maxArg = 32 * 4096
 // checkProcess finds what makes a process impossible to start, as far as that can be seen without starting it. An OCI runtime tells
 // some of it only on the process's own standard error, where it cannot be told from the process's words.
 // Paths that covered reports to be hidden by mounts are not judged.
-func checkProcess(r rootDir, p executor.Process, covered func(string) bool) error {
+func checkProcess(r RootDir, p executor.Process, covered func(string) bool) error {
 	if len(p.Argv) == 0 {
 		return startError("no command")
 	}
@@ -80,7 +80,7 @@ func startError(format string, args ...any) error {
 	return &executor.StartError{Msg: fmt.Sprintf(format, args...)}
 }
 
-func checkProgram(r rootDir, p executor.Process, covered func(string) bool) error {
+func checkProgram(r RootDir, p executor.Process, covered func(string) bool) error {
 	r.uid, r.gid = p.UID, p.GID
 	name := p.Argv[0]
 	if name == "" {
@@ -139,7 +139,7 @@ func lookupEnv(env []string, name string) (value string, set bool) {
 const maxInterpreters = 4
 
 // checkExecutable looks whether execve would take a file from the user who looks.
-func checkExecutable(r rootDir, name string, depth int) error {
+func checkExecutable(r RootDir, name string, depth int) error {
 	f, st, err := r.open(name)
 	var pe *fs.PathError
 	if errors.As(err, &pe) {
@@ -286,7 +286,7 @@ func hasForeignFormats() bool {
 }
 
 // homeOf finds a user's home directory in the root's /etc/passwd: "/" for one that is not there.
-func homeOf(r rootDir, uid int) string {
+func homeOf(r RootDir, uid int) string {
 	f, _, err := r.open("/etc/passwd")
 	if err != nil {
 		return "/"

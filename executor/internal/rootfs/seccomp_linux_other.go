@@ -1,6 +1,6 @@
 //go:build !amd64 && !arm64
 
-package overlay
+package rootfs
 
 import "github.com/opencontainers/runtime-spec/specs-go"
 

@@ -1,4 +1,4 @@
-package overlay
+package rootfs
 
 import (
 	"errors"
@@ -19,33 +19,33 @@ const maxLower = 500
 // maxValue is the longest string that fsconfig(2) takes.
 const maxValue = 255
 
-// An overlayMount says what to mount.
-type overlayMount struct {
-	lower       []string // base first, at least one
-	upper, work string   // empty: read-only
+// An OverlayMount says what to mount.
+type OverlayMount struct {
+	Lower       []string // base first, at least one
+	Upper, Work string   // empty: read-only
 }
 
 // options are in force whatever the module's defaults are: a layer must not depend on them. A volatile mount never syncs: the
 // store knows which results a power cut has spoilt.
-func (m overlayMount) options() [][2]string {
+func (m OverlayMount) options() [][2]string {
 	o := [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"}}
-	if m.upper != "" {
-		o = append(o, [2]string{"upperdir", m.upper}, [2]string{"workdir", m.work})
+	if m.Upper != "" {
+		o = append(o, [2]string{"upperdir", m.Upper}, [2]string{"workdir", m.Work})
 	}
 	return o
 }
 
-// A mounter makes overlay mounts that no mount namespace shows: they live as long as somebody has them open.
-type mounter struct {
+// A Mounter makes overlay mounts that no mount namespace shows: they live as long as somebody has them open.
+type Mounter struct {
 	empty string // an empty directory: the root of what has no layers
 	void  string // another, below everything: overlayfs wants two lower directories of a read-only mount
 	old   atomic.Bool
 }
 
-// mount mounts m. The file is its root.
-func (mt *mounter) mount(m overlayMount) (*os.File, error) {
-	if len(m.lower) == 0 || m.upper == "" && len(m.lower) == 1 {
-		m.lower = append([]string{mt.void}, m.lower...)
+// Mount mounts m. The file is its root.
+func (mt *Mounter) Mount(m OverlayMount) (*os.File, error) {
+	if len(m.Lower) == 0 || m.Upper == "" && len(m.Lower) == 1 {
+		m.Lower = append([]string{mt.void}, m.Lower...)
 	}
 	if mt.old.Load() {
 		return mountOld(m, mt.empty)
@@ -61,7 +61,7 @@ func (mt *mounter) mount(m overlayMount) (*os.File, error) {
 var errNoLowerPlus = errors.New("this kernel's overlayfs has no option lowerdir+")
 
 // mountNew names each lower directory by an option of its own (Linux 6.7).
-func mountNew(m overlayMount) (*os.File, error) {
+func mountNew(m OverlayMount) (*os.File, error) {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("open file system type overlay (is the kernel module there? try `modprobe overlay`): %w", err)
@@ -74,16 +74,16 @@ func mountNew(m overlayMount) (*os.File, error) {
 				return fmt.Errorf("open %s: %w", path, err)
 			}
 			defer unix.Close(d) // the kernel looks it up during fsconfig
-			path = procFD(d)
+			path = ProcFD(d)
 		}
 		if err := unix.FsconfigSetString(fs, key, path); err != nil {
 			return mountError(fs, key, path, err)
 		}
 		return nil
 	}
-	for i := len(m.lower) - 1; i >= 0; i-- {
-		if err := set("lowerdir+", m.lower[i]); err != nil {
-			if i == len(m.lower)-1 && errors.Is(err, unix.EINVAL) && !hasLowerPlus() {
+	for i := len(m.Lower) - 1; i >= 0; i-- {
+		if err := set("lowerdir+", m.Lower[i]); err != nil {
+			if i == len(m.Lower)-1 && errors.Is(err, unix.EINVAL) && !HasLowerPlus() {
 				return nil, errNoLowerPlus
 			}
 			return nil, err
@@ -94,27 +94,27 @@ func mountNew(m overlayMount) (*os.File, error) {
 			return nil, err
 		}
 	}
-	if m.upper != "" {
+	if m.Upper != "" {
 		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
 			return nil, mountError(fs, "volatile", "", err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
-		return nil, mountError(fs, "mount", m.upper, err)
+		return nil, mountError(fs, "mount", m.Upper, err)
 	}
 	attr := 0
-	if m.upper == "" {
+	if m.Upper == "" {
 		attr = unix.MOUNT_ATTR_RDONLY
 	}
 	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attr)
 	if err != nil {
-		return nil, mountError(fs, "fsmount", m.upper, err)
+		return nil, mountError(fs, "fsmount", m.Upper, err)
 	}
 	return os.NewFile(uintptr(fd), "overlay"), nil
 }
 
-// hasLowerPlus tells an unknown option from a bad directory: a kernel that has the option takes it with "/".
-func hasLowerPlus() bool {
+// HasLowerPlus tells an unknown option from a bad directory: a kernel that has the option takes it with "/".
+func HasLowerPlus() bool {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return false
@@ -144,35 +144,35 @@ func mountError(fs int, key, value string, err error) error {
 // mountOld mounts with mount(2). All options have to fit into one page, so directories get one or two letter names:
 // links in a directory that a thread of its own has made its working directory. That thread has a mount namespace of
 // its own too; what leaves it is a detached copy of the mount.
-func mountOld(m overlayMount, near string) (*os.File, error) {
+func mountOld(m OverlayMount, near string) (*os.File, error) {
 	links, err := os.MkdirTemp(filepath.Dir(near), "links-")
 	if err != nil {
 		return nil, fmt.Errorf("overlay: directory of short names: %w", err)
 	}
 	defer os.RemoveAll(links)
 	var lower []string
-	for i := len(m.lower) - 1; i >= 0; i-- {
+	for i := len(m.Lower) - 1; i >= 0; i-- {
 		name := strconv.FormatInt(int64(i), 36)
-		if err := os.Symlink(m.lower[i], filepath.Join(links, name)); err != nil {
+		if err := os.Symlink(m.Lower[i], filepath.Join(links, name)); err != nil {
 			return nil, fmt.Errorf("overlay: short name: %w", err)
 		}
 		lower = append(lower, name)
 	}
 	data := "lowerdir=" + strings.Join(lower, ":")
-	if m.upper != "" {
-		for name, dir := range map[string]string{"U": m.upper, "W": m.work} {
+	if m.Upper != "" {
+		for name, dir := range map[string]string{"U": m.Upper, "W": m.Work} {
 			if err := os.Symlink(dir, filepath.Join(links, name)); err != nil {
 				return nil, fmt.Errorf("overlay: short name: %w", err)
 			}
 		}
-		m.upper, m.work = "U", "W"
+		m.Upper, m.Work = "U", "W"
 		data += ",volatile"
 	}
 	for _, o := range m.options() {
 		data += "," + o[0] + "=" + o[1]
 	}
 	if len(data) >= os.Getpagesize() {
-		return nil, fmt.Errorf("overlay: %d layers need more than a page of mount options; this needs Linux 6.7", len(m.lower))
+		return nil, fmt.Errorf("overlay: %d layers need more than a page of mount options; this needs Linux 6.7", len(m.Lower))
 	}
 	target := filepath.Join(links, "M")
 	if err := os.Mkdir(target, 0o700); err != nil {
@@ -185,7 +185,7 @@ func mountOld(m overlayMount, near string) (*os.File, error) {
 	done := make(chan result)
 	go func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine, and its namespace with it
-		fd, err := mountInOwnNamespace(links, target, data, m.upper == "")
+		fd, err := mountInOwnNamespace(links, target, data, m.Upper == "")
 		done <- result{fd, err}
 	}()
 	r := <-done
@@ -224,5 +224,5 @@ func mountInOwnNamespace(dir, target, data string, readOnly bool) (int, error) {
 	return fd, nil
 }
 
-// procFD is a path of an open file.
-func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+// ProcFD is a path of an open file.
+func ProcFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

@@ -1,4 +1,4 @@
-package overlay
+package rootfs
 
 import (
 	"bytes"
@@ -16,26 +16,26 @@ import (
 // maxLinks is how many symbolic links one path may lead through, as the kernel's own limit.
 const maxLinks = 40
 
-// A rootDir is the root of a file system that is not trusted: paths in it are looked up inside it, wherever its links
+// A RootDir is the root of a file system that is not trusted: paths in it are looked up inside it, wherever its links
 // point. Nothing may change it meanwhile.
-type rootDir struct {
-	fd       int
+type RootDir struct {
+	FD       int
 	uid, gid int // who looks things up: directories that this user may not search are errors
 }
 
 // openAt opens a path that resolve gave; no component of it is a link.
-func (r rootDir) openAt(name string, flags int) (int, error) {
+func (r RootDir) openAt(name string, flags int) (int, error) {
 	if name == "" {
 		name = "."
 	}
-	return unix.Openat2(r.fd, name, &unix.OpenHow{
+	return unix.Openat2(r.FD, name, &unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
 }
 
 // stat reads the metadata of a path that resolve gave.
-func (r rootDir) stat(name string) (unix.Stat_t, error) {
+func (r RootDir) stat(name string) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	fd, err := r.openAt(name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
@@ -56,7 +56,7 @@ func (p place) path() string { return path.Join(append([]string{p.found}, p.miss
 
 // resolve follows all links of a path, the last component's too. ".." above the root is the root; ".." below something missing
 // or a file in the middle is ENOTDIR or ENOENT.
-func (r rootDir) resolve(name string) (place, error) {
+func (r RootDir) resolve(name string) (place, error) {
 	var at place
 	var err error
 	if at.stat, err = r.stat(""); err != nil {
@@ -122,7 +122,7 @@ func (r rootDir) resolve(name string) (place, error) {
 	return at, nil
 }
 
-func (r rootDir) readLink(name string) (string, error) {
+func (r RootDir) readLink(name string) (string, error) {
 	fd, err := r.openAt(name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return "", err
@@ -134,7 +134,7 @@ func (r rootDir) readLink(name string) (string, error) {
 }
 
 // open opens what a path leads to, for reading, if it is a regular file.
-func (r rootDir) open(name string) (*os.File, unix.Stat_t, error) {
+func (r RootDir) open(name string) (*os.File, unix.Stat_t, error) {
 	at, err := r.resolve(name)
 	if err != nil {
 		return nil, at.stat, &fs.PathError{Op: "open", Path: name, Err: err}
@@ -167,7 +167,7 @@ func attrsOf(fd int) (dirAttrs, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return dirAttrs{}, err
 	}
-	x, err := xattrsOf(procFD(fd))
+	x, err := xattrsOf(ProcFD(fd))
 	return dirAttrs{mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: st.Mtim, atime: st.Atim, xattrs: x}, err
 }
 

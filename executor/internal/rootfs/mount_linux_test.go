@@ -1,4 +1,4 @@
-package overlay
+package rootfs
 
 import (
 	"fmt"
@@ -10,13 +10,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func newMounter(t *testing.T, old bool) *mounter {
+func newTestMounter(t *testing.T, old bool) *Mounter {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can mount")
 	}
 	dir := t.TempDir()
-	m := &mounter{empty: filepath.Join(dir, "empty"), void: filepath.Join(dir, "void")}
+	m := &Mounter{empty: filepath.Join(dir, "empty"), void: filepath.Join(dir, "void")}
 	m.old.Store(old)
 	for _, d := range []string{m.empty, m.void} {
 		if err := makeEmpty(d); err != nil {
@@ -36,15 +36,15 @@ func TestMounts(t *testing.T) {
 		}{{0, ""}, {1, ""}, {3, deep}, {499, ""}} {
 			t.Run(fmt.Sprintf("old=%v,layers=%d,deep=%v", old, test.layers, test.dir != ""), func(t *testing.T) {
 				t.Parallel()
-				testMount(t, newMounter(t, old), test.layers, test.dir)
+				testMount(t, newTestMounter(t, old), test.layers, test.dir)
 			})
 		}
 	}
 }
 
-func testMount(t *testing.T, mt *mounter, n int, below string) {
+func testMount(t *testing.T, mt *Mounter, n int, below string) {
 	dir := filepath.Join(t.TempDir(), below)
-	var m overlayMount
+	var m OverlayMount
 	for i := range n {
 		d := filepath.Join(dir, fmt.Sprint(i))
 		if err := os.MkdirAll(d, 0o755); err != nil {
@@ -55,20 +55,20 @@ func testMount(t *testing.T, mt *mounter, n int, below string) {
 				t.Fatal(err)
 			}
 		}
-		m.lower = append(m.lower, d)
+		m.Lower = append(m.Lower, d)
 	}
-	m.upper, m.work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
-	for _, d := range []string{m.upper, m.work} {
+	m.Upper, m.Work = filepath.Join(dir, "upper"), filepath.Join(dir, "work")
+	for _, d := range []string{m.Upper, m.Work} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	f, err := mt.mount(m)
+	f, err := mt.Mount(m)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	root := procFD(int(f.Fd()))
+	root := ProcFD(int(f.Fd()))
 	if n > 0 {
 		for name, want := range map[string]string{"top": fmt.Sprint(n - 1), "f0": "0"} {
 			if got, err := os.ReadFile(filepath.Join(root, name)); err != nil || string(got) != want {
@@ -79,10 +79,10 @@ func testMount(t *testing.T, mt *mounter, n int, below string) {
 	if err := os.WriteFile(filepath.Join(root, "new"), []byte("new"), 0o644); err != nil {
 		t.Error(err)
 	}
-	if got, err := os.ReadFile(filepath.Join(m.upper, "new")); err != nil || string(got) != "new" {
+	if got, err := os.ReadFile(filepath.Join(m.Upper, "new")); err != nil || string(got) != "new" {
 		t.Errorf("the upper directory: %q, %v", got, err)
 	}
-	if _, err := os.Stat(filepath.Join(m.work, "work", "incompat", "volatile")); err != nil {
+	if _, err := os.Stat(filepath.Join(m.Work, "work", "incompat", "volatile")); err != nil {
 		t.Errorf("the mount is not volatile: %v", err)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
@@ -93,12 +93,12 @@ func testMount(t *testing.T, mt *mounter, n int, below string) {
 	if n == 0 {
 		return
 	}
-	ro, err := mt.mount(overlayMount{lower: m.lower})
+	ro, err := mt.Mount(OverlayMount{Lower: m.Lower})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer ro.Close()
-	root = procFD(int(ro.Fd()))
+	root = ProcFD(int(ro.Fd()))
 	if got, err := os.ReadFile(filepath.Join(root, "f0")); err != nil || string(got) != "0" {
 		t.Errorf("read-only: %q, %v", got, err)
 	}
@@ -108,8 +108,8 @@ func testMount(t *testing.T, mt *mounter, n int, below string) {
 }
 
 func TestMountErrors(t *testing.T) {
-	mt := newMounter(t, false)
-	_, err := mt.mount(overlayMount{lower: []string{"/nosuch/layer", mt.empty}})
+	mt := newTestMounter(t, false)
+	_, err := mt.Mount(OverlayMount{Lower: []string{"/nosuch/layer", mt.empty}})
 	if err == nil || !strings.Contains(err.Error(), "/nosuch/layer") || mt.old.Load() {
 		t.Errorf("a missing layer: %v, old way %v", err, mt.old.Load())
 	}
@@ -135,7 +135,7 @@ func TestResolve(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(r.fd)
+	defer unix.Close(r.FD)
 	for _, test := range []struct {
 		name, found string
 		missing     string

@@ -1,4 +1,4 @@
-package overlay
+package rootfs
 
 import (
 	"bufio"
@@ -17,22 +17,22 @@ import (
 // cgroupTop is the directory in each hierarchy below which all of obx's cgroups are: TOP/RUN/STEP.
 const cgroupTop = "/obx"
 
-// cgroups is how this machine has its control groups.
-type cgroups struct {
-	hierarchies []string          // mount points: of version 1, of version 2, or of both where they are used side by side
+// Cgroups is how this machine has its control groups.
+type Cgroups struct {
+	Hierarchies []string          // mount points: of version 1, of version 2, or of both where they are used side by side
 	controllers map[string]string // their mount points
-	unified     bool              // version 2 alone
+	Unified     bool              // version 2 alone
 	swap        bool              // memory and swap can be limited together
 }
 
-// findCgroups reads the mounts that this process sees.
-func findCgroups() (cgroups, error) {
+// FindCgroups reads the mounts that this process sees.
+func FindCgroups() (Cgroups, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return cgroups{}, err
+		return Cgroups{}, err
 	}
 	defer f.Close()
-	c := cgroups{controllers: map[string]string{}}
+	c := Cgroups{controllers: map[string]string{}}
 	var two string
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		// 30 23 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
@@ -44,7 +44,7 @@ func findCgroups() (cgroups, error) {
 		at := l[4]
 		switch r[0] {
 		case "cgroup":
-			c.hierarchies = append(c.hierarchies, at)
+			c.Hierarchies = append(c.Hierarchies, at)
 			for name := range strings.SplitSeq(r[2], ",") {
 				c.controllers[name] = at
 			}
@@ -54,11 +54,11 @@ func findCgroups() (cgroups, error) {
 			}
 		}
 	}
-	c.unified = len(c.hierarchies) == 0
+	c.Unified = len(c.Hierarchies) == 0
 	if two != "" {
-		c.hierarchies = append(c.hierarchies, two)
+		c.Hierarchies = append(c.Hierarchies, two)
 	}
-	if c.unified {
+	if c.Unified {
 		b, err := os.ReadFile(filepath.Join(two, "cgroup.controllers"))
 		if err != nil && two != "" {
 			return c, err
@@ -71,7 +71,7 @@ func findCgroups() (cgroups, error) {
 		_, err := os.Stat(filepath.Join(c.controllers["memory"], "memory.memsw.limit_in_bytes"))
 		c.swap = err == nil
 	}
-	if len(c.hierarchies) == 0 {
+	if len(c.Hierarchies) == 0 {
 		return c, errors.New("no cgroup file system is mounted")
 	}
 	return c, nil
@@ -92,8 +92,8 @@ func swapLimited() bool {
 	return false
 }
 
-// check reports a limit that cannot be set here.
-func (c cgroups) check(l executor.Limits) error {
+// Check reports a limit that cannot be set here.
+func (c Cgroups) Check(l executor.Limits) error {
 	for name, wanted := range map[string]bool{"memory": l.Memory > 0, "cpu": l.CPUs > 0, "pids": l.PIDs > 0} {
 		if wanted && c.controllers[name] == "" {
 			return fmt.Errorf("a limit cannot be kept: this machine has no %s controller of control groups", name)
@@ -102,10 +102,10 @@ func (c cgroups) check(l executor.Limits) error {
 	return nil
 }
 
-// oomKills tells how many processes of a group the kernel has killed for want of memory.
-func (c cgroups) oomKills(group string) int {
+// OOMKills tells how many processes of a group the kernel has killed for want of memory.
+func (c Cgroups) OOMKills(group string) int {
 	name := "memory.oom_control"
-	if c.unified {
+	if c.Unified {
 		name = "memory.events"
 	}
 	b, err := os.ReadFile(filepath.Join(c.controllers["memory"], group, name))
@@ -121,9 +121,9 @@ func (c cgroups) oomKills(group string) int {
 	return 0
 }
 
-// kill kills every process of a group.
-func (c cgroups) kill(group string) {
-	for _, h := range c.hierarchies {
+// Kill kills every process of a group.
+func (c Cgroups) Kill(group string) {
+	for _, h := range c.Hierarchies {
 		b, err := os.ReadFile(filepath.Join(h, group, "cgroup.procs"))
 		if err != nil {
 			continue
@@ -140,11 +140,11 @@ func (c cgroups) kill(group string) {
 	}
 }
 
-// remove removes a group and all below it, in all hierarchies. It waits a little for those that are still busy: the kernel counts
+// Remove removes a group and all below it, in all hierarchies. It waits a little for those that are still busy: the kernel counts
 // a process that has just been waited for as inside a moment longer.
-func (c cgroups) remove(group string) error {
+func (c Cgroups) Remove(group string) error {
 	var errs []error
-	for _, h := range c.hierarchies {
+	for _, h := range c.Hierarchies {
 		if err := removeTree(filepath.Join(h, group)); err != nil {
 			errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
 		}

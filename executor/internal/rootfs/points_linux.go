@@ -1,4 +1,4 @@
-package overlay
+package rootfs
 
 import (
 	"errors"
@@ -16,7 +16,7 @@ import (
 // points are the mount points that one run needs in one file system: its root's, or a cache's. What is missing is
 // made before the run, and nothing of that may be seen in the step's result.
 type points struct {
-	root rootDir
+	root RootDir
 	made []madePoint
 
 	// seen has the directories that making has copied up, as they were before, by path ("" is the root); those that
@@ -71,7 +71,7 @@ func (p *points) make(at place, dir bool) error {
 			err = unix.Fstatat(fd, name, &p.made[len(p.made)-1].stat, unix.AT_SYMLINK_NOFOLLOW)
 		}
 		if err == nil {
-			err = setTimes(procFD(fd), before.Atim, before.Mtim)
+			err = setTimes(ProcFD(fd), before.Atim, before.Mtim)
 		}
 		if err != nil {
 			return fmt.Errorf("make mount point /%s: %w", at.path(), err)
@@ -164,7 +164,7 @@ func (m madePoint) remove() error {
 	case err != nil:
 		return err
 	}
-	return setTimes(procFD(m.parent), dir.Atim, dir.Mtim)
+	return setTimes(ProcFD(m.parent), dir.Atim, dir.Mtim)
 }
 
 // prune removes the directories from an upper directory that are there only because mount points were made in them or
@@ -191,7 +191,7 @@ func pruneDir(upper, name string, before dirAttrs) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(r.fd)
+	defer unix.Close(r.FD)
 	fd, err := r.openAt(name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return nil
@@ -203,7 +203,7 @@ func pruneDir(upper, name string, before dirAttrs) error {
 	if opaque, err := isOpaque(fd); err != nil || opaque {
 		return err
 	}
-	if empty, err := isEmpty(procFD(fd)); err != nil || !empty {
+	if empty, err := isEmpty(ProcFD(fd)); err != nil || !empty {
 		return err
 	}
 	if now, err := attrsOf(fd); err != nil || !now.equal(before) {
@@ -222,17 +222,17 @@ func pruneDir(upper, name string, before dirAttrs) error {
 
 func isOpaque(fd int) (bool, error) {
 	var v [1]byte
-	n, err := unix.Getxattr(procFD(fd), "trusted.overlay.opaque", v[:])
+	n, err := unix.Getxattr(ProcFD(fd), "trusted.overlay.opaque", v[:])
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 		return false, nil
 	}
 	return n == 1 && v[0] == 'y', err
 }
 
-func openRoot(dir string) (rootDir, error) {
+func openRoot(dir string) (RootDir, error) {
 	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return rootDir{}, fmt.Errorf("open %s: %w", dir, err)
+		return RootDir{}, fmt.Errorf("open %s: %w", dir, err)
 	}
-	return rootDir{fd: fd}, nil
+	return RootDir{FD: fd}, nil
 }

@@ -1,4 +1,4 @@
-package overlay
+package rootfs
 
 import "github.com/opencontainers/runtime-spec/specs-go"
 

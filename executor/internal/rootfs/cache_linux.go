@@ -1,4 +1,4 @@
-package overlay
+package rootfs
 
 import (
 	"cmp"
@@ -20,7 +20,7 @@ import (
 // A cacheMount is one cache directory in one run: an overlay on its newest generation, or the directory itself if it is shared.
 type cacheMount struct {
 	target   string // as the process names it
-	resolved string // without links, set by newPlan
+	resolved string // without links, set by NewPlan
 	source   string // where the supervisor has it
 	points   points // mount points inside it
 
@@ -37,13 +37,13 @@ type dirOwner struct{ uid, gid int }
 
 // A cacheSet is all caches of one run, those mounted inside others after them.
 type cacheSet struct {
-	e    *Executor
+	mc   *Machine
 	list []*cacheMount
 }
 
 // openCaches begins the use of all caches of a process. Those that have to be waited for are taken in one order, so that
 // two runs never wait for each other.
-func (e *Executor) openCaches(ctx context.Context, p executor.Process, bundle string) (*cacheSet, error) {
+func (mc *Machine) openCaches(ctx context.Context, p executor.Process, bundle string) (*cacheSet, error) {
 	var wanted []executor.Mount
 	for _, m := range p.Mounts {
 		if m.Cache != nil {
@@ -53,14 +53,14 @@ func (e *Executor) openCaches(ctx context.Context, p executor.Process, bundle st
 	slices.SortStableFunc(wanted, func(a, b executor.Mount) int {
 		return cmp.Or(cmp.Compare(a.Cache.Domain, b.Cache.Domain), cmp.Compare(a.Cache.Name, b.Cache.Name))
 	})
-	set := &cacheSet{e: e}
+	set := &cacheSet{mc: mc}
 	for i, m := range wanted {
 		c := &cacheMount{target: m.Target, new: dirOwner{p.UID, p.GID}}
 		if i > 0 && *wanted[i-1].Cache == *m.Cache && m.Cache.Sharing == "locked" {
 			c.source = set.list[i-1].source // twice in one step: it is locked already
 		}
 		set.list = append(set.list, c)
-		if err := c.open(ctx, e, *m.Cache); err != nil {
+		if err := c.open(ctx, mc, *m.Cache); err != nil {
 			return nil, errors.Join(fmt.Errorf("cache %q: %w", m.Cache.Name, err), set.close(false))
 		}
 	}
@@ -77,10 +77,10 @@ func (e *Executor) openCaches(ctx context.Context, p executor.Process, bundle st
 	return set, nil
 }
 
-func (c *cacheMount) open(ctx context.Context, e *Executor, which executor.Cache) (err error) {
+func (c *cacheMount) open(ctx context.Context, mc *Machine, which executor.Cache) (err error) {
 	shared := c.source
 	if shared == "" {
-		if c.use, err = e.options.Store.OpenCache(ctx, which.Domain, which.Name, which.Sharing); err != nil {
+		if c.use, err = mc.store.OpenCache(ctx, which.Domain, which.Name, which.Sharing); err != nil {
 			return err
 		}
 		shared = c.use.Shared
@@ -92,10 +92,10 @@ func (c *cacheMount) open(ctx context.Context, e *Executor, which executor.Cache
 		}
 		c.mount, err = os.Open(shared)
 	} else {
-		err = c.overlay(e)
+		err = c.overlay(mc)
 	}
 	if err == nil {
-		c.points.root = rootDir{fd: int(c.mount.Fd())}
+		c.points.root = RootDir{FD: int(c.mount.Fd())}
 	}
 	return err
 }
@@ -112,12 +112,12 @@ func (c *cacheMount) own(dir string) error {
 	return os.Chown(dir, c.new.uid, c.new.gid)
 }
 
-func (c *cacheMount) overlay(e *Executor) (err error) {
+func (c *cacheMount) overlay(mc *Machine) (err error) {
 	c.lower = c.use.Lower
 	if len(c.lower) == 0 {
-		c.lower = []string{e.mounter.empty}
+		c.lower = []string{mc.Mounter.empty}
 	}
-	if c.dir, err = os.MkdirTemp(e.tmp, "cache-"); err != nil {
+	if c.dir, err = os.MkdirTemp(mc.tmp, "cache-"); err != nil {
 		return err
 	}
 	c.work = filepath.Join(c.dir, "work")
@@ -130,7 +130,7 @@ func (c *cacheMount) overlay(e *Executor) (err error) {
 	if err := c.own(c.upper()); err != nil {
 		return err
 	}
-	c.mount, err = e.mounter.mount(overlayMount{lower: c.lower, upper: c.upper(), work: c.work})
+	c.mount, err = mc.Mounter.Mount(OverlayMount{Lower: c.lower, Upper: c.upper(), Work: c.work})
 	return err
 }
 
@@ -153,14 +153,14 @@ func (s *cacheSet) mounts() []*os.File {
 func (s *cacheSet) close(keep bool) error {
 	var errs []error
 	for _, c := range s.list {
-		if err := c.close(s.e, keep); err != nil {
+		if err := c.close(s.mc, keep); err != nil {
 			errs = append(errs, fmt.Errorf("cache mounted on %s: %w", c.target, err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-func (c *cacheMount) close(e *Executor, keep bool) error {
+func (c *cacheMount) close(mc *Machine, keep bool) error {
 	var errs []error
 	add := func(err error) { errs = append(errs, err) }
 	add(c.points.remove())
@@ -171,7 +171,7 @@ func (c *cacheMount) close(e *Executor, keep bool) error {
 		if keep {
 			add(c.commit())
 		}
-		add(e.options.Store.Trash(c.dir))
+		add(mc.store.Trash(c.dir))
 	}
 	if c.use != nil {
 		add(c.use.Close())

@@ -1,7 +1,8 @@
-package overlay
+package rootfs
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -45,12 +46,20 @@ var systemMounts = []specs.Mount{
 	{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 }
 
-// A plan is one run: what the runtime is told, and what must be there for it.
-type plan struct {
-	spec   specs.Spec
-	files  []file
+// A Plan is one run: what the runtime is told, and what must be there for it.
+type Plan struct {
+	Spec  specs.Spec
+	Files []File // for the Runner to make
+
 	points points
 	caches []*cacheMount
+}
+
+// A File is made in memory, for the process to see by a bind mount.
+type File struct {
+	Name string      `json:"name"`
+	Data []byte      `json:"data"`
+	Mode fs.FileMode `json:"mode"`
 }
 
 const (
@@ -67,15 +76,15 @@ func systemFiles(n executor.Network) []string {
 	return []string{hostsFile}
 }
 
-// newPlan makes the plan of a run in root, and the mount points in it. bundle is the directory that the supervisor will give the
-// run. Call points.remove after it in any case.
-func newPlan(root rootDir, p executor.Process, bundle, cgroup string, cg cgroups, caches []*cacheMount) (*plan, error) {
-	pl := &plan{points: points{root: root}, caches: caches}
+// NewPlan makes the plan of a run in root, and the mount points in it. bundle is the directory that the Runner will give the
+// run. Call Remove after it in any case.
+func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups, caches []*cacheMount) (*Plan, error) {
+	pl := &Plan{points: points{root: root}, caches: caches}
 	hostname := p.Hostname
 	if hostname == "" {
 		hostname = defaultHostname
 	}
-	pl.files = append(pl.files, file{Name: "hosts", Data: []byte("127.0.0.1 localhost " + hostname), Mode: 0o644})
+	pl.Files = append(pl.Files, File{Name: "hosts", Data: []byte("127.0.0.1 localhost " + hostname), Mode: 0o644})
 	mounts := append([]specs.Mount(nil), systemMounts...)
 	for _, d := range systemDirs {
 		if _, err := pl.points.ensure(d, true); err != nil {
@@ -110,18 +119,18 @@ func newPlan(root rootDir, p executor.Process, bundle, cgroup string, cg cgroups
 		if m.Secret == nil {
 			continue
 		}
-		f := file{Name: fmt.Sprintf("secret%d", len(pl.files)), Data: m.Secret.Data, Mode: m.Secret.Mode.Perm()}
+		f := File{Name: fmt.Sprintf("secret%d", len(pl.Files)), Data: m.Secret.Data, Mode: m.Secret.Mode.Perm()}
 		if f.Mode == 0 {
 			f.Mode = 0o644
 		}
-		pl.files = append(pl.files, f)
+		pl.Files = append(pl.Files, f)
 		if err := bindFile(m.Target, filepath.Join(bundle, f.Name)); err != nil {
 			return pl, err
 		}
 	}
-	pl.spec = specs.Spec{
+	pl.Spec = specs.Spec{
 		Version:  specVersion,
-		Root:     &specs.Root{Path: filepath.Join(bundle, rootfsName)},
+		Root:     &specs.Root{Path: filepath.Join(bundle, RootName)},
 		Hostname: hostname,
 		Mounts:   mounts,
 		Process:  process(root, p),
@@ -137,17 +146,17 @@ func newPlan(root rootDir, p executor.Process, bundle, cgroup string, cg cgroups
 		},
 	}
 	if p.Network == executor.NetworkNone {
-		pl.spec.Linux.Namespaces = append(pl.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+		pl.Spec.Linux.Namespaces = append(pl.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
 	}
-	if cg.unified {
-		pl.spec.Linux.Namespaces = append(pl.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	if cg.Unified {
+		pl.Spec.Linux.Namespaces = append(pl.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
 	return pl, nil
 }
 
 // ensure makes the mount point of target where it will be: in a cache that is mounted over it, or in the root. What
 // lies below the system's own mounts is left to the runtime.
-func (pl *plan) ensure(target string, dir bool, caches []*cacheMount) (string, error) {
+func (pl *Plan) ensure(target string, dir bool, caches []*cacheMount) (string, error) {
 	if !path.IsAbs(target) {
 		return "", startError("mount target %q is not absolute", target)
 	}
@@ -173,7 +182,7 @@ func (pl *plan) ensure(target string, dir bool, caches []*cacheMount) (string, e
 }
 
 // covers reports whether the process will see something else at a path than the root has there.
-func (pl *plan) covers(name string) bool {
+func (pl *Plan) covers(name string) bool {
 	at, err := pl.points.root.resolve(name)
 	if err != nil {
 		return false
@@ -192,10 +201,10 @@ func below(name string, dirs ...string) bool {
 	return false
 }
 
-// remove removes all mount points that were made for the run.
-func (pl *plan) remove() error { return pl.points.remove() }
+// Remove removes all mount points that were made for the run.
+func (pl *Plan) Remove() error { return pl.points.remove() }
 
-func process(root rootDir, p executor.Process) *specs.Process {
+func process(root RootDir, p executor.Process) *specs.Process {
 	umask := uint32(0o022)
 	env := p.Env
 	if _, set := lookupEnv(env, "HOME"); !set {
@@ -221,7 +230,7 @@ func process(root rootDir, p executor.Process) *specs.Process {
 	}
 }
 
-func resources(l executor.Limits, cg cgroups) *specs.LinuxResources {
+func resources(l executor.Limits, cg Cgroups) *specs.LinuxResources {
 	res := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}
 	if l.Memory > 0 {
 		res.Memory = &specs.LinuxMemory{Limit: &l.Memory}

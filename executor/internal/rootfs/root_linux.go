@@ -1,17 +1,12 @@
-package overlay
+package rootfs
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
-
-	"github.com/docker/go-units"
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/layers"
@@ -23,10 +18,10 @@ const flattenBlock = 400
 
 // A root is a chain of layer directories and at most one change upon it.
 type root struct {
-	e       *Executor
+	mc      *Machine
 	pending []layers.Layer // the end of the chain, not looked at yet
 	dirs    []string       // names of layer directories, base first
-	change  string         // directory in the store's TempDir; in it "fs" is the change; "" if nothing has run
+	change  Scratch        // what has changed; nil if nothing has run
 	tree    *tree          // what Files has given
 }
 
@@ -40,7 +35,7 @@ func (t *tree) close() error { return errors.Join(t.Dir.Close(), t.mount.Close()
 
 // lower makes the chain ready and returns its directories, base first.
 func (r *root) lower(ctx context.Context) ([]string, error) {
-	st := r.e.options.Store
+	st := r.mc.store
 	for len(r.pending) > 0 {
 		l := r.pending[0]
 		if l.Dir == "" || !st.HasLayer(l.Dir) {
@@ -54,7 +49,7 @@ func (r *root) lower(ctx context.Context) ([]string, error) {
 		r.pending = r.pending[1:]
 	}
 	for len(r.dirs) >= maxLower { // one less than that: there is the floor, or for Files the change
-		one, err := r.e.flatten(ctx, r.dirs[:flattenBlock])
+		one, err := r.mc.flatten(ctx, r.dirs[:flattenBlock])
 		if err != nil {
 			return nil, err
 		}
@@ -70,12 +65,12 @@ func (r *root) lower(ctx context.Context) ([]string, error) {
 // below is the directory whose own attributes a root without a change has.
 func (r *root) below(lower []string) string {
 	if len(lower) == 0 {
-		return r.e.mounter.empty
+		return r.mc.Mounter.empty
 	}
 	return lower[len(lower)-1]
 }
 
-func (r *root) upper() string { return filepath.Join(r.change, "fs") }
+func (r *root) upper() string { return filepath.Join(r.change.Dir(), "fs") }
 
 // Run runs a process.
 func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error {
@@ -90,10 +85,11 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	if err := r.closeTree(); err != nil {
 		return err
 	}
-	if err := r.e.cgroups.check(p.Limits); err != nil {
+	if err := r.mc.Cgroups.Check(p.Limits); err != nil {
 		return err
 	}
-	s, err := r.e.supervisor()
+	id := r.mc.NewID()
+	box, err := r.mc.runner.Box(id)
 	if err != nil {
 		return err
 	}
@@ -101,37 +97,35 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	if err != nil {
 		return err
 	}
-	if r.change == "" {
-		if err := r.begin(lower); err != nil {
+	if r.change == nil {
+		if err := r.begin(ctx, lower); err != nil {
 			return err
 		}
 	}
 	// A volatile overlay can be mounted once: a work directory for each.
-	work, err := os.MkdirTemp(r.e.tmp, "work-")
+	work, err := os.MkdirTemp(r.change.Dir(), "work-")
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
-	mount, err := r.e.mounter.mount(overlayMount{lower: append([]string{r.e.floor(p.Network)}, lower...), upper: r.upper(), work: work})
+	mount, err := r.mc.Mounter.Mount(OverlayMount{Lower: append([]string{r.mc.floor(p.Network)}, lower...), Upper: r.upper(), Work: work})
 	if err != nil {
 		return err
 	}
 	defer mount.Close()
 
-	id := r.e.newID()
-	bundle := bundleDir(s.priv, id)
-	caches, err := r.e.openCaches(ctx, p, bundle)
+	caches, err := r.mc.openCaches(ctx, p, box.Dir())
 	if err != nil {
 		return err
 	}
-	pl, err := newPlan(rootDir{fd: int(mount.Fd())}, p, bundle, r.e.cgroup(id), r.e.cgroups, caches.list)
+	pl, err := NewPlan(RootDir{FD: int(mount.Fd())}, p, box.Dir(), r.mc.Cgroup(id), r.mc.Cgroups, caches.list)
 	if err == nil {
 		err = checkProcess(pl.points.root, p, pl.covers)
 	}
 	if err == nil {
-		err = r.e.runPlan(ctx, s, id, pl, p, mount, caches, out)
+		err = box.Run(ctx, &Run{ID: id, Plan: pl, Process: p, Mounts: append([]*os.File{mount}, caches.mounts()...)}, out)
 	}
-	rerr := pl.remove()
+	rerr := pl.Remove()
 	_ = mount.Close() // before the directories below it are touched
 	return errors.Join(err, rerr, pl.points.prune(r.upper()), caches.close(keepsCaches(err)))
 }
@@ -143,100 +137,16 @@ func keepsCaches(err error) bool {
 }
 
 // begin makes the directory of a change.
-func (r *root) begin(lower []string) error {
-	dir, err := os.MkdirTemp(r.e.tmp, "change-")
+func (r *root) begin(ctx context.Context, lower []string) error {
+	change, err := r.mc.runner.Scratch(ctx)
 	if err != nil {
 		return err
 	}
-	if err := layers.MakeUpper(filepath.Join(dir, "fs"), r.below(lower)); err != nil {
-		return err
+	if err := layers.MakeUpper(filepath.Join(change.Dir(), "fs"), r.below(lower)); err != nil {
+		return errors.Join(err, change.Drop())
 	}
-	r.change = dir
+	r.change = change
 	return nil
-}
-
-// runPlan runs a prepared process.
-func (e *Executor) runPlan(ctx context.Context, s *supervisor, id string, pl *plan, p executor.Process, mount *os.File, caches *cacheSet, out io.Writer) error {
-	file, err := e.runtime(ctx, s)
-	if err != nil {
-		return err
-	}
-	spec, err := json.Marshal(&pl.spec)
-	if err != nil {
-		return err
-	}
-	req := request{ID: id, Runtime: file, Spec: spec, Files: pl.files, Terminal: p.Terminal, Cgroup: pl.spec.Linux.CgroupsPath}
-	stdio, err := openStdio(p, out)
-	if err != nil {
-		return err
-	}
-	defer stdio.close()
-	limited, stop := context.WithCancel(ctx)
-	defer stop()
-	if p.Limits.Timeout > 0 {
-		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
-		defer stop()
-	}
-	r, err := s.run(limited, req, stdio, append([]*os.File{mount}, caches.mounts()...))
-	switch {
-	case ctx.Err() != nil:
-		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
-	case err != nil:
-		return err
-	case r.Event == exited:
-		return exitError(r, p.Limits, limited.Err() != nil)
-	case limited.Err() != nil:
-		return timedOut(p.Limits)
-	}
-	return runtimeError(r)
-}
-
-const sigkill = 9
-
-// exitError tells how a process ended; nil if well.
-func exitError(r reply, l executor.Limits, stopped bool) error {
-	switch {
-	case r.Code == 0 && r.Signal == 0:
-		return nil
-	case stopped && r.Signal == sigkill:
-		return timedOut(l)
-	case r.OOM:
-		return &executor.ExitError{Reason: executor.OOM, Code: r.Code, Signal: r.Signal, Limit: units.BytesSize(float64(l.Memory))}
-	case r.Signal != 0:
-		return &executor.ExitError{Reason: executor.Signaled, Signal: r.Signal}
-	}
-	return &executor.ExitError{Reason: executor.Exited, Code: r.Code}
-}
-
-func timedOut(l executor.Limits) error {
-	return &executor.ExitError{Reason: executor.TimedOut, Limit: l.Timeout.String()}
-}
-
-// startMessages tell a StartError from broken infrastructure: what a runtime says when it cannot start a process because of the spec or the image, and
-// checkProcess could not see it.
-var startMessages = []string{
-	"exec: \"", "exec format error", "executable file", "eaccess", "open executable", // the program
-	"chdir to", "set in config.json failed", "cannot set working directory", // the directory
-	"not a directory", "is a directory", // a mount target
-}
-
-func runtimeError(r reply) error {
-	said := strings.Join(r.Said, "; ")
-	if r.Event == broken || said == "" {
-		return fmt.Errorf("run a container: %s", strings.TrimSpace(r.Error+" "+said))
-	}
-	if slices.ContainsFunc(startMessages, func(m string) bool { return strings.Contains(said, m) }) {
-		return &executor.StartError{Msg: "cannot start the process: " + cleanMessage(said)}
-	}
-	return fmt.Errorf("run a container: %s: %s", r.Error, said)
-}
-
-// cleanMessage takes from a runtime's message what it was doing.
-func cleanMessage(s string) string {
-	for _, cut := range []string{"runc run failed: ", "unable to start container process: ", "container_linux.go"} {
-		s = strings.TrimPrefix(s, cut)
-	}
-	return s
 }
 
 // Freeze makes the change a layer.
@@ -244,7 +154,7 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 	if err := r.closeTree(); err != nil {
 		return nil, err
 	}
-	if r.change == "" {
+	if r.change == nil {
 		return change{}, nil
 	}
 	lower, err := r.lower(ctx)
@@ -264,28 +174,32 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 			return change{}, r.drop()
 		}
 	}
-	name, err := r.e.options.Store.CommitLayer(r.change, "")
+	dir, err := r.change.Take(ctx)
+	if err != nil {
+		return nil, errors.Join(err, r.drop())
+	}
+	name, err := r.mc.store.CommitLayer(dir, "")
 	if err != nil {
 		return nil, err
 	}
-	r.change = ""
+	r.change = nil
 	r.dirs = append(r.dirs, name)
 	return change{layers.Layer{Dir: name}}, nil
 }
 
 // drop forgets the change.
 func (r *root) drop() error {
-	if r.change == "" {
+	if r.change == nil {
 		return nil
 	}
-	dir := r.change
-	r.change = ""
-	return r.e.options.Store.Trash(dir)
+	change := r.change
+	r.change = nil
+	return change.Drop()
 }
 
 // Add puts a layer on top.
 func (r *root) Add(_ context.Context, l layers.Layer) error {
-	if r.change != "" {
+	if r.change != nil {
 		return errors.New("a layer was added to a root with changes that were not frozen")
 	}
 	if err := r.closeTree(); err != nil {
@@ -306,17 +220,17 @@ func (r *root) Files(ctx context.Context) (layers.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.change != "" {
+	if r.change != nil {
 		lower = append(lower, r.upper())
 	}
 	if len(lower) == 0 {
-		lower = []string{r.e.mounter.empty}
+		lower = []string{r.mc.Mounter.empty}
 	}
-	mount, err := r.e.mounter.mount(overlayMount{lower: lower})
+	mount, err := r.mc.Mounter.Mount(OverlayMount{Lower: lower})
 	if err != nil {
 		return nil, err
 	}
-	dir, err := layers.DirTree(procFD(int(mount.Fd())))
+	dir, err := layers.DirTree(ProcFD(int(mount.Fd())))
 	if err != nil {
 		mount.Close()
 		return nil, err

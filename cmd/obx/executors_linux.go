@@ -1,0 +1,50 @@
+package main
+
+import (
+	"context"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/hcs"
+	"github.com/ocurrent/obx/executor/overlay"
+)
+
+// executorKinds lists all executors; the first is the default.
+var executorKinds = []executorKind{
+	{
+		name:  "overlay",
+		about: "overlayfs and an OCI runtime",
+		open: func(_ context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
+			return overlay.New(overlay.Options{Store: st, Runtime: f.runtime})
+		},
+		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
+			return overlay.Health(ctx, overlay.Options{Store: st, Runtime: f.runtime})
+		},
+	},
+	{
+		name:  "containerd",
+		about: "through the containerd of this machine",
+		open: func(ctx context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
+			return hcs.New(ctx, f.hcs(st))
+		},
+		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
+			return hcs.Health(ctx, f.hcs(st))
+		},
+	},
+}
+
+func (f *executorFlags) hcs(st *cas.Store) hcs.Options {
+	return hcs.Options{Store: st, Address: f.containerd, Snapshotter: f.snapshotter, Runtime: f.runtime}
+}
+
+func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
+	flags := cmd.Flags()
+	flags.StringVar(&f.runtime, "runtime", "", "run steps with the OCI runtime `NAME`, or a path (default: crun if it works here, else runc;\nof containerd: runc)")
+	flags.StringVar(&f.containerd, "containerd", os.Getenv("CONTAINERD_ADDRESS"), "the `SOCKET` of containerd (default $CONTAINERD_ADDRESS, else /run/containerd/containerd.sock)")
+	flags.StringVar(&f.snapshotter, "snapshotter", "", "the snapshotter `NAME` of containerd: overlayfs (default), btrfs, or another that it has")
+	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
+	fixedValues(cmd, "snapshotter", "overlayfs", "btrfs")
+}

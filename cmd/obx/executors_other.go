@@ -1,0 +1,29 @@
+//go:build !linux && !windows
+
+package main
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/overlay"
+)
+
+// executorKinds lists all executors; the first is the default.
+var executorKinds = []executorKind{
+	{
+		name:  "overlay",
+		about: "overlayfs and an OCI runtime",
+		open: func(_ context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
+			return overlay.New(overlay.Options{Store: st, Runtime: f.runtime})
+		},
+		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
+			return overlay.Health(ctx, overlay.Options{Store: st, Runtime: f.runtime})
+		},
+	},
+}
+
+func (f *executorFlags) addOfPlatform(*cobra.Command) {}

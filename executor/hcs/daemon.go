@@ -1,0 +1,132 @@
+package hcs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
+)
+
+const (
+	namespace = "obx" // of containerd
+	runLabel  = "obx.run"
+
+	// connectPatience is how long a containerd that is just starting is waited for.
+	connectPatience = 5 * time.Second
+)
+
+// A daemon is a containerd as one run of obx uses it.
+type daemon struct {
+	client  *client.Client
+	snaps   snapshots.Snapshotter
+	version string
+	run     string // what everything that is made there carries
+}
+
+func (o Options) complete() Options {
+	if o.Address == "" {
+		o.Address = defaultAddress
+	}
+	if o.Snapshotter == "" {
+		o.Snapshotter = defaultSnapshotter
+	}
+	return o
+}
+
+// connect reaches the containerd that the options name.
+func connect(ctx context.Context, o Options) (*daemon, error) {
+	fail := func(err error) (*daemon, error) { return nil, fmt.Errorf("reach containerd at %s: %w", o.Address, err) }
+	if _, err := os.Stat(o.Address); errors.Is(err, fs.ErrNotExist) {
+		return fail(fmt.Errorf("nothing is there: %s", howToStart))
+	}
+	c, err := client.New(o.Address, client.WithTimeout(connectPatience), client.WithDefaultRuntime(runtimeName))
+	if err != nil {
+		return fail(err)
+	}
+	d := &daemon{client: c, snaps: c.SnapshotService(o.Snapshotter)}
+	if d.version, err = d.await(ctx); err != nil {
+		return fail(errors.Join(err, c.Close()))
+	}
+	return d, nil
+}
+
+// await waits until the daemon answers, and says which version it is.
+func (d *daemon) await(ctx context.Context) (version string, err error) {
+	deadline := time.Now().Add(connectPatience)
+	for {
+		v, err := d.client.Version(d.context(ctx))
+		if err == nil || !errdefs.IsUnavailable(err) || time.Now().After(deadline) || ctx.Err() != nil {
+			return v.Version, err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// context is for calls to the daemon.
+func (d *daemon) context(ctx context.Context) context.Context {
+	ctx = namespaces.WithNamespace(ctx, namespace)
+	if d.run != "" {
+		ctx = leases.WithLease(ctx, d.run)
+	}
+	return ctx
+}
+
+// begin makes the lease that keeps all that the run makes, and that it makes alone.
+func (d *daemon) begin(ctx context.Context, run string) error {
+	_, err := d.client.LeasesService().Create(d.context(ctx), leases.WithID(run), leases.WithLabel(runLabel, run))
+	if err != nil {
+		return fmt.Errorf("make a lease: %w", err)
+	}
+	d.run = run
+	return nil
+}
+
+// end removes all that a run has in containerd: this one's, or a dead one's.
+func (d *daemon) end(ctx context.Context, run string) error {
+	ctx = namespaces.WithNamespace(context.WithoutCancel(ctx), namespace)
+	all, err := d.client.Containers(ctx, fmt.Sprintf("labels.%q==%s", runLabel, run))
+	if err != nil {
+		return fmt.Errorf("list containers of run %s: %w", run, err)
+	}
+	var errs []error
+	for _, c := range all {
+		if err := remove(ctx, c); err != nil {
+			errs = append(errs, fmt.Errorf("remove container %s: %w", c.ID(), err))
+		}
+	}
+	// What the lease alone has kept goes with it, before the call returns.
+	err = d.client.LeasesService().Delete(ctx, leases.Lease{ID: run}, leases.SynchronousDelete)
+	if err != nil && !errdefs.IsNotFound(err) {
+		errs = append(errs, fmt.Errorf("delete the lease of run %s: %w", run, err))
+	}
+	return errors.Join(errs...)
+}
+
+// remove kills what runs in a container and removes it.
+func remove(ctx context.Context, c client.Container) error {
+	task, err := c.Task(ctx, nil)
+	switch {
+	case errdefs.IsNotFound(err):
+	case err != nil:
+		return err
+	default:
+		if _, err := task.Delete(ctx, client.WithProcessKill); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	if err := c.Delete(ctx); err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	return nil
+}

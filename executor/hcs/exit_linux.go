@@ -1,0 +1,58 @@
+package hcs
+
+import (
+	"errors"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/internal/rootfs"
+)
+
+// A watch learns how a process has ended. containerd gives one number for it, 128 and the signal's for a process that a
+// signal has killed, which is what a shell gives for a child of its own too. Linux tells the difference to who holds a descriptor
+// of the process (since 6.15); before that, it is not known.
+type watch struct{ pidfd int }
+
+func newWatch(pid uint32) (*watch, error) {
+	fd, err := unix.PidfdOpen(int(pid), 0)
+	if errors.Is(err, unix.ENOSYS) {
+		return &watch{-1}, nil
+	}
+	return &watch{fd}, err
+}
+
+// pidfdInfo is struct pidfd_info of Linux 6.15.
+type pidfdInfo struct {
+	mask, cgroup uint64
+	ids          [11]uint32
+	exit         int32
+}
+
+const (
+	pidfdGetInfo  = 3<<30 | uint32(unsafe.Sizeof(pidfdInfo{}))<<16 | 0xff<<8 | 11 // _IOWR(0xff, 11, struct pidfd_info)
+	pidfdInfoExit = 1 << 3
+)
+
+// exit says how the process has ended, of which containerd says status.
+func (w *watch) exit(status uint32) rootfs.Exit {
+	x := rootfs.Exit{Code: int(status)}
+	if w.pidfd < 0 {
+		return x
+	}
+	info := pidfdInfo{mask: pidfdInfoExit}
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(w.pidfd), uintptr(pidfdGetInfo), uintptr(unsafe.Pointer(&info)))
+	if errno != 0 || info.mask&pidfdInfoExit == 0 {
+		return x
+	}
+	if ws := unix.WaitStatus(info.exit); ws.Signaled() {
+		return rootfs.Exit{Signal: int(ws.Signal())}
+	}
+	return x
+}
+
+func (w *watch) close() {
+	if w.pidfd >= 0 {
+		unix.Close(w.pidfd)
+	}
+}

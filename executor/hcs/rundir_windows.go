@@ -1,0 +1,94 @@
+package hcs
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	sys "golang.org/x/sys/windows"
+)
+
+const lockSuffix = ".lock"
+
+// runsDir has a directory and a lock for each run. It is not in the store: containerd is the whole computer's.
+func runsDir() string {
+	data := os.Getenv("ProgramData")
+	if data == "" {
+		data = `C:\ProgramData`
+	}
+	return filepath.Join(data, "obx", "run")
+}
+
+// A runDir is where a run has its mounts, and the secrets of the steps that it runs:
+//
+//	RUN.lock     open, for nobody else to open, while the run lives
+//	RUN\         the directory
+type runDir struct {
+	dir  string
+	lock *os.File
+}
+
+func (r *runDir) name() string { return filepath.Base(r.dir) }
+
+// newRunDir makes one whose name begins with prefix.
+func newRunDir(prefix string) (*runDir, error) {
+	if err := os.MkdirAll(runsDir(), 0o700); err != nil {
+		return nil, err
+	}
+	for {
+		dir, err := os.MkdirTemp(runsDir(), prefix+"-")
+		if err != nil {
+			return nil, err
+		}
+		lock, err := openAlone(dir+lockSuffix, sys.CREATE_NEW)
+		if err != nil {
+			return nil, errors.Join(err, os.Remove(dir))
+		}
+		return &runDir{dir, lock}, nil
+	}
+}
+
+// openAlone opens a file that nobody else has open, and that nobody else can open meanwhile.
+func openAlone(name string, how uint32) (*os.File, error) {
+	p, err := sys.UTF16PtrFromString(name)
+	if err != nil {
+		return nil, err
+	}
+	h, err := sys.CreateFile(p, sys.GENERIC_READ|sys.GENERIC_WRITE, 0, nil, how, sys.FILE_ATTRIBUTE_NORMAL, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return os.NewFile(uintptr(h), name), nil
+}
+
+// remove removes the directory, and gives up the run's name.
+func (r *runDir) remove() error {
+	// Others may remove the lock as soon as it is closed: they know by the directory that nothing is left.
+	if err := os.RemoveAll(r.dir); err != nil {
+		return errors.Join(err, r.lock.Close())
+	}
+	err := r.lock.Close()
+	if rerr := os.Remove(r.lock.Name()); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
+	return err
+}
+
+// deadRuns takes over the directories of runs whose process was killed.
+func deadRuns() ([]*runDir, error) {
+	locks, err := filepath.Glob(filepath.Join(runsDir(), "*"+lockSuffix))
+	if err != nil {
+		return nil, err
+	}
+	var dead []*runDir
+	for _, name := range locks {
+		lock, err := openAlone(name, sys.OPEN_EXISTING)
+		if err != nil {
+			continue // its owner lives, or removes it
+		}
+		dead = append(dead, &runDir{strings.TrimSuffix(name, lockSuffix), lock})
+	}
+	return dead, nil
+}

@@ -1,0 +1,247 @@
+package layers
+
+import (
+	"archive/tar"
+	"encoding/base64"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/ocurrent/obx/cas"
+)
+
+// A mapTree is a Tree of files in memory.
+type mapTree struct{ fstest.MapFS }
+
+func (t mapTree) Lstat(name string) (fs.FileInfo, error) { return t.MapFS.Lstat(name) }
+func (t mapTree) ReadLink(name string) (string, error)   { return t.MapFS.ReadLink(name) }
+func (t mapTree) Xattrs(name string) (map[string]string, error) {
+	if name == "Users" {
+		return map[string]string{securityXattr: "its own"}, nil
+	}
+	return nil, nil
+}
+
+var copyTime = time.Unix(1_700_000_000, 123)
+
+func windowsSource() fstest.MapFS {
+	return fstest.MapFS{
+		"f":        {Data: []byte("file\n"), ModTime: copyTime, Mode: 0o755},
+		"d":        {Mode: fs.ModeDir | 0o700, ModTime: copyTime},
+		"d/g":      {Data: []byte("inner\n"), ModTime: copyTime},
+		"d/tofile": {Data: []byte("g"), Mode: fs.ModeSymlink, ModTime: copyTime},
+		"d/todir":  {Data: []byte("../d"), Mode: fs.ModeSymlink, ModTime: copyTime},
+	}
+}
+
+// winItems describes sources as the build loop does.
+func winItems(t *testing.T, from fstest.MapFS, names ...string) (list []Item) {
+	t.Helper()
+	for _, name := range names {
+		info, err := from.Lstat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		it := Item{Src: name, Name: path.Base(name), Mode: info.Mode().Type()}
+		switch {
+		case info.IsDir():
+			entries, err := from.ReadDir(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				it.Children = append(it.Children, winItems(t, from, path.Join(name, e.Name()))...)
+			}
+		case it.Mode == fs.ModeSymlink:
+			it.Link = string(from[name].Data)
+		default:
+			it.Digest = digest.FromBytes(from[name].Data)
+		}
+		list = append(list, it)
+	}
+	return list
+}
+
+func windowsParent() mapTree {
+	return mapTree{fstest.MapFS{
+		"Users":      {Mode: fs.ModeDir | 0o777, ModTime: copyTime.Add(time.Hour)},
+		"Users/file": {Data: []byte("old")},
+		"link":       {Data: []byte(`C:\Users`), Mode: fs.ModeSymlink},
+		"nt":         {Data: []byte(`\??\C:\Users\`), Mode: fs.ModeSymlink},
+		"other":      {Data: []byte(`D:\`), Mode: fs.ModeSymlink},
+		"loop":       {Data: []byte("loop"), Mode: fs.ModeSymlink},
+	}}
+}
+
+func makeWindowsCopy(t *testing.T, c Copy) ([]*tar.Header, map[string]string, Layer, error) {
+	t.Helper()
+	st, err := cas.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Close()
+	l, err := MakeWindowsCopy(t.Context(), st, c, Compression{Algorithm: "none"})
+	if err != nil {
+		return nil, nil, l, err
+	}
+	f, err := st.Blob(l.Blob.Digest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var all []*tar.Header
+	files := map[string]string{}
+	for r := tar.NewReader(f); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			return all, files, l, nil
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, files[h.Name] = append(all, h), string(b)
+	}
+}
+
+func TestWindowsCopy(t *testing.T) {
+	from := windowsSource()
+	for _, test := range []struct {
+		dst     string
+		sources []string
+		user    string
+		want    []string // of names; or
+		failure string
+	}{
+		{`C:/new/dir/`, []string{"f"}, "", []string{"Files/", "Files/new/", "Files/new/dir/", "Files/new/dir/f"}, ""},
+		{`/new`, []string{"f"}, "", []string{"Files/", "Files/new"}, ""},
+		{`C:/Users/`, []string{"f", "d"}, "ContainerUser", []string{"Files/", "Files/Users/", "Files/Users/d/", "Files/Users/d/g", "Files/Users/d/todir", "Files/Users/d/tofile", "Files/Users/f"}, ""},
+		{`C:/link/`, []string{"f"}, "", []string{"Files/", "Files/Users/", "Files/Users/f"}, ""},
+		{`C:/nt/`, []string{"f"}, "", []string{"Files/", "Files/Users/", "Files/Users/f"}, ""},
+		{`C:/Users/file`, []string{"f"}, "", []string{"Files/", "Files/Users/", "Files/Users/file"}, ""},
+		{`D:/x`, []string{"f"}, "", nil, "no other drive"},
+		{`C:/other/`, []string{"f"}, "", nil, "no other drive"},
+		{`C:/loop/`, []string{"f"}, "", nil, "too many links"},
+		{`C:/Users`, []string{"f"}, "", nil, "is a directory"},
+		{`C:/Users/file/`, []string{"f"}, "", nil, "is not a directory"},
+	} {
+		t.Run(strings.ReplaceAll(test.dst, "/", "_"), func(t *testing.T) {
+			c := Copy{From: from, Parent: windowsParent(), Dst: test.dst, Items: winItems(t, from, test.sources...), User: test.user}
+			all, files, l, err := makeWindowsCopy(t, c)
+			if test.failure != "" {
+				var bad *CopyError
+				if !errors.As(err, &bad) || !strings.Contains(err.Error(), test.failure) {
+					t.Errorf("got %v, want %q", err, test.failure)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var names []string
+			for _, h := range all {
+				names = append(names, h.Name)
+				checkWindowsHeader(t, h, test.user)
+			}
+			if want := append([]string{"Hives/"}, test.want...); !slices.Equal(names, want) {
+				t.Errorf("got %q, want %q", names, want)
+			}
+			for name, data := range files {
+				if strings.HasSuffix(name, "/f") && data != "file\n" || strings.HasSuffix(name, "/g") && data != "inner\n" {
+					t.Errorf("%s has %q", name, data)
+				}
+			}
+			_, _, again, err := makeWindowsCopy(t, c)
+			if err != nil || again.Blob.Digest != l.Blob.Digest {
+				t.Errorf("the same copy gives %v, then %v, %v", l.Blob, again.Blob, err)
+			}
+		})
+	}
+}
+
+func checkWindowsHeader(t *testing.T, h *tar.Header, user string) {
+	t.Helper()
+	if h.Name == "Hives/" {
+		return
+	}
+	sd, err := base64.StdEncoding.DecodeString(h.PAXRecords[winSecurity])
+	if err != nil || len(sd) == 0 {
+		t.Errorf("%s: security descriptor %q, %v", h.Name, h.PAXRecords[winSecurity], err)
+	}
+	attributes, mtime := "32", time.Unix(copyTime.Unix(), 0)
+	switch {
+	case h.Name == "Files/Users/":
+		attributes, mtime = "16", copyTime.Add(time.Hour)
+		if string(sd) != "its own" {
+			t.Errorf("an existing directory's security descriptor is %q", sd)
+		}
+	case h.Name == "Files/" || strings.HasPrefix(h.Name, "Files/new/") && h.Typeflag == tar.TypeDir:
+		attributes, mtime = "16", h.ModTime
+	case h.Typeflag == tar.TypeDir:
+		attributes = "16"
+	case strings.HasSuffix(h.Name, "tofile"):
+		attributes = "1024"
+	case strings.HasSuffix(h.Name, "todir"):
+		attributes = "1040"
+	}
+	if h.PAXRecords[winAttributes] != attributes {
+		t.Errorf("%s: attributes %s, want %s", h.Name, h.PAXRecords[winAttributes], attributes)
+	}
+	if !h.ModTime.Equal(mtime) {
+		t.Errorf("%s: time %v, want %v", h.Name, h.ModTime, mtime)
+	}
+	if h.Name == "Files/Users/f" {
+		const containerUser = "01030000000000055d0000000200000002000000" // S-1-5-93-2-2
+		if got := strings.Contains(hex.EncodeToString(sd), containerUser); got != (user == "ContainerUser") {
+			t.Errorf("%s: owned by ContainerUser: %v", h.Name, got)
+		}
+	}
+}
+
+func TestWindowsCopyOfWhatChanges(t *testing.T) {
+	from := windowsSource()
+	list := winItems(t, from, "f", "d")
+	for name, change := range map[string]func(fstest.MapFS){
+		"content": func(m fstest.MapFS) { m["f"] = &fstest.MapFile{Data: []byte("FILE\n")} },
+		"size":    func(m fstest.MapFS) { m["f"] = &fstest.MapFile{Data: []byte("f")} },
+		"gone":    func(m fstest.MapFS) { delete(m, "f") },
+		"link":    func(m fstest.MapFS) { m["d/todir"] = &fstest.MapFile{Data: []byte("f"), Mode: fs.ModeSymlink} },
+		"type":    func(m fstest.MapFS) { m["f"] = &fstest.MapFile{Mode: fs.ModeDir} },
+	} {
+		now := windowsSource()
+		change(now)
+		_, _, _, err := makeWindowsCopy(t, Copy{From: now, Parent: windowsParent(), Dst: "C:/x/", Items: list})
+		if err == nil || !strings.Contains(err.Error(), "changed while the build was running") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestWindowsSecurity pins descriptors that were made by hand from [MS-DTYP] 2.4.6; under Windows another test compares them with what
+// the system makes of SDDL.
+func TestWindowsSecurity(t *testing.T) {
+	got := fmt.Sprintf("%x", windowsSecurity("").ofFiles())
+	const want = "01000480" + "14000000" + "24000000" + "00000000" + "30000000" + // header
+		"01020000000000052000000020020000" + // owner: administrators
+		"010100000000000512000000" + // group: system
+		"0200" + "4c00" + "0300" + "0000" +
+		"00001400" + "ff011f00" + "010100000000000512000000" +
+		"00001800" + "ff011f00" + "01020000000000052000000020020000" +
+		"00001800" + "a9001200" + "01020000000000052000000021020000"
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
