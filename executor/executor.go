@@ -36,6 +36,12 @@ type Preparer interface {
 	Prepare()
 }
 
+// A BytesReader is an Executor that may open layers from their bytes alone: where ReadsBytes says so, what comes from elsewhere is not
+// unpacked into the store.
+type BytesReader interface {
+	ReadsBytes() bool
+}
+
 // A Root is a private, writable root file system. Its methods are called one at a time.
 type Root interface {
 	// Run runs one process to its end and writes what it prints to out, in the order in which it was written.

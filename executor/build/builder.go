@@ -256,7 +256,7 @@ func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
 		return found, nil
 	}
 	start := time.Now()
-	img, err := r.Images.Pull(ctx, s.Base, true, func(d digest.Digest, done, total int64) {
+	img, err := r.Images.Pull(ctx, s.Base, r.unpacks(), func(d digest.Digest, done, total int64) {
 		r.emit(Event{Kind: Pulling, Stage: s, Blob: d.String(), Bytes: done, Total: total})
 	})
 	if err != nil {
@@ -275,6 +275,12 @@ func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
 		return nil, err
 	}
 	return st, nil
+}
+
+// unpacks reports whether the executor wants files of what is pulled.
+func (b *Builder) unpacks() bool {
+	e, ok := b.Executor.(executor.BytesReader)
+	return !ok || !e.ReadsBytes()
 }
 
 // A future is a value that one goroutine makes and others wait for.

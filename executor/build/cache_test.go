@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -169,6 +170,24 @@ const resume = `((build b ((from scratch) (run (shell "echo b; echo b > /b"))))
 
 func resumeFiles(last string) map[string]string {
 	return map[string]string{"one": "1\n", "b": "b\n", "a.ml": "let a = 1\n", "last": last + "\n"}
+}
+
+// An executor that reads layers' bytes gets those, and nothing is unpacked.
+func TestBytesReader(t *testing.T) {
+	t.Parallel()
+	r := &repo{}
+	newMachine(t).share(r).run(fmt.Sprintf(resume, "A"))
+	for _, bytes := range []bool{false, true} {
+		b := newMachine(t).share(r)
+		b.exec.readsBytes, b.Push = bytes, build.PushNever
+		o := b.run(fmt.Sprintf(resume, "B"))
+		o.want("ccccr")
+		o.wantFiles(resumeFiles("B"))
+		unpacked, err := filepath.Glob(filepath.Join(b.Store.Dir(), "layers", "d-*"))
+		if err != nil || (len(unpacked) == 0) != bytes {
+			t.Errorf("reads bytes: %v, unpacked %q, %v", bytes, unpacked, err)
+		}
+	}
 }
 
 // After a changed last step, another machine goes on from the step before: it fetches what that needs, once.

@@ -83,6 +83,7 @@ func machineOn(t testing.TB, st *cas.Store) *machine {
 // An executorSpy counts what is asked of the executor.
 type executorSpy struct {
 	*fake.Executor
+	readsBytes bool
 
 	// before, if set, sees each process before it runs, and may change its command.
 	before func(command *string, p executor.Process)
@@ -528,3 +529,5 @@ func storeHolds(t *testing.T, dir, text string) []string {
 	}
 	return found
 }
+
+func (e *executorSpy) ReadsBytes() bool { return e.readsBytes }

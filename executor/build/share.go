@@ -136,7 +136,7 @@ func (s *stage) fetch(ctx context.Context, st *state) error {
 	progress := func(d digest.Digest, done, total int64) {
 		s.emit(Event{Kind: Pulling, Stage: s.Stage, Blob: d.String(), Bytes: done, Total: total})
 	}
-	fetched, err := st.cache.Fetch(ctx, st.remote, true, progress)
+	fetched, err := st.cache.Fetch(ctx, st.remote, s.unpacks(), progress)
 	if err != nil {
 		return err
 	}

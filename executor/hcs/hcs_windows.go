@@ -60,6 +60,9 @@ func thisWindows() windows {
 	}
 }
 
+// ReadsBytes is true: containerd has a form of its own, which it makes of layers' bytes.
+func (*Executor) ReadsBytes() bool { return true }
+
 // New connects to containerd. It removes what killed ones have left there.
 func New(ctx context.Context, o Options) (*Executor, error) {
 	return newExecutor(ctx, o, thisWindows())

@@ -161,7 +161,7 @@ func (s *stacker) fetch(ctx context.Context, desc ocispec.Descriptor) (layers.La
 	}
 	defer ra.Close()
 	blob := ocispec.Descriptor{MediaType: desc.MediaType, Digest: desc.Digest, Size: desc.Size}
-	return layers.Load(ctx, s.store, blob, digest.Digest(info.Labels[labels.LabelUncompressed]), io.NewSectionReader(ra, 0, ra.Size()), false, layers.Limits{})
+	return layers.Load(ctx, s.store, blob, digest.Digest(info.Labels[labels.LabelUncompressed]), io.NewSectionReader(ra, 0, ra.Size()), layers.Bytes, layers.Limits{})
 }
 
 func today() string { return time.Now().UTC().Format(time.DateOnly) }
