@@ -824,7 +824,7 @@ func fleetDomains(f *fleet) {
  (run (shell "echo first"))
  (run (cache (c (target /c))) (shell "cat /c/who 2>/dev/null; echo %s >> /c/who")))`, text)
 	}
-	cache := []string{"--cache", f.repo()}
+	cache := []string{"--cache", f.repo(), "--share-cache", "c"}
 	pr := append(cache, "--domain", "pr-7:default")
 	m := f.machine()
 	m.silent(2, 0, spec("default"), cache...)
@@ -839,7 +839,10 @@ func fleetDomains(f *fleet) {
 	other.silent(0, 2, spec("pr"), pr...)
 	fresh := spec("of pr alone")
 	other.silent(1, 1, fresh, pr...)
-	f.machine().silent(1, 1, fresh, cache...) // nor on another
+	r := f.machine().silent(1, 1, fresh, cache...) // nor on another
+	if !strings.HasPrefix(r.logs, "first\ndefault\nagain\n") || strings.Contains(r.logs, "alone") {
+		f.Errorf("default sees %q in the mount that travels", r.logs)
+	}
 }
 
 // Whatever a resume asks for, be it deleted at that moment: the result is right, and the next build mends what it misses.
