@@ -32,6 +32,9 @@ type ExecutorMaker struct {
 	// Sandbox says that a process is a real one, isolated and limited; else it is only a script of the few shell
 	// commands that package fake documents, and half of the suite does not apply.
 	Sandbox bool
+
+	// Machine says that processes have a kernel of their own: with the host's network they have the host's reach, not its interfaces.
+	Machine bool
 }
 
 // Executor tests what package executor promises of every executor, each promise as a subtest.

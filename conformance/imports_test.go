@@ -14,23 +14,26 @@ const module = "github.com/ocurrent/obx/"
 
 // mayImport lists, for each package, the packages of obx that it may see. It is the drawing of ARCHITECTURE.md.
 var mayImport = map[string][]string{
-	"keys/spec":        {},
-	"keys":             {"keys/spec"},
-	"cas":              {},
-	"layers":           {"cas"},
-	"registry":         {"keys", "cas", "layers"},
-	"executor":         {"layers"},
-	"executor/overlay": {"executor", "layers", "cas"},
-	"executor/fake":    {"executor", "layers", "cas"},
-	"executor/build":   {"keys", "keys/spec", "cas", "layers", "registry", "executor"},
-	"conformance":      {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
+	"keys/spec":           {},
+	"keys":                {"keys/spec"},
+	"cas":                 {},
+	"layers":              {"cas"},
+	"registry":            {"keys", "cas", "layers"},
+	"executor":            {"layers"},
+	"executor/overlay":    {"executor", "layers", "cas"},
+	"executor/fake":       {"executor", "layers", "cas"},
+	"executor/qemu":       {"executor", "executor/overlay", "executor/qemu/wire", "layers", "cas"},
+	"executor/qemu/agent": {"executor", "executor/overlay", "executor/qemu/wire", "layers", "cas"},
+	"executor/qemu/wire":  {"executor"},
+	"executor/build":      {"keys", "keys/spec", "cas", "layers", "registry", "executor"},
+	"conformance":         {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
 }
 
 // onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.
 var onlyIn = map[string][]string{
 	"oras.land/oras-go/":                      {"registry"},
 	"github.com/klauspost/":                   {"layers", "registry"},
-	"github.com/opencontainers/runtime-spec/": {"executor/overlay"},
+	"github.com/opencontainers/runtime-spec/": {"executor/overlay", "executor/qemu/agent"},
 	"github.com/spf13/":                       {"cmd/obx"},
 	"github.com/Microsoft/hcsshim/":           {"executor/hcs"},
 	"github.com/containerd/":                  {"layers", "executor/hcs"},

@@ -10,6 +10,7 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/overlay"
+	"github.com/ocurrent/obx/executor/qemu"
 )
 
 // An executorKind is what --executor can name.
@@ -20,6 +21,9 @@ type executorKind struct {
 
 	// health tries what the executor needs. The store is nil if it could not be opened.
 	health func(context.Context, *cas.Store, *executorFlags) []executor.Check
+
+	// install installs what is missing, and tells what it does; nil if that is nothing.
+	install func(ctx context.Context, st *cas.Store, f *executorFlags, say func(string)) error
 }
 
 // executorKinds lists all executors; the first is the default.
@@ -34,12 +38,38 @@ var executorKinds = []executorKind{
 			return overlay.Health(ctx, overlay.Options{Store: st, Runtime: f.runtime})
 		},
 	},
+	{
+		name:  "qemu",
+		about: "virtual machines",
+		open: func(st *cas.Store, f *executorFlags) (executor.Executor, error) {
+			o, err := f.qemu.options(st)
+			if err != nil {
+				return nil, err
+			}
+			return qemu.New(o)
+		},
+		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
+			o, err := f.qemu.options(st)
+			if err != nil {
+				return []executor.Check{{Name: "options", Err: err}}
+			}
+			return qemu.Health(ctx, o)
+		},
+		install: func(ctx context.Context, st *cas.Store, f *executorFlags, say func(string)) error {
+			o, err := f.qemu.options(st)
+			if err != nil {
+				return err
+			}
+			return qemu.Install(ctx, o, say)
+		},
+	},
 }
 
 // executorFlags choose an executor and say how it works.
 type executorFlags struct {
 	name    string
 	runtime string
+	qemu    qemuFlags
 }
 
 func (f *executorFlags) add(cmd *cobra.Command) {
@@ -52,6 +82,7 @@ func (f *executorFlags) add(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&f.name, "executor", "auto", "run steps with the executor `NAME`: "+strings.Join(abouts, ", "))
 	flags.StringVar(&f.runtime, "runtime", "", "run steps with the OCI runtime `NAME`, or a path (default: crun if it works here, else runc)")
+	f.qemu.add(cmd)
 	fixedValues(cmd, "executor", names...)
 	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
 }
@@ -73,6 +104,10 @@ func (f *executorFlags) open(p *project) error {
 	kind, err := f.kind()
 	if err != nil {
 		return err
+	}
+	f.qemu.warn = p.notices.warn
+	if p.plan != nil {
+		f.qemu.arch = p.plan.Platform.Architecture
 	}
 	e, err := kind.open(p.builder.Store, f)
 	if err != nil {

@@ -30,7 +30,12 @@
 // Keys, specs, caches on registries, what a step means, and how a layer is packed.
 package overlay
 
-import "github.com/ocurrent/obx/cas"
+import (
+	"context"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor"
+)
 
 // Options of New.
 type Options struct {
@@ -42,4 +47,18 @@ type Options struct {
 
 	// OldMounts mounts as on kernels before 6.7, which have no lowerdir+ option. It is chosen by itself where needed.
 	OldMounts bool
+
+	// OpenCache begins a use of a cache mount. Nil takes the Store's.
+	OpenCache func(context.Context, executor.Cache) (*CacheUse, error)
+}
+
+// A CacheUse is one use of a cache mount by one process. Exactly one of Lower and Shared is used, see cas.CacheMount.
+type CacheUse struct {
+	Lower  []string // directories in overlay form, base first; empty for a new cache
+	Shared string   // the one directory to mount read-write
+
+	// Commit takes the directory upper, which has what changed above Lower. It is called only when a process came to its
+	// own end.
+	Commit func(upper string) error
+	Close  func() error
 }

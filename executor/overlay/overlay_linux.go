@@ -51,6 +51,9 @@ func New(o Options) (*Executor, error) {
 	if os.Geteuid() != 0 {
 		return nil, errNotRoot
 	}
+	if o.OpenCache == nil {
+		o.OpenCache = func(ctx context.Context, c executor.Cache) (*CacheUse, error) { return StoreCache(ctx, o.Store, c) }
+	}
 	candidates, err := findRuntimes(o.Runtime)
 	if err != nil {
 		return nil, err

@@ -17,7 +17,7 @@ const rootlessVar = "OBX_TEST_ROOTLESS"
 
 func TestMain(m *testing.M) {
 	if overlay.IsSupervisor() {
-		overlay.Supervise()
+		overlay.Supervise(nil)
 	}
 	if store, base, ok := strings.Cut(os.Getenv(victimVar), ","); ok {
 		fmt.Fprintln(os.Stderr, victim(store, base))

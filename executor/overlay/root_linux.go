@@ -36,7 +36,8 @@ type tree struct {
 	mount *os.File
 }
 
-func (t *tree) close() error { return errors.Join(t.Dir.Close(), t.mount.Close()) }
+// Close unmounts it.
+func (t *tree) Close() error { return errors.Join(t.Dir.Close(), t.mount.Close()) }
 
 // lower makes the chain ready and returns its directories, base first.
 func (r *root) lower(ctx context.Context) ([]string, error) {
@@ -74,8 +75,6 @@ func (r *root) below(lower []string) string {
 	}
 	return lower[len(lower)-1]
 }
-
-func (r *root) upper() string { return filepath.Join(r.change, "fs") }
 
 // Run runs a process.
 func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error {
@@ -312,7 +311,14 @@ func (r *root) Files(ctx context.Context) (layers.Tree, error) {
 	if len(lower) == 0 {
 		lower = []string{r.e.mounter.empty}
 	}
-	mount, err := r.e.mounter.mount(overlayMount{lower: lower})
+	if r.tree, err = r.e.mounter.tree(lower); err != nil {
+		return nil, err
+	}
+	return r.tree, nil
+}
+
+func (mt *mounter) tree(lower []string) (*tree, error) {
+	mount, err := mt.mount(overlayMount{lower: lower})
 	if err != nil {
 		return nil, err
 	}
@@ -321,8 +327,30 @@ func (r *root) Files(ctx context.Context) (layers.Tree, error) {
 		mount.Close()
 		return nil, err
 	}
-	r.tree = &tree{dir, mount}
-	return r.tree, nil
+	return &tree{dir, mount}, nil
+}
+
+// A Tree reads the merged files of layer directories until its Close.
+type Tree interface {
+	layers.Tree
+	Close() error
+}
+
+// OpenTree merges layer directories (paths, base first, at least one and fewer than 500) for reading. It uses the
+// directory tmp, of which nothing remains.
+func OpenTree(tmp string, dirs []string) (t Tree, err error) {
+	var mt mounter
+	for _, p := range []*string{&mt.empty, &mt.void} {
+		if *p, err = os.MkdirTemp(tmp, "empty-"); err != nil {
+			return nil, err
+		}
+		defer os.Remove(*p)
+	}
+	merged, err := mt.tree(dirs)
+	if err != nil {
+		return nil, err
+	}
+	return merged, nil
 }
 
 func (r *root) closeTree() error {
@@ -331,7 +359,7 @@ func (r *root) closeTree() error {
 	}
 	t := r.tree
 	r.tree = nil
-	return t.close()
+	return t.Close()
 }
 
 // Close forgets what was not frozen.
@@ -342,3 +370,14 @@ type change struct{ layer layers.Layer }
 
 func (c change) Layer(context.Context) (layers.Layer, error) { return c.layer, nil }
 func (c change) Close() error                                { return nil }
+
+// Upper is the directory of what has changed since the last Freeze, in overlay form and not sealed; "" if nothing has run.
+// It is valid until the next call of another method.
+func (r *root) Upper() string {
+	if r.change == "" {
+		return ""
+	}
+	return r.upper()
+}
+
+func (r *root) upper() string { return filepath.Join(r.change, "fs") }
