@@ -33,7 +33,8 @@ type ExecutorMaker struct {
 	// commands that package fake documents, and half of the suite does not apply.
 	Sandbox bool
 
-	// Machine says that processes have a kernel of their own: with the host's network they have the host's reach, not its interfaces.
+	// Machine says that processes have a kernel of their own. With the host's network they have the host's reach, not its
+	// interfaces. What others write into a shared cache they see when they begin.
 	Machine bool
 }
 
@@ -145,7 +146,7 @@ func (b *rig) open(t *testing.T, chain ...layers.Layer) executor.Root {
 func script(s string) executor.Process {
 	return executor.Process{
 		Argv: []string{"/bin/sh", "-c", s}, Dir: "/", Env: []string{"PATH=/bin"}, Hostname: "builder",
-		Limits: executor.Limits{Timeout: time.Minute},
+		Limits: executor.Limits{Timeout: 2 * time.Minute},
 	}
 }
 
@@ -725,8 +726,11 @@ func testTimeout(t *testing.T, b *rig) {
 	r := b.open(t, b.base)
 	p := script("echo before\nsleep 60")
 	p.Limits.Timeout = 700 * time.Millisecond
+	if b.m.Machine { // which may be emulated
+		p.Limits.Timeout = 5 * time.Second
+	}
 	out, err := try(t, r, p)
-	wantExit(t, err, executor.ExitError{Reason: executor.TimedOut, Limit: "700ms"})
+	wantExit(t, err, executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()})
 	if out != "before\n" {
 		t.Errorf("output before the timeout: %q", out)
 	}

@@ -338,6 +338,9 @@ func testCacheShared(t *testing.T, b *rig) {
 		r := b.open(t, b.base)
 		p := with(script(""), c)
 		p.Argv = []string{"/bin/sh", "-c", "touch /c/" + names[0] + "; " + wait, names[1]}
+		if b.m.Machine {
+			p.Argv[2] = "touch /c/" + names[0] + "; sleep 1; rm -f /c/gone; mkdir -p /c/d; echo x > /c/d/" + names[0]
+		}
 		go func() { done <- r.Run(t.Context(), p, io.Discard) }()
 	}
 	for range 2 {
@@ -346,6 +349,10 @@ func testCacheShared(t *testing.T, b *rig) {
 		}
 	}
 	r := b.open(t, b.base)
+	if b.m.Machine { // of both steps, though they ran at the same time
+		wantOutput(t, r, with(script("ls /c /c/d; rm -r /c/d; mkdir /c/d; echo y > /c/d/y; rm /c/a"), c), "/c:\na\nb\nd\n\n/c/d:\na\nb\n")
+		wantOutput(t, r, with(script("ls /c /c/d; rm -r /c/d; touch /c/a"), c), "/c:\nb\nd\n\n/c/d:\ny\n")
+	}
 	wantOutput(t, r, with(script("ls /c"), c), "a\nb\n")
 	wantOutput(t, r, with(script("ls /c"), b.cache("/c", "things", "")), "") // private uses are apart
 }

@@ -66,10 +66,14 @@ func testOutputOrder(t *testing.T, b *rig) {
 
 func testMuchOutput(t *testing.T, b *rig) {
 	var count countingWriter
-	if err := b.open(t, b.base).Run(t.Context(), script("head -c 100000000 /dev/zero"), &count); err != nil {
+	want := countingWriter(100_000_000)
+	if b.m.Machine { // which may be emulated
+		want /= 10
+	}
+	if err := b.open(t, b.base).Run(t.Context(), script(fmt.Sprintf("head -c %d /dev/zero", want)), &count); err != nil {
 		t.Fatal(err)
 	}
-	if count != 100_000_000 {
+	if count != want {
 		t.Errorf("got %d bytes", count)
 	}
 }

@@ -336,21 +336,15 @@ type Tree interface {
 	Close() error
 }
 
-// OpenTree merges layer directories (paths, base first, at least one and fewer than 500) for reading. It uses the
-// directory tmp, of which nothing remains.
-func OpenTree(tmp string, dirs []string) (t Tree, err error) {
-	var mt mounter
-	for _, p := range []*string{&mt.empty, &mt.void} {
-		if *p, err = os.MkdirTemp(tmp, "empty-"); err != nil {
-			return nil, err
-		}
-		defer os.Remove(*p)
-	}
-	merged, err := mt.tree(dirs)
+// OpenTree merges layer directories (paths, base first, at least one and fewer than 500) for reading. void is an empty
+// directory that is none of them, and stays as long as the tree. Beside it there is room for a moment's directory.
+func OpenTree(void string, dirs []string) (Tree, error) {
+	mt := mounter{void: void, empty: void}
+	t, err := mt.tree(dirs)
 	if err != nil {
 		return nil, err
 	}
-	return merged, nil
+	return t, nil
 }
 
 func (r *root) closeTree() error {

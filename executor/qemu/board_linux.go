@@ -22,7 +22,7 @@ func boardOf(h hardware) (board, func(name, options string) string) {
 	b := board{machine: "virt", cpu: "max", console: "ttyAMA0", bus: "-pci"}
 	switch h.arch {
 	case "amd64":
-		b = board{machine: "pc,graphics=off,vmport=off,usb=off,hpet=off", cpu: "max", console: "ttyS0", append: "no_timer_check tsc=reliable", bus: "-pci"}
+		b = board{machine: "pc,graphics=off,vmport=off,usb=off,hpet=off", cpu: "max,la57=off", console: "ttyS0", append: "no_timer_check tsc=reliable", bus: "-pci"}
 	case "riscv64":
 		b.console, b.cpu = "ttyS0", "rv64"
 	}

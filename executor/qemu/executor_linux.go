@@ -25,6 +25,7 @@ type Executor struct {
 	kernel  kernel
 	tmp     string // its own directory in the store's TempDir
 	empty   string // an empty layer directory, the root of what has no layers
+	void    string // another, below everything that is mounted for reading
 
 	preparing sync.WaitGroup
 	prepare   sync.Once
@@ -75,7 +76,7 @@ func New(o Options) (*Executor, error) {
 		return nil, err
 	}
 	k, err := findKernel(o.Store, o.Kernel, o.Arch)
-	if err != nil {
+	if err != nil && o.Guest.Key == "" { // disk images have kernels of their own
 		return nil, err
 	}
 	tmp, err := os.MkdirTemp(o.Store.TempDir(), "qemu-")
@@ -83,12 +84,14 @@ func New(o Options) (*Executor, error) {
 		return nil, fmt.Errorf("make an executor: %w", err)
 	}
 	e := &Executor{
-		options: o, qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"),
+		options: o, qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"), void: filepath.Join(tmp, "void"),
 		states: map[int64]*savedState{}, metas: map[string]*layerMeta{}, flattened: map[string]string{},
 		warned: map[string]bool{}, machines: map[*machine]struct{}{},
 	}
-	if err := makeEmpty(e.empty); err != nil {
-		return nil, fmt.Errorf("make an executor: %w", err)
+	for _, dir := range []string{e.empty, e.void} {
+		if err := makeEmpty(dir); err != nil {
+			return nil, fmt.Errorf("make an executor: %w", err)
+		}
 	}
 	return e, nil
 }
@@ -112,13 +115,27 @@ func (e *Executor) Prepare() {
 
 // Open begins a root file system.
 func (e *Executor) Open(_ context.Context, chain []layers.Layer) (executor.Root, error) {
-	r := &root{e: e}
+	r := &openedRoot{chain: root{e: e}}
 	for _, l := range chain {
 		if !l.IsZero() {
-			r.pending = append(r.pending, l)
+			r.chain.pending = append(r.chain.pending, l)
 		}
 	}
 	return r, nil
+}
+
+// getReadyForDisks makes what machines need that boot from disks: without a kernel of obx's, KVM cannot be tried.
+func (e *Executor) getReadyForDisks(ctx context.Context) error {
+	if e.kernel.image != "" {
+		return e.getReady(ctx)
+	}
+	e.ready.Lock()
+	defer e.ready.Unlock()
+	if e.accel = e.options.Accel; e.accel == "auto" {
+		e.warn("virtual machines are slow, without KVM, since it cannot be tried: " + errNoKernel.Error())
+		e.accel = "tcg"
+	}
+	return nil
 }
 
 // warn says something once.
@@ -138,6 +155,9 @@ func (e *Executor) getReady(ctx context.Context) error {
 	defer e.ready.Unlock()
 	if e.accel != "" {
 		return nil
+	}
+	if e.kernel.image == "" {
+		return errNoKernel
 	}
 	agent, err := agentOf(e.options.Arch)
 	if err != nil {

@@ -45,6 +45,16 @@ type machineFiles struct {
 	memory  memory
 	state   *os.File // goes on from it instead of booting
 	scratch *os.File // the writable disk
+
+	disk *diskDevice // boots from it; nothing else is used then
+}
+
+// A diskDevice is a disk that a machine boots from, and the way to its sshd.
+type diskDevice struct {
+	files   []string // a chain of qcow2 files, base first; the last is written to
+	forward string   // address on the host that leads to
+	port    int      // this one of the machine
+	online  bool     // the machine reaches the host's network
 }
 
 // A machine is a running QEMU. It ends with this process, however that ends.
@@ -126,15 +136,6 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 	} else {
 		args = append(args, "-object", fmt.Sprintf("memory-backend-ram,id=ram,size=%d", h.memory))
 	}
-	for _, o := range [][2]string{{"-kernel", h.kernel}, {"-initrd", h.initrd}} {
-		file, err := os.Open(o[1])
-		if err != nil {
-			return nil, err
-		}
-		args = append(args, o[0], fmt.Sprintf("/proc/self/fd/%d", pass(file)))
-	}
-	args = append(args, "-append", "console="+board.console+" quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init "+board.append)
-
 	consoleConn, fd, err := connect()
 	if err != nil {
 		return nil, err
@@ -145,32 +146,49 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		return nil, err
 	}
 	args = append(args, "-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fd), "-mon", "chardev=qmp,mode=control")
-	args = append(args, "-device", device("virtio-serial", "id=ports"))
-	for i, name := range []string{wire.PortControl, wire.PortInput} {
-		conn, fd, err := connect()
+	var nbd *net.UnixConn
+	if f.disk != nil {
+		more, err := f.disk.arguments(pass, device)
 		if err != nil {
 			return nil, err
 		}
-		if i == 0 {
-			m.control = conn
-		} else {
-			m.input = conn
+		args = append(args, more...)
+	} else {
+		for _, o := range [][2]string{{"-kernel", h.kernel}, {"-initrd", h.initrd}} {
+			file, err := os.Open(o[1])
+			if err != nil {
+				return nil, err
+			}
+			args = append(args, o[0], fmt.Sprintf("/proc/self/fd/%d", pass(file)))
 		}
-		args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
+		args = append(args, "-append", "console="+board.console+" quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init GOMAXPROCS=1 "+board.append)
+
+		args = append(args, "-device", device("virtio-serial", "id=ports"))
+		for i, name := range []string{wire.PortControl, wire.PortInput} {
+			conn, fd, err := connect()
+			if err != nil {
+				return nil, err
+			}
+			if i == 0 {
+				m.control = conn
+			} else {
+				m.input = conn
+			}
+			args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
+		}
+		if nbd, fd, err = connect(); err != nil {
+			return nil, err
+		}
+		args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=layers,read-only=on,server.type=fd,server.str=%d,export=", fd))
+		if fd, err = dupAndPass(f.scratch); err != nil {
+			return nil, err
+		}
+		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=1", fd), "-blockdev", "driver=file,node-name=scratch,filename=/dev/fdset/1,aio=threads,cache.no-flush=on,discard=unmap,locking=off")
+		args = append(args,
+			"-device", device("virtio-blk", "drive=layers,serial=layers"),
+			"-device", device("virtio-blk", "drive=scratch,serial=scratch,werror=stop,discard=on"),
+			"-netdev", "user,id=net", "-device", device("virtio-net", "id=nic,netdev=net,romfile="))
 	}
-	nbd, fd, err := connect()
-	if err != nil {
-		return nil, err
-	}
-	args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=layers,read-only=on,server.type=fd,server.str=%d,export=", fd))
-	if fd, err = dupAndPass(f.scratch); err != nil {
-		return nil, err
-	}
-	args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=1", fd), "-blockdev", "driver=file,node-name=scratch,filename=/dev/fdset/1,aio=threads,cache.no-flush=on,discard=unmap,locking=off")
-	args = append(args,
-		"-device", device("virtio-blk", "drive=layers,serial=layers"),
-		"-device", device("virtio-blk", "drive=scratch,serial=scratch,werror=stop,discard=on"),
-		"-netdev", "user,id=net", "-device", device("virtio-net", "id=nic,netdev=net,romfile="))
 	if f.state != nil {
 		args = append(args, "-incoming", "defer")
 	}
@@ -202,15 +220,67 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", h.qemu, err)
 	}
-	m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
+	if m.control != nil {
+		m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
+	}
 	m.qmp = newQMP(qmpConn, m.event)
 	m.serving.Go(func() { m.console.read(consoleConn) })
-	m.serving.Go(func() {
-		if err := m.layers.serve(nbd); err != nil {
-			m.fail(err)
-		}
-	})
+	if nbd != nil {
+		m.serving.Go(func() { m.serveLayers(nbd) })
+	}
 	return m, nil
+}
+
+// serveLayers answers what QEMU reads of layers.
+func (m *machine) serveLayers(nbd net.Conn) {
+	if err := m.layers.serve(nbd); err != nil {
+		m.fail(err)
+	}
+}
+
+// arguments are those of QEMU for a machine that boots from a disk. Its kernel is whatever the disk has.
+func (d *diskDevice) arguments(pass func(*os.File) int, device func(name, options string) string) (args []string, err error) {
+	for i, name := range d.files {
+		last := i == len(d.files)-1
+		modes := []int{os.O_RDONLY}
+		if last {
+			modes = []int{os.O_RDWR, os.O_RDONLY} // it is read-only when the next one comes
+			if err := os.Chmod(name, 0o666); err != nil {
+				return nil, err
+			}
+		}
+		for _, mode := range modes {
+			f, err := os.OpenFile(name, mode|unix.O_NOFOLLOW, 0)
+			if err != nil {
+				return nil, err
+			}
+			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", pass(f), i+1))
+		}
+		var backing any
+		if i > 0 {
+			backing = fmt.Sprintf("disk%d", i-1)
+		}
+		node, err := json.Marshal(map[string]any{
+			"driver": "qcow2", "node-name": fmt.Sprintf("disk%d", i), "read-only": !last, "backing": backing,
+			"file": map[string]any{
+				"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", i+1), "read-only": !last, "locking": "off",
+				"cache": map[string]any{"no-flush": true},
+			},
+		})
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "-blockdev", string(node))
+	}
+	restrict := "on"
+	if d.online {
+		restrict = "off"
+	}
+	return append(args,
+		"-device", device("virtio-blk", fmt.Sprintf("drive=disk%d,werror=stop", len(d.files)-1)),
+		"-device", device("virtio-rng", "id=rng"),
+		"-netdev", fmt.Sprintf("user,id=net,restrict=%s,hostfwd=tcp:%s-:%d", restrict, d.forward, d.port),
+		"-device", device("virtio-net", "id=nic,netdev=net,romfile=")), nil
 }
 
 // groupsOf is the group of a device, which QEMU needs to open it.
@@ -410,8 +480,10 @@ func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Ki
 func (m *machine) close() {
 	_ = m.process.Kill()
 	<-m.ended
-	m.control.Close()
-	m.input.Close()
+	if m.control != nil {
+		m.control.Close()
+		m.input.Close()
+	}
 	m.qmp.conn.Close()
 	m.serving.Wait()
 }

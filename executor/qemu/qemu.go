@@ -44,6 +44,7 @@ type Options struct {
 	CPUs        int           // of a machine
 	BootTimeout time.Duration // for the agent to greet
 	NoState     bool          // boot every machine
+	Guest       Guest         // of disk images
 
 	// Warn is told what is not as it should be, once each.
 	Warn func(msg string)
@@ -52,4 +53,13 @@ type Options struct {
 const (
 	defaultMemory      = 1 << 30
 	defaultBootTimeout = time.Minute
+	defaultBootTime    = 2 * time.Minute
 )
+
+// A Guest is how a machine that boots from a disk image is reached: by ssh, as OBuilder does.
+type Guest struct {
+	User     string        // to log in as; the default is root. Another one needs sudo without a password
+	Key      string        // file of the private key
+	Port     int           // of the guest's sshd; the default is 22
+	BootTime time.Duration // for sshd to answer
+}

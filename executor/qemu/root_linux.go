@@ -425,7 +425,7 @@ func (r *root) Files(ctx context.Context) (layers.Tree, error) {
 	if len(paths) == 0 {
 		paths = []string{r.e.empty}
 	}
-	if r.tree, err = overlay.OpenTree(r.e.tmp, paths); err != nil {
+	if r.tree, err = overlay.OpenTree(r.e.void, paths); err != nil {
 		return nil, errors.Join(err, r.closeTree())
 	}
 	return r.tree, nil
