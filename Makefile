@@ -44,8 +44,10 @@ deps: ## install what builds need and this machine lacks (Debian, Ubuntu)
 
 # Tests run against two registries: Debian's, and the current one of the distribution project.
 test-deps: deps ## install what tests need beside that
-	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci gcc:gcc ip:iproute2 qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils)
+	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci gcc:gcc ip:iproute2 qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk ssh-keygen:openssh-client)
+	@test -e /usr/lib/syslinux/mbr/mbr.bin || apt-get install -qy --no-install-recommends syslinux-common
 	@test -n "$$(ls "$(TEST_CACHE)"/kernel-amd64/boot/vmlinuz-* 2>/dev/null)" || $(call kernel,linux-image-cloud-amd64,amd64)
+	@test -e "$(TEST_CACHE)/debian.qcow2" || conformance/testdata/debian-disk "$(TEST_CACHE)"
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/registry" || \
 		GOBIN="$$dir" go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 

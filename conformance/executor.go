@@ -36,6 +36,9 @@ type ExecutorMaker struct {
 	// Machine says that processes have a kernel of their own. With the host's network they have the host's reach, not its
 	// interfaces. What others write into a shared cache they see when they begin.
 	Machine bool
+
+	// Only names the subtests to run; nil runs all.
+	Only []string
 }
 
 // Executor tests what package executor promises of every executor, each promise as a subtest.
@@ -46,6 +49,9 @@ func Executor(t *testing.T, m ExecutorMaker) {
 	}
 	shared := newRig(t, m)
 	for _, test := range tests {
+		if m.Only != nil && !slices.Contains(m.Only, test.name) {
+			continue
+		}
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			own := *shared

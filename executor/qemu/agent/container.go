@@ -212,7 +212,11 @@ func (r mountRoot) devices(terminal bool) error {
 	if err := unix.Mknodat(dev, "console", unix.S_IFREG|0o600, 0); err != nil {
 		return err
 	}
-	return unix.Mount("/proc/self/fd/0", fdName(dev)+"/console", "", unix.MS_BIND, "")
+	tty, err := os.Readlink("/proc/self/fd/0") // by its name: what is open is in another namespace
+	if err != nil {
+		return err
+	}
+	return unix.Mount(tty, fdName(dev)+"/console", "", unix.MS_BIND, "")
 }
 
 func readOnlyPath(name string) error {
