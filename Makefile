@@ -31,6 +31,15 @@ endef
 
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test
 
+# test-arm64 makes the test of another architecture run, which is skipped without.
+test-arm64: ## install what the test of virtual machines of another architecture needs
+	$(call install,qemu-system-aarch64:qemu-system-arm)
+	@dir="$(TEST_CACHE)/lists-arm64" && mkdir -p "$$dir/lists/partial" "$$dir/archives/partial" && \
+	apt="-q -o Dir::State::Lists=$$dir/lists -o Dir::Cache=$$dir -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root" && \
+	apt-get $$apt update && name=$$(apt-cache $$apt depends --important linux-image-cloud-arm64 | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -1) && \
+	cd "$$dir" && apt-get $$apt download $$name && dpkg-deb -x linux-image*.deb root && rm -rf root/usr "$(TEST_CACHE)/kernel-arm64" && \
+	mv root "$(TEST_CACHE)/kernel-arm64" && rm -rf "$$dir"
+
 # kernel PACKAGE,ARCH: unpacks the kernel that a Debian package depends on, without installing it.
 define kernel
 { tmp=$$(mktemp -d) && cd $$tmp && \
@@ -88,4 +97,4 @@ clean: ## remove what was built
 	rm -rf bin examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps test-deps example test agents check-agents lint cross bench clean FORCE
+.PHONY: help build deps test-deps test-arm64 example test agents check-agents lint cross bench clean FORCE

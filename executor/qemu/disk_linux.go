@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -215,7 +216,7 @@ func (r *diskRoot) start(ctx context.Context, n executor.Network) error {
 		}
 		r.end()
 	}
-	if r.m == nil {
+	if r.m == nil && !r.unpark(n) {
 		if err := r.boot(ctx, n); err != nil {
 			return err
 		}
@@ -411,10 +412,45 @@ func (r *diskRoot) Add(ctx context.Context, l layers.Layer) error {
 	return nil
 }
 
-// Close forgets what was not frozen.
+// Close forgets what was not frozen. A machine that has nothing of that kind stays for the next root with the same disk: what
+// follows a stage is often that its files are copied.
 func (r *diskRoot) Close() error {
-	r.end()
+	if r.m != nil && r.m.alive() && !r.dirty && len(r.rest) == 0 {
+		r.e.park(r)
+	} else {
+		r.end()
+	}
 	return nil
+}
+
+// park keeps the machine of a root, and ends the one that was kept before.
+func (e *Executor) park(r *diskRoot) {
+	kept := *r
+	r.m, r.guest, r.active = nil, nil, ""
+	e.mu.Lock()
+	old := e.parked
+	e.parked = &kept
+	if e.closed {
+		old, e.parked = &kept, old
+	}
+	e.mu.Unlock()
+	if old != nil {
+		old.end()
+	}
+}
+
+// unpark takes the machine that was kept, if it has the disk, and the network that a process needs.
+func (r *diskRoot) unpark(n executor.Network) bool {
+	e := r.e
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	kept := e.parked
+	if kept == nil || !slices.Equal(kept.files, r.files) || !kept.m.alive() || kept.network != n {
+		return false
+	}
+	e.parked = nil
+	r.m, r.guest, r.active, r.network, r.node, r.top = kept.m, kept.guest, kept.active, kept.network, kept.node, kept.top
+	return true
 }
 
 // hiddenBy is the commands that remove what a layer hides.

@@ -44,6 +44,7 @@ type Executor struct {
 	flattened map[string]string     // layer directories that were made one, joined by spaces, to that one
 	warned    map[string]bool
 	machines  map[*machine]struct{}
+	parked    *diskRoot // whose machine waits for a root with the same disk
 	closed    bool
 }
 
@@ -323,7 +324,12 @@ func (e *Executor) Close() error {
 	for m := range e.machines {
 		running = append(running, m)
 	}
+	parked := e.parked
+	e.parked = nil
 	e.mu.Unlock()
+	if parked != nil {
+		parked.end()
+	}
 	for _, m := range running {
 		m.fail(errors.New("the executor is closed"))
 	}

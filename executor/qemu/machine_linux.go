@@ -198,8 +198,8 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		Stderr: &m.stderr, ExtraFiles: extra, Dir: "/",
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true},
 	}
-	if os.Geteuid() == 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: unprivileged, Gid: unprivileged, Groups: groupsOf("/dev/kvm")}
+	if groups, ok := groupsFor(h.accel); ok && os.Geteuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: unprivileged, Gid: unprivileged, Groups: groups}
 	}
 	started := make(chan error)
 	go func() {
@@ -283,13 +283,13 @@ func (d *diskDevice) arguments(pass func(*os.File) int, device func(name, option
 		"-device", device("virtio-net", "id=nic,netdev=net,romfile=")), nil
 }
 
-// groupsOf is the group of a device, which QEMU needs to open it.
-func groupsOf(name string) []uint32 {
+// groupsFor is the groups that QEMU needs for an accelerator. Where only root may open /dev/kvm, ok is false.
+func groupsFor(accel string) (groups []uint32, ok bool) {
 	var st unix.Stat_t
-	if unix.Stat(name, &st) != nil {
-		return nil
+	if accel != "kvm" || unix.Stat("/dev/kvm", &st) != nil || st.Mode&0o006 == 0o006 {
+		return nil, true
 	}
-	return []uint32{st.Gid}
+	return []uint32{st.Gid}, st.Mode&0o060 == 0o060
 }
 
 func socketPair() (*net.UnixConn, *os.File, error) {
