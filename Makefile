@@ -3,6 +3,11 @@
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 OBX         := bin/obx
 
+# The agents of virtual machines are kept as they were built: for these architectures, with this compiler, from these settings.
+AGENT_ARCHS := amd64 arm64 riscv64
+AGENT_BUILD := env GOTOOLCHAIN=go1.26.8 GOOS=linux CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOARM64=v8.0 GORISCV64=rva20u64 GOEXPERIMENT= \
+	go build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
+
 export CGO_ENABLED ?= 0
 
 help: ## list the targets
@@ -24,6 +29,25 @@ define install
 	fi
 endef
 
+TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test
+
+# test-arm64 makes the test of another architecture run, which is skipped without.
+test-arm64: ## install what the test of virtual machines of another architecture needs
+	$(call install,qemu-system-aarch64:qemu-system-arm)
+	@dir="$(TEST_CACHE)/lists-arm64" && mkdir -p "$$dir/lists/partial" "$$dir/archives/partial" && \
+	apt="-q -o Dir::State::Lists=$$dir/lists -o Dir::Cache=$$dir -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root" && \
+	apt-get $$apt update && name=$$(apt-cache $$apt depends --important linux-image-cloud-arm64 | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -1) && \
+	cd "$$dir" && apt-get $$apt download $$name && dpkg-deb -x linux-image*.deb root && rm -rf root/usr "$(TEST_CACHE)/kernel-arm64" && \
+	mv root "$(TEST_CACHE)/kernel-arm64" && rm -rf "$$dir"
+
+# kernel PACKAGE,ARCH: unpacks the kernel that a Debian package depends on, without installing it.
+define kernel
+{ tmp=$$(mktemp -d) && cd $$tmp && \
+	name=$$(apt-cache depends --important $(1):$(2) | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -1) && \
+	apt-get -q -o APT::Sandbox::User=root download $$name:$(2) && dpkg-deb -x *.deb root && rm -rf root/usr && \
+	mkdir -p "$(TEST_CACHE)" && rm -rf "$(TEST_CACHE)/kernel-$(2)" && mv root "$(TEST_CACHE)/kernel-$(2)" && rm -rf $$tmp; }
+endef
+
 deps: ## install what builds need and this machine lacks (Debian, Ubuntu)
 	$(call install,runc:runc busybox:busybox-static)
 
@@ -33,7 +57,10 @@ CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
 # Tests run against two registries: Debian's, and the current one of the distribution project; and a current containerd,
 # which has btrfs only with cgo.
 test-deps: deps ## install what tests need beside that
-	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs)
+	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk ssh-keygen:openssh-client)
+	@test -e /usr/lib/syslinux/mbr/mbr.bin || apt-get install -qy --no-install-recommends syslinux-common
+	@test -n "$$(ls "$(TEST_CACHE)"/kernel-amd64/boot/vmlinuz-* 2>/dev/null)" || $(call kernel,linux-image-cloud-amd64,amd64)
+	@test -e "$(TEST_CACHE)/debian.qcow2" || conformance/testdata/debian-disk "$(TEST_CACHE)"
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/registry" || \
 		GOBIN="$$dir" go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/containerd-shim-runc-v2" || \
@@ -48,6 +75,17 @@ example: $(OBX) deps ## install what is missing, and run examples/hello twice
 
 test: test-deps ## install what is missing, and run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
+
+agents: ## build the agents of virtual machines again, after a change of what they are made of
+	@for a in $(AGENT_ARCHS); do \
+		GOARCH=$$a $(AGENT_BUILD) -o bin/agent-$$a ./executor/qemu/agent && gzip -9nc bin/agent-$$a > executor/qemu/agents/$$a.gz || exit 1; \
+	done
+
+check-agents: ## see whether the agents are what `make agents` makes
+	@for a in $(AGENT_ARCHS); do \
+		GOARCH=$$a $(AGENT_BUILD) -o bin/agent-$$a ./executor/qemu/agent && gzip -dc executor/qemu/agents/$$a.gz | cmp - bin/agent-$$a || \
+			{ echo "the agent for $$a is not up to date: run make agents"; exit 1; }; \
+	done
 
 lint: ## gofmt, go vet, staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
@@ -66,4 +104,4 @@ clean: ## remove what was built
 	rm -rf bin examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps test-deps example test lint cross bench clean FORCE
+.PHONY: help build deps test-deps test-arm64 example test agents check-agents lint cross bench clean FORCE

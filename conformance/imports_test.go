@@ -24,6 +24,9 @@ var mayImport = map[string][]string{
 	"executor/hcs":             {"executor", "executor/internal/rootfs", "layers", "cas"},
 	"executor/internal/rootfs": {"executor", "layers", "cas"},
 	"executor/fake":            {"executor", "layers", "cas"},
+	"executor/qemu":            {"executor", "executor/internal/rootfs", "executor/qemu/wire", "layers", "cas"},
+	"executor/qemu/agent":      {"executor", "executor/internal/rootfs", "executor/overlay", "executor/qemu/wire", "layers", "cas"},
+	"executor/qemu/wire":       {"executor"},
 	"executor/build":           {"keys", "keys/spec", "cas", "layers", "registry", "executor"},
 	"conformance":              {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
 }
@@ -32,7 +35,7 @@ var mayImport = map[string][]string{
 var onlyIn = map[string][]string{
 	"oras.land/oras-go/":                      {"registry"},
 	"github.com/klauspost/":                   {"layers", "registry"},
-	"github.com/opencontainers/runtime-spec/": {"executor/internal/rootfs", "executor/overlay", "executor/hcs"},
+	"github.com/opencontainers/runtime-spec/": {"executor/internal/rootfs", "executor/overlay", "executor/hcs", "executor/qemu/agent"},
 	"github.com/spf13/":                       {"cmd/obx"},
 	"github.com/Microsoft/hcsshim/":           {"executor/hcs"},
 	"github.com/containerd/":                  {"layers", "executor/hcs"},

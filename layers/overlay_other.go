@@ -12,6 +12,9 @@ import (
 // WriteChange writes a layer directory as an uncompressed OCI layer tar.
 func WriteChange(ctx context.Context, w io.Writer, dir string) error { return errNoOverlay }
 
+// ReadChange is the inverse of WriteChange.
+func ReadChange(ctx context.Context, r io.Reader, dir string, lim Limits) error { return errNoOverlay }
+
 // Seal prepares a directory that overlayfs has written for being a layer.
 func Seal(dir string, lower ...string) (empty bool, err error) { return false, errNoOverlay }
 

@@ -7,11 +7,21 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
+
+// ReadChange is the inverse of WriteChange: it makes the new directory dir out of an uncompressed OCI layer tar. What it
+// leaves after an error is for the caller to remove.
+func ReadChange(ctx context.Context, r io.Reader, dir string, lim Limits) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return fmt.Errorf("unpack: %w", err)
+	}
+	return untar(ctx, r, dir, untarOptions{limits: lim})
+}
 
 // untar unpacks a tar into an existing directory, and reads it to its end.
 func untar(ctx context.Context, r io.Reader, dir string, o untarOptions) error {

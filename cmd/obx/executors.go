@@ -19,6 +19,9 @@ type executorKind struct {
 
 	// health tries what the executor needs. The store is nil if it could not be opened.
 	health func(context.Context, *cas.Store, *executorFlags) []executor.Check
+
+	// install installs what is missing, and tells what it does; nil if that is nothing.
+	install func(ctx context.Context, st *cas.Store, f *executorFlags, say func(string)) error
 }
 
 // executorFlags choose an executor and say how it works.
@@ -28,6 +31,7 @@ type executorFlags struct {
 	containerd  string
 	snapshotter string
 	isolation   string
+	qemu        qemuFlags
 }
 
 func (f *executorFlags) add(cmd *cobra.Command) {
@@ -60,6 +64,10 @@ func (f *executorFlags) open(ctx context.Context, p *project) error {
 	kind, err := f.kind()
 	if err != nil {
 		return err
+	}
+	f.qemu.warn = p.notices.warn
+	if p.plan != nil {
+		f.qemu.arch = p.plan.Platform.Architecture
 	}
 	e, err := kind.open(ctx, p.builder.Store, f)
 	if err != nil {

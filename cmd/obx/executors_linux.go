@@ -10,6 +10,7 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/hcs"
 	"github.com/ocurrent/obx/executor/overlay"
+	"github.com/ocurrent/obx/executor/qemu"
 )
 
 // executorKinds lists all executors; the first is the default.
@@ -34,6 +35,31 @@ var executorKinds = []executorKind{
 			return hcs.Health(ctx, f.hcs(st))
 		},
 	},
+	{
+		name:  "qemu",
+		about: "virtual machines",
+		open: func(_ context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
+			o, err := f.qemu.options(st)
+			if err != nil {
+				return nil, err
+			}
+			return qemu.New(o)
+		},
+		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
+			o, err := f.qemu.options(st)
+			if err != nil {
+				return []executor.Check{{Name: "options", Err: err}}
+			}
+			return qemu.Health(ctx, o)
+		},
+		install: func(ctx context.Context, st *cas.Store, f *executorFlags, say func(string)) error {
+			o, err := f.qemu.options(st)
+			if err != nil {
+				return err
+			}
+			return qemu.Install(ctx, o, say)
+		},
+	},
 }
 
 func (f *executorFlags) hcs(st *cas.Store) hcs.Options {
@@ -45,6 +71,7 @@ func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	flags.StringVar(&f.runtime, "runtime", "", "run steps with the OCI runtime `NAME`, or a path (default: crun if it works here, else runc;\nof containerd: runc)")
 	flags.StringVar(&f.containerd, "containerd", os.Getenv("CONTAINERD_ADDRESS"), "the `SOCKET` of containerd (default $CONTAINERD_ADDRESS, else /run/containerd/containerd.sock)")
 	flags.StringVar(&f.snapshotter, "snapshotter", "", "the snapshotter `NAME` of containerd: overlayfs (default), btrfs, or another that it has")
+	f.qemu.add(cmd)
 	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
 	fixedValues(cmd, "snapshotter", "overlayfs", "btrfs")
 }

@@ -10,6 +10,7 @@ import (
 func healthcheckCommand() *cobra.Command {
 	var store string
 	var box executorFlags
+	var install bool
 	cmd := &cobra.Command{
 		Use:   "healthcheck [flags]",
 		Short: "Say whether builds can run here, and what is missing",
@@ -40,6 +41,12 @@ Exit status: 0 all is well, 3 something is missing.`,
 				defer st.Close()
 			}
 			line("store", dir, err)
+			if install && err == nil && kind.install != nil {
+				say := func(msg string) { fmt.Fprintln(cmd.ErrOrStderr(), "obx:", msg) }
+				if err := kind.install(cmd.Context(), st, &box, say); err != nil {
+					line("install", "", err)
+				}
+			}
 			for _, c := range kind.health(cmd.Context(), st, &box) {
 				line(c.Name, c.Detail, c.Err)
 			}
@@ -54,5 +61,6 @@ Exit status: 0 all is well, 3 something is missing.`,
 	}
 	addStore(cmd, &store)
 	box.add(cmd)
+	cmd.Flags().BoolVar(&install, "install", false, "install what the executor needs and this machine lacks, as far as obx knows how (qemu: on Debian)")
 	return cmd
 }

@@ -29,6 +29,7 @@ type inputs struct {
 	sharing
 	store    string
 	bases    []string
+	disks    []*diskBase // of bases
 	platform string
 	mirrors  []string
 	lock     string
@@ -41,7 +42,7 @@ func (in *inputs) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	in.addTrust(cmd)
 	addStore(cmd, &in.store)
-	f.StringArrayVar(&in.bases, "base", nil, "take another image where a spec says (from NAME): `NAME=REF`; repeatable")
+	f.StringArrayVar(&in.bases, "base", nil, "take another image where a spec says (from NAME): `NAME=REF`, or NAME=qcow2:FILE, the disk of a virtual machine; repeatable")
 	addPlatform(cmd, &in.platform)
 	f.StringVar(&in.lock, "lock", "", "take the digests of base images from `FILE`, and keep new ones there")
 	f.BoolVar(&in.offline, "offline", false, "take the digests of base images from what the store remembers; reach no registry, --cache included")
@@ -113,6 +114,14 @@ func (in *inputs) images() (*registry.Images, error) {
 		return nil, err
 	}
 	for _, p := range bases {
+		if file, ok := strings.CutPrefix(p[1], diskPrefix); ok {
+			d, err := newDiskBase(in.store, file)
+			if err != nil {
+				return nil, usage("", "--base %s=%s: %w", p[0], p[1], err)
+			}
+			in.disks = append(in.disks, d)
+			p[1] = d.ref()
+		}
 		var ref [2]string
 		for i, s := range p {
 			if ref[i], err = registry.Normalize(s); err != nil {
@@ -191,7 +200,7 @@ func (in *inputs) open(cmd *cobra.Command, args []string, readOnly bool) (_ *pro
 	}
 	p.close = append(p.close, root.Close)
 	p.builder.Source = root
-	if err := p.openStore(in, platform, readOnly); err != nil {
+	if err := p.openStore(cmd.Context(), in, platform, readOnly); err != nil {
 		return nil, err
 	}
 	abs, err := filepath.Abs(dir)
@@ -210,7 +219,7 @@ func (in *inputs) openResults(cmd *cobra.Command) (*project, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := p.openStore(in, ocispec.Platform{}, false); err != nil {
+	if err := p.openStore(cmd.Context(), in, ocispec.Platform{}, false); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
@@ -253,7 +262,7 @@ func openDir(dir string) (*layers.Dir, error) {
 }
 
 // openStore opens the store, and the caches with it.
-func (p *project) openStore(in *inputs, platform ocispec.Platform, readOnly bool) error {
+func (p *project) openStore(ctx context.Context, in *inputs, platform ocispec.Platform, readOnly bool) error {
 	var st *cas.Store
 	var err error
 	var closer func() error
@@ -268,6 +277,13 @@ func (p *project) openStore(in *inputs, platform ocispec.Platform, readOnly bool
 	// The store goes last: a cache may read it when it is closed.
 	p.close = slices.Insert(p.close, 0, closer)
 	p.builder.Store, p.builder.Images.Store = st, st
+	if !readOnly {
+		for _, d := range in.disks {
+			if err := d.make(ctx, st, platform); err != nil {
+				return err
+			}
+		}
+	}
 	p.useCaches(in, platform)
 	return nil
 }

@@ -72,7 +72,7 @@ Exit status:
 	root.AddCommand(
 		runCommand(), planCommand(), explainCommand(), shellCommand(),
 		checkCommand(), fmtCommand(), dockerfileCommand(),
-		logCommand(), cacheCommand(), keyCommand(),
+		logCommand(), cacheCommand(), keyCommand(), baseCommand(),
 		healthcheckCommand(), versionCommand(), manCommand(),
 		progressTopic(), configTopic(),
 	)

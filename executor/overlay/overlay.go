@@ -26,7 +26,13 @@
 // Keys, specs, caches on registries, what a step means, and how a layer is packed.
 package overlay
 
-import "github.com/ocurrent/obx/cas"
+import (
+	"context"
+
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
+)
 
 // Options of New.
 type Options struct {
@@ -38,4 +44,7 @@ type Options struct {
 
 	// OldMounts mounts as on kernels before 6.7, which have no lowerdir+ option. It is chosen by itself where needed.
 	OldMounts bool
+
+	// OpenCache begins a use of a cache mount. Nil takes the Store's.
+	OpenCache func(context.Context, executor.Cache) (*rootfs.CacheUse, error)
 }

@@ -47,6 +47,9 @@ func New(o Options) (*Executor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make an executor: %w", err)
 	}
+	if o.OpenCache != nil {
+		e.OpenCache = o.OpenCache
+	}
 	return e, nil
 }
 

@@ -5,6 +5,7 @@ package overlay
 import (
 	"context"
 	"errors"
+	"os"
 	"runtime"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -24,8 +25,11 @@ func New(Options) (*Executor, error) { return nil, errNotLinux }
 // IsSupervisor is false.
 func IsSupervisor() bool { return false }
 
+// A Starter starts nothing here.
+type Starter func(bundle string, stdin, stdout *os.File) (process *os.Process, master *os.File, err error)
+
 // Supervise is never called.
-func Supervise() { panic(errNotLinux) }
+func Supervise(Starter) { panic(errNotLinux) }
 
 // Health says that this is not Linux.
 func Health(context.Context, Options) []executor.Check {

@@ -28,9 +28,14 @@ const supervisorName = "obx-supervisor"
 // first of all in main, and every test in TestMain, and then calls Supervise.
 func IsSupervisor() bool { return len(os.Args) == 2 && os.Args[0] == supervisorName }
 
-// Supervise is the main function of a supervisor. It does not return.
-func Supervise() {
-	if err := supervise(os.Args[1]); err != nil {
+// A Starter does what an OCI runtime does, in the supervisor itself: it starts the process of the bundle in a directory, its
+// standard input, output and errors as given, and returns it when its program is executed. With a terminal, stdin and
+// stdout are nil, and master is the controlling end. What keeps the process from starting is told as a runtime would.
+type Starter func(bundle string, stdin, stdout *os.File) (process *os.Process, master *os.File, err error)
+
+// Supervise is the main function of a supervisor. It does not return. A nil Starter is an OCI runtime.
+func Supervise(start Starter) {
+	if err := supervise(os.Args[1], start); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -41,14 +46,15 @@ func Supervise() {
 type supervision struct {
 	priv    string // a tmpfs
 	cgroups rootfs.Cgroups
+	starter Starter
 	running sync.WaitGroup // runs and the removal of what they leave
 }
 
-func supervise(priv string) error {
+func supervise(priv string, start Starter) error {
 	if os.Getpid() != 1 {
 		return errors.New("a supervisor is started by obx, as the first process of a namespace")
 	}
-	s := &supervision{priv: priv}
+	s := &supervision{priv: priv, starter: start}
 	if err := s.setUp(); err != nil {
 		return fmt.Errorf("supervisor: %w", err)
 	}
@@ -201,6 +207,9 @@ const startGrace = 10 * time.Second
 // start starts the process and returns the first one of its pid namespace. If that fails, what the runtime said is
 // returned too.
 func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string, err error) {
+	if r.starter != nil {
+		return r.startHere()
+	}
 	if err = r.create(cancelled); err == nil {
 		init, err = r.init()
 	}
@@ -212,6 +221,27 @@ func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string,
 	}
 	if err != nil {
 		return nil, readLog(r.log()), err
+	}
+	return init, nil, nil
+}
+
+// startHere starts the process without a runtime.
+func (r *run) startHere() (init *os.Process, said []string, err error) {
+	stdin, stdout := r.fds[fdStdin], r.fds[fdStdout]
+	if r.Terminal {
+		stdin, stdout = nil, nil
+	}
+	init, master, err := r.starter(r.dir, stdin, stdout)
+	if err != nil {
+		return nil, []string{err.Error()}, err
+	}
+	if master != nil {
+		defer master.Close()
+		if err := sendFDs(int(r.fds[fdStdout].Fd()), master); err != nil {
+			_ = init.Kill()
+			_, _ = init.Wait()
+			return nil, nil, err
+		}
 	}
 	return init, nil, nil
 }

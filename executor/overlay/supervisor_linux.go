@@ -82,7 +82,7 @@ func startSupervisor(priv string) (*supervisor, error) {
 // goSettings are the variables of the environment that speak to the Go runtime. A supervisor needs no others.
 func goSettings() []string {
 	env := []string{}
-	for _, name := range []string{"GODEBUG", "GORACE", "GOTRACEBACK"} {
+	for _, name := range []string{"GODEBUG", "GOMAXPROCS", "GORACE", "GOTRACEBACK"} {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)
 		}

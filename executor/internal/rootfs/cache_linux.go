@@ -24,7 +24,7 @@ type cacheMount struct {
 	source   string // where the supervisor has it
 	points   points // mount points inside it
 
-	use   *cas.CacheMount
+	use   *CacheUse
 	lower []string
 	dir   string // directory in the store's TempDir; in it "fs" is what changes; "" if shared
 	work  string
@@ -80,7 +80,7 @@ func (mc *Machine) openCaches(ctx context.Context, p executor.Process, bundle st
 func (c *cacheMount) open(ctx context.Context, mc *Machine, which executor.Cache) (err error) {
 	shared := c.source
 	if shared == "" {
-		if c.use, err = mc.store.OpenCache(ctx, which.Domain, which.Name, which.Sharing); err != nil {
+		if c.use, err = mc.OpenCache(ctx, which); err != nil {
 			return err
 		}
 		shared = c.use.Shared
@@ -183,7 +183,23 @@ func (c *cacheMount) commit() error {
 	if err := c.points.prune(c.upper()); err != nil {
 		return err
 	}
-	return c.use.Commit(c.upper(), func(dst string, dirs []string) error {
-		return layers.FlattenBaseDirs(context.Background(), dst, dirs)
-	})
+	return c.use.Commit(c.upper())
+}
+
+// StoreCache begins a use of a cache mount of a store.
+func StoreCache(ctx context.Context, st *cas.Store, c executor.Cache) (*CacheUse, error) {
+	m, err := st.OpenCache(ctx, c.Domain, c.Name, c.Sharing)
+	if err != nil {
+		return nil, err
+	}
+	return &CacheUse{
+		Lower:  m.Lower,
+		Shared: m.Shared,
+		Close:  m.Close,
+		Commit: func(upper string) error {
+			return m.Commit(upper, func(dst string, dirs []string) error {
+				return layers.FlattenBaseDirs(context.Background(), dst, dirs)
+			})
+		},
+	}, nil
 }

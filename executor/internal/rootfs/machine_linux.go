@@ -66,6 +66,9 @@ type Machine struct {
 	Mounter Mounter
 	Cgroups Cgroups
 
+	// OpenCache begins a use of a cache mount: the store's, unless it is set otherwise before the first run.
+	OpenCache func(context.Context, executor.Cache) (*CacheUse, error)
+
 	store  *cas.Store
 	runner Runner
 	tmp    string // its own directory in the store's TempDir
@@ -87,6 +90,7 @@ func NewMachine(st *cas.Store, prefix string, oldMounts bool, r Runner) (*Machin
 		return nil, err
 	}
 	mc := &Machine{Cgroups: cg, store: st, runner: r, tmp: tmp}
+	mc.OpenCache = func(ctx context.Context, c executor.Cache) (*CacheUse, error) { return StoreCache(ctx, st, c) }
 	mc.Mounter.empty = filepath.Join(tmp, "empty")
 	mc.Mounter.void = filepath.Join(tmp, "void")
 	mc.Mounter.old.Store(oldMounts)

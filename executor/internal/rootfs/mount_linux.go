@@ -100,6 +100,9 @@ func mountNew(m OverlayMount) (*os.File, error) {
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
+		if errors.Is(err, unix.EINVAL) && !HasLowerPlus() {
+			return nil, errNoLowerPlus
+		}
 		return nil, mountError(fs, "mount", m.Upper, err)
 	}
 	attr := 0
@@ -113,14 +116,15 @@ func mountNew(m OverlayMount) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "overlay"), nil
 }
 
-// HasLowerPlus tells an unknown option from a bad directory: a kernel that has the option takes it with "/".
+// HasLowerPlus tells an unknown option from a bad directory: a kernel that has the option takes it with "/". Before Linux 6.5
+// overlayfs takes whatever there is, until it mounts.
 func HasLowerPlus() bool {
 	fs, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fs)
-	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil
+	return unix.FsconfigSetString(fs, "lowerdir+", "/") == nil && unix.FsconfigSetString(fs, "lowerdir+", "") != nil
 }
 
 // mountError adds what the kernel itself says: reading the file system context gives its messages.

@@ -31,7 +31,8 @@ type tree struct {
 	mount *os.File
 }
 
-func (t *tree) close() error { return errors.Join(t.Dir.Close(), t.mount.Close()) }
+// Close unmounts it.
+func (t *tree) Close() error { return errors.Join(t.Dir.Close(), t.mount.Close()) }
 
 // lower makes the chain ready and returns its directories, base first.
 func (r *root) lower(ctx context.Context) ([]string, error) {
@@ -69,8 +70,6 @@ func (r *root) below(lower []string) string {
 	}
 	return lower[len(lower)-1]
 }
-
-func (r *root) upper() string { return filepath.Join(r.change.Dir(), "fs") }
 
 // Run runs a process.
 func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error {
@@ -226,7 +225,14 @@ func (r *root) Files(ctx context.Context) (layers.Tree, error) {
 	if len(lower) == 0 {
 		lower = []string{r.mc.Mounter.empty}
 	}
-	mount, err := r.mc.Mounter.Mount(OverlayMount{Lower: lower})
+	if r.tree, err = r.mc.Mounter.tree(lower); err != nil {
+		return nil, err
+	}
+	return r.tree, nil
+}
+
+func (mt *Mounter) tree(lower []string) (*tree, error) {
+	mount, err := mt.Mount(OverlayMount{Lower: lower})
 	if err != nil {
 		return nil, err
 	}
@@ -235,8 +241,24 @@ func (r *root) Files(ctx context.Context) (layers.Tree, error) {
 		mount.Close()
 		return nil, err
 	}
-	r.tree = &tree{dir, mount}
-	return r.tree, nil
+	return &tree{dir, mount}, nil
+}
+
+// A Tree reads the merged files of layer directories until its Close.
+type Tree interface {
+	layers.Tree
+	Close() error
+}
+
+// OpenTree merges layer directories (paths, base first, at least one and fewer than 500) for reading. void is an empty
+// directory that is none of them, and stays as long as the tree. Beside it there is room for a moment's directory.
+func OpenTree(void string, dirs []string) (Tree, error) {
+	mt := Mounter{void: void, empty: void}
+	t, err := mt.tree(dirs)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
 }
 
 func (r *root) closeTree() error {
@@ -245,7 +267,7 @@ func (r *root) closeTree() error {
 	}
 	t := r.tree
 	r.tree = nil
-	return t.close()
+	return t.Close()
 }
 
 // Close forgets what was not frozen.
@@ -256,3 +278,14 @@ type change struct{ layer layers.Layer }
 
 func (c change) Layer(context.Context) (layers.Layer, error) { return c.layer, nil }
 func (c change) Close() error                                { return nil }
+
+// Upper is the directory of what has changed since the last Freeze, in overlay form and not sealed; "" if nothing has run.
+// It is valid until the next call of another method.
+func (r *root) Upper() string {
+	if r.change == nil {
+		return ""
+	}
+	return r.upper()
+}
+
+func (r *root) upper() string { return filepath.Join(r.change.Dir(), "fs") }

@@ -1,0 +1,124 @@
+package conformance
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestMachines has a build begun in containers, continued in virtual machines on another store, and finished in
+// containers on a third one: only what is new runs, each time.
+func TestMachines(t *testing.T) {
+	f := newFleet(t, NewDebian(t)).with(t)
+	kernel := Kernel(t, "amd64")
+	const begun = `(from base) (shell /bin/sh -c)
+ (run (shell "mkdir /d; echo one > /d/one; echo x > /gone; ln /d/one /d/link; mknod /d/null c 1 3; chmod 4755 /d/one"))
+ (copy (src file) (dst /copied/))`
+	const continued = begun + `
+ (user (uid 1000) (gid 1000))
+ (run (shell "id -u; cat /copied/file"))
+ (user (uid 0) (gid 0))
+ (run (cache (c (target /c))) (shell "rm /gone; echo two >> /d/one; rm -r /copied; mkdir /copied; echo $(uname -r) > /copied/kernel; touch /c/x; chmod 4755 /d/one"))`
+	const finished = continued + `
+ (run (cache (c (target /c))) (shell "cat /d/one /d/link; ls -l /gone 2>/dev/null; ls /copied /c; stat -c '%a %h' /d/one; test -c /d/null"))`
+	build := func(steps string) string {
+		return `((build other ((from base) (shell /bin/sh -c) (run (shell "echo in a stage > /f")))) ` + steps + ` (copy (from (build other)) (src /f) (dst /f)))`
+	}
+	cache := f.reg.Addr + "/machines"
+	flags := func(m *machine, more ...string) []string {
+		return append(more, "--base", "base="+f.reg.Addr+"/bases/busybox:latest", "--cache", cache, "--plain-http", f.reg.Addr)
+	}
+	run := func(runs, hits int, spec string, more ...string) (told, *machine) {
+		m := f.machine()
+		if err := os.WriteFile(filepath.Join(m.dir, "file"), []byte("copied\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return m.silent(runs, hits, spec, flags(m, more...)...), m
+	}
+	machines := []string{"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", kernel}
+	run(4, 0, build(begun))
+	second, _ := run(3, 3, build(continued), machines...)
+	if !strings.Contains(second.logs, "1000\ncopied\n") {
+		t.Errorf("the machines printed %q", second.logs)
+	}
+	dir := filepath.Join(t.TempDir(), "out")
+	third, m := run(2, 5, build(finished), "--output", "type=local,dest="+dir)
+	if want := "one\ntwo\none\n/c:\n\n/copied:\nkernel\n4755 1\n"; !strings.Contains(third.logs, want) {
+		t.Errorf("the containers printed %q, want %q", third.logs, want)
+	}
+	if got := m.file(dir, "f"); got != "in a stage\n" {
+		t.Errorf("the copied file has %q", got)
+	}
+	// All of it in machines, and from the store.
+	fourth, m := run(0, 7, build(finished), append(machines, "--output", "type=local,dest="+dir+"2")...)
+	if fourth.key != third.key || m.file(dir+"2", "copied/kernel") != m.file(dir, "copied/kernel") {
+		t.Errorf("another result: %s, %s", fourth.key, third.key)
+	}
+}
+
+// testDisk is a disk with Debian and sshd, and the key to it: what `make test-deps` has made.
+func testDisk(t testing.TB) (disk, key string) {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "obx-test")
+	for _, name := range []string{"debian.qcow2", "debian.key"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Fatalf("%v (make test-deps)", err)
+		}
+	}
+	return filepath.Join(dir, "debian.qcow2"), filepath.Join(dir, "debian.key")
+}
+
+// TestDiskImages builds on a disk of Debian that knows nothing of obx: begun on one store, cached there, finished on another,
+// with files that are copied into the machine and out of it.
+func TestDiskImages(t *testing.T) {
+	f := newFleet(t, NewDebian(t)).with(t)
+	disk, key := testDisk(t)
+	cache := f.reg.Addr + "/disks"
+	const begun = `(build vm ((from debian) (shell /bin/sh -c)
+ (run (shell "echo step one; cat /etc/debian_version; echo one > /one"))
+ (env NAME value) (workdir /srv/dir)
+ (run (secrets (s (target /run/secrets/s))) (shell "echo $NAME; pwd; cat /run/secrets/s; echo two > two"))
+ (copy (src file) (dst /copied/))
+ (run (shell "cat /copied/file /one two; rm /one; test ! -e /run/secrets/s"))
+ (user (uid 1000) (gid 1000))
+ (run (shell "id -u; id -g; test ! -e /one; echo done > /tmp/done"))`
+	finish := `
+ (user (uid 0) (gid 0))
+ (run (shell "stat -c '%U %a' /copied/file; cat /tmp/done; mkdir /out; ln -s file /out/link; echo made > /out/file; chmod 4750 /out/file"))`
+	build := func(steps string) string {
+		return `(` + steps + `)) (from busybox) (shell /bin/sh -c) (copy (from (build vm)) (src /srv) (dst /srv)) (run (shell "cat /srv/dir/two")))`
+	}
+	run := func(m *machine, runs, hits int, spec string, more ...string) told {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(m.dir, "file"), []byte("copied\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		flags := []string{
+			"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", Kernel(t, "amd64"), "--qemu-ssh-key", key, "--qemu-boot-time", "5m",
+			"--base", "debian=qcow2:" + disk, "--cache", cache, "--plain-http", f.reg.Addr, "--secret", f.secret("secret\n"), "--compression", "zstd:1",
+		}
+		flags[len(flags)-3] = strings.Replace(flags[len(flags)-3], "value=", "s=", 1)
+		return m.silent(runs, hits, spec, append(flags, more...)...)
+	}
+	a := f.machine()
+	first := run(a, 7, 0, build(begun))
+	for _, want := range []string{"step one\n12.", "value\n/srv/dir\nsecret\n", "copied\none\ntwo\n", "1000\n1000\n"} {
+		if !strings.Contains(first.logs, want) {
+			t.Errorf("%q is not in what was printed:\n%s", want, first.logs)
+		}
+	}
+	t.Logf("pushed %d bytes", first.pushed)
+	if again := run(a, 0, 7, build(begun)); again.key != first.key {
+		t.Errorf("another key: %s, %s", again.key, first.key)
+	}
+	second := run(f.machine(), 1, 7, build(begun+finish))
+	if !strings.Contains(second.logs, "root 644\ndone\n") {
+		t.Errorf("the other machine printed %q", second.logs)
+	}
+	t.Logf("pulled %d bytes", second.pulled)
+}

@@ -1,0 +1,102 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// accelFile, in the store, has what was found out about KVM.
+const accelFile = "qemu/kvm.json"
+
+// kvmPatience is how long a machine may take to boot with KVM when that is tried: it takes a second where it works.
+const kvmPatience = 5 * time.Second
+
+// A kvmProbe is what KVM did with one QEMU in one boot of the host.
+type kvmProbe struct {
+	QEMU string    `json:"qemu"`
+	Size int64     `json:"size"`
+	Time time.Time `json:"time"`
+	Boot string    `json:"boot"`
+	Err  string    `json:"error,omitempty"`
+}
+
+// chooseAccel takes KVM where it works. Some hosts have a /dev/kvm in which a guest never comes to life.
+func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
+	if e.options.Accel != "auto" {
+		return e.options.Accel, nil
+	}
+	if e.options.Arch != hostArch {
+		return "tcg", nil
+	}
+	const slow = "virtual machines are slow here, without KVM: "
+	if err := unix.Access("/dev/kvm", unix.R_OK|unix.W_OK); err != nil {
+		e.warn(slow + "/dev/kvm: " + err.Error())
+		return "tcg", nil
+	}
+	info, err := os.Stat(e.qemu)
+	if err != nil {
+		return "", err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	probe := kvmProbe{QEMU: e.qemu, Size: info.Size(), Time: info.ModTime().UTC(), Boot: string(boot)}
+	var old kvmProbe
+	file := filepath.Join(e.options.Store.Dir(), accelFile)
+	if b, err := os.ReadFile(file); err == nil && json.Unmarshal(b, &old) == nil && old.sameAs(probe) {
+		probe = old
+	} else {
+		if err := e.tryKVM(ctx); err != nil {
+			if ctx.Err() != nil {
+				return "", err
+			}
+			probe.Err = err.Error()
+		}
+		e.remember(file, probe)
+	}
+	if probe.Err == "" {
+		return "kvm", nil
+	}
+	e.warn(slow + probe.Err + " (--qemu-accel kvm insists)")
+	return "tcg", nil
+}
+
+func (p kvmProbe) sameAs(q kvmProbe) bool {
+	p.Err, q.Err = "", ""
+	return p == q
+}
+
+// remember is for speed only: an error costs no more than the next probe.
+func (e *Executor) remember(file string, probe kvmProbe) {
+	b, err := json.MarshalIndent(probe, "", "  ")
+	if err != nil {
+		return
+	}
+	tmp := filepath.Join(e.tmp, "kvm.json")
+	if os.WriteFile(tmp, b, 0o644) == nil && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
+		_ = os.Rename(tmp, file)
+	}
+}
+
+func (e *Executor) tryKVM(ctx context.Context) error {
+	h := e.hardware(e.options.Memory)
+	h.accel = "kvm"
+	m, err := e.boot(ctx, h, kvmPatience)
+	var late *bootError
+	if errors.As(err, &late) {
+		return fmt.Errorf("/dev/kvm is there, but a machine does not boot with it within %v", kvmPatience)
+	}
+	if err != nil {
+		return fmt.Errorf("KVM does not work: %w", err)
+	}
+	e.end(m)
+	return nil
+}

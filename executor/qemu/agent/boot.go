@@ -1,0 +1,151 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Directories of the initial root file system, which obx packs.
+const (
+	modulesBoot = "/modules/boot" // loaded at once
+	modulesNet  = "/modules/net"  // when a process uses the network
+)
+
+// Directories that the agent makes.
+const (
+	scratchDir = "/scratch" // the writable disk
+	layersDir  = "/layers"  // mounts of images
+)
+
+// boot makes the machine what a process expects of Linux.
+func boot() error {
+	// pivot_root does not work on the initial root file system. A tmpfs over it is as good, once the program and the
+	// modules are there.
+	const root = "/root"
+	steps := []struct {
+		source, target, kind string
+		flags                uintptr
+		data                 string
+	}{
+		{"tmpfs", root, "tmpfs", 0, "mode=755"},
+		{"devtmpfs", root + "/dev", "devtmpfs", unix.MS_NOSUID, "mode=755"},
+		{"proc", root + "/proc", "proc", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"sysfs", root + "/sys", "sysfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"cgroup2", root + "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
+		{"tmpfs", root + "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+		{"/modules", root + "/modules", "", unix.MS_BIND, ""},
+	}
+	for _, s := range steps {
+		if err := os.MkdirAll(s.target, 0o755); err != nil {
+			return err
+		}
+		if err := unix.Mount(s.source, s.target, s.kind, s.flags, s.data); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", s.source, s.target, err)
+		}
+	}
+	for _, d := range []string{scratchDir, layersDir, "/etc"} {
+		if err := os.Mkdir(root+d, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := unix.Chdir(root); err != nil {
+		return err
+	}
+	if err := unix.Mount(".", "/", "", unix.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("move the root: %w", err)
+	}
+	if err := unix.Chroot("."); err != nil {
+		return err
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	// What is mounted from now on, the supervisor sees too.
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return err
+	}
+	unix.Umask(0o022)
+	if err := loadModules(modulesBoot); err != nil {
+		return err
+	}
+	return loopbackUp()
+}
+
+// loadModules loads what is in a directory, in the order of names, which obx has chosen.
+func loadModules(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	names := make([]string, 0, len(entries))
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		if err := loadModule(filepath.Join(dir, name)); err != nil {
+			return fmt.Errorf("load kernel module %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func loadModule(name string) error {
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && err != unix.EEXIST {
+		return err
+	}
+	return nil
+}
+
+// openPort opens a virtio-serial port by its name.
+func openPort(name string) (*os.File, error) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		files, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == name {
+				fd, err := unix.Open("/dev/"+filepath.Base(filepath.Dir(f)), unix.O_RDWR|unix.O_CLOEXEC, 0)
+				if err != nil {
+					return nil, fmt.Errorf("open port %s: %w", name, err)
+				}
+				return os.NewFile(uintptr(fd), name), nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return nil, fmt.Errorf("the machine has no port %s", name)
+		}
+	}
+}
+
+// findDisk finds a disk by its serial number.
+func findDisk(serial string) (string, error) {
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		files, err := filepath.Glob("/sys/block/vd*/serial")
+		if err != nil {
+			return "", err
+		}
+		for _, f := range files {
+			if b, err := os.ReadFile(f); err == nil && strings.TrimSpace(string(b)) == serial {
+				return "/dev/" + filepath.Base(filepath.Dir(f)), nil
+			}
+		}
+		if time.Now().After(deadline) {
+			return "", fmt.Errorf("the machine has no disk %q", serial)
+		}
+	}
+}

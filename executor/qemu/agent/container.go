@@ -1,0 +1,343 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// containerName is the argv[0] of a process that makes its own sandbox, and then becomes the step's.
+const containerName = "obx-container"
+
+// reportFD is where it says what went wrong; the end of it without a word is success.
+const reportFD = 3
+
+func containerMain() {
+	runtime.LockOSThread() // what follows are attributes of a thread, until it executes the program
+	unix.CloseOnExec(reportFD)
+	err := enter(os.Args[1])
+	_, _ = unix.Write(reportFD, []byte(err.Error()))
+	os.Exit(1)
+}
+
+// enter returns only an error.
+func enter(bundle string) error {
+	spec, err := readSpec(bundle)
+	if err != nil {
+		return err
+	}
+	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+		return fmt.Errorf("control group namespace: %w", err)
+	}
+	if err := unix.Sethostname([]byte(spec.Hostname)); err != nil {
+		return fmt.Errorf("set the host name: %w", err)
+	}
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			if err := loopbackUp(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := changeRoot(spec); err != nil {
+		return err
+	}
+	return execute(spec)
+}
+
+// changeRoot mounts what the spec says and makes it the root.
+func changeRoot(spec *specs.Spec) error {
+	root := spec.Root.Path
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("cut off mounts: %w", err)
+	}
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open the root: %w", err)
+	}
+	defer unix.Close(fd)
+	r := mountRoot(fd)
+	for _, m := range spec.Mounts {
+		if err := r.mount(m); err != nil {
+			return fmt.Errorf("mount on %s: %w", m.Destination, err)
+		}
+		if m.Destination == "/dev" {
+			if err := r.devices(spec.Process.Terminal); err != nil {
+				return fmt.Errorf("make devices: %w", err)
+			}
+		}
+	}
+	if err := unix.Fchdir(fd); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount the machine's root: %w", err)
+	}
+	if err := unix.Chdir("/"); err != nil {
+		return err
+	}
+	for _, name := range spec.Linux.ReadonlyPaths {
+		if err := readOnlyPath(name); err != nil {
+			return fmt.Errorf("make %s read-only: %w", name, err)
+		}
+	}
+	for _, name := range spec.Linux.MaskedPaths {
+		if err := maskPath(name); err != nil {
+			return fmt.Errorf("mask %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// A mountRoot is the future root. Nothing in it is reached by a link that leads out.
+type mountRoot int
+
+func fdName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+func (r mountRoot) open(name string) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	return unix.Openat2(int(r), strings.TrimLeft(name, "/"), &how)
+}
+
+// ensure opens a mount point. Only below the system's own mounts it may have to be made.
+func (r mountRoot) ensure(name string, dir bool) (int, error) {
+	fd, err := r.open(name)
+	if err != unix.ENOENT {
+		return fd, err
+	}
+	parent, err := r.ensure(path.Dir(name), true)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(parent)
+	if dir {
+		err = unix.Mkdirat(parent, path.Base(name), 0o755)
+	} else {
+		err = unix.Mknodat(parent, path.Base(name), unix.S_IFREG|0o644, 0)
+	}
+	if err != nil {
+		return -1, err
+	}
+	return r.open(name)
+}
+
+var mountFlags = map[string]uintptr{
+	"nosuid": unix.MS_NOSUID, "noexec": unix.MS_NOEXEC, "nodev": unix.MS_NODEV, "ro": unix.MS_RDONLY, "rw": 0,
+	"relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME, "bind": unix.MS_BIND, "rbind": unix.MS_BIND | unix.MS_REC,
+}
+
+func (r mountRoot) mount(m specs.Mount) error {
+	var flags uintptr
+	var data []string
+	for _, o := range m.Options {
+		if f, ok := mountFlags[o]; ok {
+			flags |= f
+		} else {
+			data = append(data, o)
+		}
+	}
+	dir := true
+	if flags&unix.MS_BIND != 0 {
+		st, err := os.Stat(m.Source)
+		if err != nil {
+			return err
+		}
+		dir = st.IsDir()
+	}
+	fd, err := r.ensure(m.Destination, dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if flags&unix.MS_BIND == 0 {
+		kind := m.Type
+		if kind == "cgroup" {
+			kind = "cgroup2"
+		}
+		return unix.Mount(m.Source, fdName(fd), kind, flags, strings.Join(data, ","))
+	}
+	if err := unix.Mount(m.Source, fdName(fd), "", flags&(unix.MS_BIND|unix.MS_REC), ""); err != nil {
+		return err
+	}
+	on, err := r.open(m.Destination) // what is mounted there now
+	if err != nil {
+		return err
+	}
+	defer unix.Close(on)
+	return unix.Mount("", fdName(on), "", unix.MS_REMOUNT|flags&^unix.MS_REC, "")
+}
+
+// devices makes those that every process finds.
+func (r mountRoot) devices(terminal bool) error {
+	dev, err := r.open("/dev")
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dev)
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	for name, n := range map[string][2]uint32{
+		"null": {1, 3}, "zero": {1, 5}, "full": {1, 7}, "random": {1, 8}, "urandom": {1, 9}, "tty": {5, 0},
+	} {
+		if err := unix.Mknodat(dev, name, unix.S_IFCHR|0o666, int(unix.Mkdev(n[0], n[1]))); err != nil {
+			return err
+		}
+	}
+	for name, to := range map[string]string{
+		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2", "ptmx": "pts/ptmx",
+	} {
+		if err := unix.Symlinkat(to, dev, name); err != nil {
+			return err
+		}
+	}
+	if !terminal {
+		return nil
+	}
+	if err := unix.Mknodat(dev, "console", unix.S_IFREG|0o600, 0); err != nil {
+		return err
+	}
+	tty, err := os.Readlink("/proc/self/fd/0") // by its name: what is open is in another namespace
+	if err != nil {
+		return err
+	}
+	return unix.Mount(tty, fdName(dev)+"/console", "", unix.MS_BIND, "")
+}
+
+func readOnlyPath(name string) error {
+	if err := unix.Mount(name, name, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
+		if err == unix.ENOENT {
+			return nil
+		}
+		return err
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(name, &st); err != nil {
+		return err
+	}
+	keep := uintptr(st.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	return unix.Mount("", name, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|keep, "")
+}
+
+func maskPath(name string) error {
+	err := unix.Mount("/dev/null", name, "", unix.MS_BIND, "")
+	if err == unix.ENOTDIR {
+		err = unix.Mount("tmpfs", name, "tmpfs", unix.MS_RDONLY, "")
+	}
+	if err == unix.ENOENT {
+		return nil
+	}
+	return err
+}
+
+// execute becomes the process of a spec.
+func execute(spec *specs.Spec) error {
+	p := spec.Process
+	for _, r := range p.Rlimits {
+		if r.Type != "RLIMIT_NOFILE" {
+			return fmt.Errorf("unknown limit %s", r.Type)
+		}
+		// Not package unix's: what this one sets, syscall.Exec leaves.
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: r.Soft, Max: r.Hard}); err != nil {
+			return fmt.Errorf("set %s: %w", r.Type, err)
+		}
+	}
+	if p.User.Umask != nil {
+		unix.Umask(int(*p.User.Umask))
+	}
+	err := unix.Chdir(p.Cwd)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(p.Cwd, 0o755); err == nil {
+			err = unix.Chdir(p.Cwd)
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("chdir to %s: %w", p.Cwd, err)
+	}
+	if err := installFilter(spec.Linux.Seccomp); err != nil {
+		return fmt.Errorf("seccomp: %w", err)
+	}
+	if err := become(p); err != nil {
+		return err
+	}
+	if err := unix.Chdir(p.Cwd); err != nil {
+		return fmt.Errorf("chdir to %s: %w", p.Cwd, err)
+	}
+	os.Clearenv()
+	for _, v := range p.Env {
+		if name, value, ok := strings.Cut(v, "="); ok && name == "PATH" {
+			_ = os.Setenv("PATH", value)
+		}
+	}
+	program, err := exec.LookPath(p.Args[0])
+	if err != nil && !errors.Is(err, exec.ErrDot) {
+		return err
+	}
+	return fmt.Errorf("exec: %q: %w", program, syscall.Exec(program, p.Args, p.Env))
+}
+
+// become takes the user and the capabilities of a process.
+func become(p *specs.Process) error {
+	bounding := capabilityBits(p.Capabilities.Bounding)
+	for c := uintptr(0); c <= unix.CAP_LAST_CAP; c++ {
+		if bounding&(1<<c) == 0 {
+			if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && err != unix.EINVAL {
+				return fmt.Errorf("drop capability %d: %w", c, err)
+			}
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_KEEPCAPS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	// Raw calls: those of package syscall change all threads, which this process will not have.
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETGROUPS, 0, 0, 0); errno != 0 {
+		return fmt.Errorf("set groups: %w", errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, uintptr(p.User.GID), uintptr(p.User.GID), uintptr(p.User.GID)); errno != 0 {
+		return fmt.Errorf("set group %d: %w", p.User.GID, errno)
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, uintptr(p.User.UID), uintptr(p.User.UID), uintptr(p.User.UID)); errno != 0 {
+		return fmt.Errorf("set user %d: %w", p.User.UID, errno)
+	}
+	eff, prm, inh := capabilityBits(p.Capabilities.Effective), capabilityBits(p.Capabilities.Permitted), capabilityBits(p.Capabilities.Inheritable)
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	data := [2]unix.CapUserData{
+		{Effective: uint32(eff), Permitted: uint32(prm), Inheritable: uint32(inh)},
+		{Effective: uint32(eff >> 32), Permitted: uint32(prm >> 32), Inheritable: uint32(inh >> 32)},
+	}
+	if _, _, errno := unix.RawSyscall(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(&data[0])), 0); errno != 0 {
+		return fmt.Errorf("set capabilities: %w", errno)
+	}
+	return nil
+}
+
+var capabilityNumbers = map[string]uint{
+	"CAP_CHOWN": unix.CAP_CHOWN, "CAP_DAC_OVERRIDE": unix.CAP_DAC_OVERRIDE, "CAP_FSETID": unix.CAP_FSETID,
+	"CAP_FOWNER": unix.CAP_FOWNER, "CAP_MKNOD": unix.CAP_MKNOD, "CAP_SETGID": unix.CAP_SETGID, "CAP_SETUID": unix.CAP_SETUID,
+	"CAP_SETFCAP": unix.CAP_SETFCAP, "CAP_SETPCAP": unix.CAP_SETPCAP, "CAP_SYS_CHROOT": unix.CAP_SYS_CHROOT,
+	"CAP_KILL": unix.CAP_KILL, "CAP_AUDIT_WRITE": unix.CAP_AUDIT_WRITE,
+}
+
+func capabilityBits(names []string) (bits uint64) {
+	for _, n := range names {
+		if c, ok := capabilityNumbers[n]; ok {
+			bits |= 1 << c
+		}
+	}
+	return bits
+}

@@ -1,0 +1,36 @@
+//go:build linux
+
+// Command agent is obx inside a virtual machine. As the first process of a machine that has nothing but it, it makes the
+// machine ready, and runs what obx asks for by a virtio-serial port (package wire).
+//
+// What a process sees, and what a step leaves, is the business of package overlay there as it is on a host: the agent
+// gives it a store on the machine's own disk, and does in its supervisor what runc does. So steps in machines and steps in containers differ in nothing that a build can see but the kernel.
+//
+// It keeps nothing: the machine and its disk are gone when obx closes them.
+package main
+
+import (
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/overlay"
+)
+
+func main() {
+	switch {
+	case overlay.IsSupervisor():
+		overlay.Supervise(startContainer)
+	case os.Args[0] == containerName:
+		containerMain()
+	case os.Getpid() == 1:
+		err := serve()
+		fmt.Fprintln(os.Stderr, "obx agent:", err)
+		// The host reads the console, and sees the machine stop.
+		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	default:
+		fmt.Fprintln(os.Stderr, "this is obx's agent in a virtual machine, its first process")
+		os.Exit(2)
+	}
+}

@@ -1,0 +1,76 @@
+package qemu
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ocurrent/obx/conformance"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/layers"
+)
+
+// TestArchitectures runs a program of another architecture: the agent, which complains of where it is. It needs qemu-system-arm and a kernel, and
+// is skipped without.
+func TestArchitectures(t *testing.T) {
+	conformance.RequireRoot(t)
+	for _, arch := range []string{"arm64", "riscv64"} {
+		t.Run(arch, func(t *testing.T) {
+			cache, err := os.UserCacheDir()
+			if err != nil {
+				t.Fatal(err)
+			}
+			kernels, _ := filepath.Glob(filepath.Join(cache, "obx-test", "kernel-"+arch, "boot", "vmlinu[xz]-*"))
+			if _, err := exec.LookPath(programs[arch]); err != nil || len(kernels) == 0 {
+				t.Skipf("%s or a kernel for it is not installed", programs[arch])
+			}
+			st := conformance.OpenStore(t)
+			e, err := New(Options{Store: st, Arch: arch, Kernel: kernels[0], BootTimeout: 5 * time.Minute, Warn: func(s string) { t.Error(s) }})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer e.Close()
+			if p := e.Platform(); p.Architecture != arch {
+				t.Errorf("the platform is %v", p)
+			}
+			program, err := agentOf(arch)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir, err := os.MkdirTemp(st.TempDir(), "layer-")
+			if err == nil {
+				err = os.Mkdir(filepath.Join(dir, "fs"), 0o755)
+			}
+			if err == nil {
+				err = os.WriteFile(filepath.Join(dir, "fs", "program"), program, 0o755)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			name, err := st.CommitLayer(dir, "")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				r, err := e.Open(t.Context(), []layers.Layer{{Dir: name}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				var out bytes.Buffer
+				start := time.Now()
+				err = r.Run(t.Context(), executor.Process{Argv: []string{"/program"}, Dir: "/"}, &out)
+				t.Logf("%v", time.Since(start))
+				if err != nil || !strings.HasPrefix(out.String(), "obx agent: ") {
+					t.Errorf("%v: %q", err, out.String())
+				}
+				if err := r.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+}

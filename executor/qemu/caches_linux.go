@@ -1,0 +1,151 @@
+package qemu
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/wire"
+)
+
+// A cacheSet is all caches of one run, each once: the machine sees what they have as directories of an image, and sends
+// back what has changed.
+//
+// A cache that is shared or locked is one directory on the host. A machine cannot mount it: it sees it as it was when the
+// step began, and what the step has changed is put into it at its end.
+type cacheSet struct {
+	e      *Executor
+	list   []*cacheUse
+	offset int64 // of the image on the machine's disk
+	disk   *layerDisk
+	filled *cacheUse // whose change is coming
+	in     *receiver
+}
+
+type cacheUse struct {
+	which executor.Cache
+	use   *rootfs.CacheUse
+	dirs  []int    // in the image
+	tars  []string // directories with what has changed, of each mount of it
+}
+
+// openCaches begins the use of all caches of a process. Those that have to be waited for are taken in one order, so that
+// two runs never wait for each other.
+func (r *root) openCaches(ctx context.Context, p executor.Process) (*cacheSet, error) {
+	set := &cacheSet{e: r.e, disk: r.m.layers}
+	var wanted []executor.Cache
+	for _, m := range p.Mounts {
+		if m.Cache != nil && !slices.Contains(wanted, *m.Cache) {
+			wanted = append(wanted, *m.Cache)
+		}
+	}
+	slices.SortFunc(wanted, func(a, b executor.Cache) int {
+		return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Sharing, b.Sharing))
+	})
+	for _, c := range wanted {
+		use, err := rootfs.StoreCache(ctx, r.e.options.Store, c)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("cache %q: %w", c.Name, err), set.close(false))
+		}
+		set.list = append(set.list, &cacheUse{which: c, use: use})
+	}
+	return set, nil
+}
+
+// attachCaches shows the machine what the caches have.
+func (r *root) attachCaches(ctx context.Context, c *cacheSet) error {
+	var list []*layerMeta
+	for _, u := range c.list {
+		dirs := u.use.Lower
+		if u.use.Shared != "" {
+			dirs = []string{u.use.Shared}
+		}
+		for _, d := range dirs {
+			l, err := metaOf(d)
+			if err != nil {
+				return fmt.Errorf("cache %q: %w", u.which.Name, err)
+			}
+			l.changing = u.use.Shared != ""
+			u.dirs = append(u.dirs, len(list))
+			list = append(list, l)
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	var err error
+	c.offset, err = r.attachImage(ctx, list, wire.Attach{})
+	return err
+}
+
+func (c *cacheSet) wire() []wire.Cache {
+	list := make([]wire.Cache, len(c.list))
+	for i, u := range c.list {
+		list[i] = wire.Cache{Cache: u.which, Dirs: u.dirs}
+	}
+	return list
+}
+
+// frame takes what the machine sends of a change.
+func (c *cacheSet) frame(ctx context.Context, k wire.Kind, b []byte) error {
+	switch {
+	case k == wire.KindCache && c.in == nil:
+		var change wire.CacheChange
+		if err := json.Unmarshal(b, &change); err != nil || change.Number < 0 || change.Number >= len(c.list) {
+			return errors.New("the machine's agent speaks of an unknown cache")
+		}
+		in, err := c.e.receive(ctx)
+		if err != nil {
+			return err
+		}
+		c.filled, c.in = c.list[change.Number], in
+		return nil
+	case k == wire.KindTar && c.in != nil:
+		ended, err := c.in.frame(b)
+		if err != nil {
+			return fmt.Errorf("cache %q: %w", c.filled.which.Name, err)
+		}
+		if ended {
+			c.filled.tars = append(c.filled.tars, c.in.dir)
+			c.in = nil
+		}
+		return nil
+	}
+	return fmt.Errorf("the machine's agent sends %q out of place", k)
+}
+
+// close ends the use of all caches. With keep, what has changed is kept.
+func (c *cacheSet) close(keep bool) error {
+	var errs []error
+	if c.in != nil {
+		c.in.abort(c.e)
+	}
+	for _, u := range c.list {
+		for _, dir := range u.tars {
+			if keep {
+				if err := u.keep(dir + "/fs"); err != nil {
+					errs = append(errs, fmt.Errorf("cache %q: %w", u.which.Name, err))
+				}
+			}
+			errs = append(errs, c.e.options.Store.Trash(dir))
+		}
+		errs = append(errs, u.use.Close())
+	}
+	if c.offset > 0 {
+		c.disk.remove(c.offset)
+	}
+	return errors.Join(errs...)
+}
+
+// keep puts a change into the cache.
+func (u *cacheUse) keep(upper string) error {
+	if u.use.Shared == "" {
+		return u.use.Commit(upper)
+	}
+	return applyChange(u.use.Shared, upper)
+}

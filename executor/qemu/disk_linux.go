@@ -1,0 +1,482 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/layers"
+)
+
+// A disk image is a chain of qcow2 files in layers: disk/000.qcow2, the base, and for each step one more that has what the
+// step has changed. Each names the one below it by that name, so the bytes do not depend on where they lie, and
+// whoever pulls the image has a directory that qemu-img understands. QEMU is told of each file by obx all the same.
+//
+// Layers of other files, which copies make, are unpacked in the guest when it next runs something; from then on they are
+// part of the disk.
+
+const (
+	diskDir = "disk"
+
+	// maxChain is how many files a chain has. The next one has all changes since the base.
+	maxChain = 24
+)
+
+// diskFiles finds the disk in a chain of layer directories (paths, base first). files is empty if there is none; rest
+// are the layers that are not on the disk yet.
+func diskFiles(dirs []string) (files, rest []string, err error) {
+	known := map[string]string{}
+	top := ""
+	for _, d := range dirs {
+		found, err := filepath.Glob(filepath.Join(d, diskDir, "*.qcow2"))
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(found) == 0 {
+			if top != "" {
+				rest = append(rest, d)
+			}
+			continue
+		}
+		if len(found) > 1 {
+			return nil, nil, fmt.Errorf("a layer has %d disks", len(found))
+		}
+		name := filepath.Base(found[0])
+		if top == "" && len(known) == 0 && !layerName.MatchString(name) {
+			name = "000.qcow2" // containerDisks name theirs as they like
+		}
+		if !layerName.MatchString(name) || known[name] != "" {
+			return nil, nil, fmt.Errorf("a layer has a disk with the name %s", name)
+		}
+		known[name], top, rest = found[0], name, nil
+	}
+	for name := top; name != ""; {
+		file, ok := known[name]
+		if !ok {
+			return nil, nil, fmt.Errorf("the disk %s is in no layer", name)
+		}
+		delete(known, name) // so that no chain is a circle
+		f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return nil, nil, err
+		}
+		h, err := parseDisk(f)
+		f.Close()
+		if err != nil {
+			return nil, nil, fmt.Errorf("disk image %s: %w", name, err)
+		}
+		files = append([]string{file}, files...)
+		name = h.backing
+	}
+	return files, rest, nil
+}
+
+// A diskRoot is a machine that runs from a disk.
+type diskRoot struct {
+	e     *Executor
+	files []string // of the chain, base first
+	rest  []string // layer directories that are not on the disk
+	top   int      // number of the topmost file
+
+	m       *machine
+	guest   *shellGuest
+	network executor.Network // of m
+	active  string           // the file that m writes to, in the store's TempDir
+	node    int              // number of m's topmost node
+	dirty   bool
+}
+
+func (e *Executor) newDiskRoot(files, rest []string) (*diskRoot, error) {
+	name := strings.TrimSuffix(filepath.Base(files[len(files)-1]), ".qcow2")
+	top, err := strconv.Atoi(name)
+	if err != nil {
+		top = 0
+	}
+	return &diskRoot{e: e, files: files, rest: rest, top: top}, nil
+}
+
+func diskName(n int) string { return fmt.Sprintf("%03d.qcow2", n) }
+
+// newFile makes the next file of the chain, DIR/fs/disk/NNN.qcow2.
+func (r *diskRoot) newFile(ctx context.Context) (string, error) {
+	f, err := os.Open(r.files[len(r.files)-1])
+	if err != nil {
+		return "", err
+	}
+	h, err := parseDisk(f)
+	f.Close()
+	if err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(r.e.tmp, "disk-")
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(dir, "fs", diskDir, diskName(r.top+1))
+	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+		return "", err
+	}
+	if err := qemuImg(ctx, "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", diskName(r.top), file, strconv.FormatInt(h.size, 10)); err != nil {
+		return "", err
+	}
+	return file, nil
+}
+
+func qemuImg(ctx context.Context, args ...string) error {
+	out, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("qemu-img %s: %w: %s", args[0], err, lastLines(string(out), 2))
+	}
+	return nil
+}
+
+// Run runs a process.
+func (r *diskRoot) Run(ctx context.Context, p executor.Process, out io.Writer) error {
+	if p.Terminal {
+		return errors.New("there is no terminal in a machine that is reached by ssh: log in to it")
+	}
+	err := r.run(ctx, p, out)
+	if err == nil {
+		r.dirty = true
+		return nil
+	}
+	r.end() // the disk has what the process did
+	return err
+}
+
+func (r *diskRoot) run(ctx context.Context, p executor.Process, out io.Writer) error {
+	if err := r.start(ctx, p.Network); err != nil {
+		return err
+	}
+	if len(p.Argv) == 0 {
+		return &executor.StartError{Msg: "no command"}
+	}
+	for _, m := range p.Mounts {
+		if m.Cache != nil {
+			r.e.warn("cache mounts are empty in machines that are reached by ssh")
+		}
+	}
+	undo, err := r.guest.mounts(ctx, p.Mounts)
+	if err == nil {
+		limited, stop := ctx, context.CancelFunc(func() {})
+		if p.Limits.Timeout > 0 {
+			limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
+		}
+		var in io.Reader
+		if p.Stdin != nil {
+			in = p.Stdin
+		}
+		err = exitOf(r.guest.run(limited, r.guest.script(p), in, out))
+		if limited.Err() != nil && ctx.Err() == nil {
+			err = &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
+		}
+		stop()
+		var exit *executor.ExitError
+		if err != nil && !errors.As(err, &exit) {
+			err = r.why(ctx, err)
+		}
+	}
+	if err == nil && undo != "" {
+		_, err = r.guest.quiet(ctx, undo, nil)
+	}
+	return err
+}
+
+// why explains an error of a connection.
+func (r *diskRoot) why(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
+	}
+	if !r.m.alive() || r.m.failed() {
+		return r.m.why(err)
+	}
+	return err
+}
+
+// start makes sure that a machine with the right network runs.
+func (r *diskRoot) start(ctx context.Context, n executor.Network) error {
+	if r.m != nil && r.network != n {
+		if r.dirty {
+			return errors.New("the processes of one step have different networks")
+		}
+		r.end()
+	}
+	if r.m == nil && !r.unpark(n) {
+		if err := r.boot(ctx, n); err != nil {
+			return err
+		}
+	}
+	for len(r.rest) > 0 {
+		if err := r.guest.add(ctx, r.rest[0]); err != nil {
+			return r.why(ctx, err)
+		}
+		r.rest = r.rest[1:]
+	}
+	return nil
+}
+
+func (r *diskRoot) boot(ctx context.Context, n executor.Network) (err error) {
+	if err := r.e.getReadyForDisks(ctx); err != nil {
+		return err
+	}
+	if r.active, err = r.newFile(ctx); err != nil {
+		return err
+	}
+	g := r.e.options.Guest.orDefault()
+	addr, err := freeAddress()
+	if err != nil {
+		return err
+	}
+	h := r.e.hardware(r.e.options.Memory)
+	d := &diskDevice{files: append(append([]string(nil), r.files...), r.active), forward: addr, port: g.Port, online: n == executor.NetworkHost}
+	if r.m, err = r.e.start(h, machineFiles{disk: d}); err != nil {
+		return err
+	}
+	r.network, r.node = n, len(r.files)
+	if err := r.m.unlock(ctx); err != nil {
+		return err
+	}
+	if r.guest, err = g.dial(ctx, addr, r.m.ended); err != nil {
+		var late *bootError
+		if errors.As(err, &late) {
+			late.console += " " + lastLines(r.m.console.String(), 2)
+			return late
+		}
+		return r.why(ctx, err)
+	}
+	return nil
+}
+
+// freeAddress finds a port of the loopback interface that nobody has.
+func freeAddress() (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	defer l.Close()
+	return l.Addr().String(), nil
+}
+
+// end ends the machine and drops what is not frozen.
+func (r *diskRoot) end() {
+	if r.guest != nil {
+		r.guest.client.Close()
+		r.guest = nil
+	}
+	if r.m != nil {
+		r.e.end(r.m)
+		r.m = nil
+	}
+	if r.active != "" {
+		_ = r.e.options.Store.Trash(filepath.Dir(filepath.Dir(filepath.Dir(r.active))))
+		r.active = ""
+	}
+	r.dirty = false
+}
+
+// Freeze makes the change a layer: the machine goes on with a new file above it.
+func (r *diskRoot) Freeze(ctx context.Context) (executor.Change, error) {
+	if !r.dirty {
+		return change{}, nil
+	}
+	r.dirty = false
+	name, err := r.freeze(ctx)
+	if err != nil {
+		r.end()
+		return nil, fmt.Errorf("freeze the disk: %w", err)
+	}
+	return change{layers.Layer{Dir: name}}, nil
+}
+
+func (r *diskRoot) freeze(ctx context.Context) (string, error) {
+	// What the file system has then is what it has after a power cut a moment later: whole.
+	if _, err := r.guest.quiet(ctx, "sync", nil); err != nil {
+		return "", r.why(ctx, err)
+	}
+	done := r.active
+	r.top++
+	r.files = append(r.files, done)
+	next, err := r.newFile(ctx)
+	r.files = r.files[:len(r.files)-1]
+	if err != nil {
+		return "", err
+	}
+	if err := r.m.switchDisk(ctx, r.node, next); err != nil {
+		return "", err
+	}
+	r.active = next
+	r.node++
+	if err := os.Chmod(done, 0o644); err != nil {
+		return "", err
+	}
+	dir := filepath.Dir(filepath.Dir(filepath.Dir(done)))
+	if len(r.files) >= maxChain {
+		if err := r.squash(ctx, done); err != nil {
+			return "", err
+		}
+	}
+	name, err := r.e.options.Store.CommitLayer(dir, "")
+	if err != nil {
+		return "", err
+	}
+	file := filepath.Join(r.e.options.Store.LayerPath(name), diskDir, filepath.Base(done))
+	if len(r.files) >= maxChain {
+		r.files = r.files[:1]
+	}
+	r.files = append(r.files, file)
+	return name, nil
+}
+
+// squash makes the topmost file one that has all changes since the base. The machine goes on with the old ones.
+func (r *diskRoot) squash(ctx context.Context, file string) error {
+	dir, err := os.MkdirTemp(r.e.tmp, "squash-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	// qemu-img follows names: in a directory of links, they are what they are in the image.
+	base := filepath.Base(diskName(0))
+	for i, f := range append(append([]string(nil), r.files...), file) {
+		name := filepath.Base(f)
+		if i == 0 {
+			name = base
+		}
+		if err := os.Symlink(f, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	cmd := exec.CommandContext(ctx, "qemu-img", "convert", "-O", "qcow2", "-B", base, "-F", "qcow2", filepath.Base(file), "squashed")
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("qemu-img convert: %w: %s", err, lastLines(string(out), 2))
+	}
+	return os.Rename(filepath.Join(dir, "squashed"), file)
+}
+
+// switchDisk has a machine write to another file from now on.
+func (m *machine) switchDisk(ctx context.Context, node int, file string) error {
+	set := node + 100
+	if err := os.Chmod(file, 0o666); err != nil {
+		return err
+	}
+	for _, mode := range []int{os.O_RDWR, os.O_RDONLY} { // it is read-only when the next one comes
+		f, err := os.OpenFile(file, mode, 0)
+		if err != nil {
+			return err
+		}
+		err = m.qmp.callWith(ctx, f, "add-fd", map[string]any{"fdset-id": set}, nil)
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	name := fmt.Sprintf("disk%d", node+1)
+	add := map[string]any{
+		"driver": "qcow2", "node-name": name, "backing": nil,
+		"file": map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set), "locking": "off", "cache": map[string]any{"no-flush": true}},
+	}
+	if err := m.qmp.call(ctx, "blockdev-add", add, nil); err != nil {
+		return err
+	}
+	return m.qmp.call(ctx, "blockdev-snapshot", map[string]any{"node": fmt.Sprintf("disk%d", node), "overlay": name}, nil)
+}
+
+// Add has files put into the machine before it next runs something.
+func (r *diskRoot) Add(ctx context.Context, l layers.Layer) error {
+	if r.dirty {
+		return errors.New("a layer was added to a root with changes that were not frozen")
+	}
+	if l.IsZero() {
+		return nil
+	}
+	l, err := layers.Unpack(ctx, r.e.options.Store, l)
+	if err != nil {
+		return err
+	}
+	r.rest = append(r.rest, r.e.options.Store.LayerPath(l.Dir))
+	return nil
+}
+
+// Close forgets what was not frozen. A machine that has nothing of that kind stays for the next root with the same disk: what
+// follows a stage is often that its files are copied.
+func (r *diskRoot) Close() error {
+	if r.m != nil && r.m.alive() && !r.dirty && len(r.rest) == 0 {
+		r.e.park(r)
+	} else {
+		r.end()
+	}
+	return nil
+}
+
+// park keeps the machine of a root, and ends the one that was kept before.
+func (e *Executor) park(r *diskRoot) {
+	kept := *r
+	r.m, r.guest, r.active = nil, nil, ""
+	e.mu.Lock()
+	old := e.parked
+	e.parked = &kept
+	if e.closed {
+		old, e.parked = &kept, old
+	}
+	e.mu.Unlock()
+	if old != nil {
+		old.end()
+	}
+}
+
+// unpark takes the machine that was kept, if it has the disk, and the network that a process needs.
+func (r *diskRoot) unpark(n executor.Network) bool {
+	e := r.e
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	kept := e.parked
+	if kept == nil || !slices.Equal(kept.files, r.files) || !kept.m.alive() || kept.network != n {
+		return false
+	}
+	e.parked = nil
+	r.m, r.guest, r.active, r.network, r.node, r.top = kept.m, kept.guest, kept.active, kept.network, kept.node, kept.top
+	return true
+}
+
+// hiddenBy is the commands that remove what a layer hides.
+func hiddenBy(dir string) (string, error) {
+	var b strings.Builder
+	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel := "/" + strings.TrimPrefix(strings.TrimPrefix(name, dir), "/")
+		var st unix.Stat_t
+		switch {
+		case d.Type() == fs.ModeDevice|fs.ModeCharDevice:
+			if err := unix.Lstat(name, &st); err != nil {
+				return err
+			}
+			if st.Rdev == 0 {
+				b.WriteString("rm -rf " + quote(rel) + "; ")
+			}
+		case d.IsDir() && rel != "/":
+			var mark [1]byte
+			if n, _ := unix.Lgetxattr(name, "trusted.overlay.opaque", mark[:]); n == 1 {
+				b.WriteString("rm -rf " + quote(rel) + "; ")
+			}
+		}
+		return nil
+	})
+	return b.String(), err
+}

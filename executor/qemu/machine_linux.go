@@ -1,0 +1,521 @@
+package qemu
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/qemu/wire"
+)
+
+// A hardware is all of a virtual machine that a saved state depends on.
+type hardware struct {
+	qemu   string // path of the program
+	arch   string
+	accel  string
+	memory int64 // bytes
+	cpus   int
+	kernel string // path
+	initrd string // path
+}
+
+// A memory is what a machine's main memory is made of.
+type memory struct {
+	file  *os.File // nil: of nothing
+	share bool     // the file is written to; else it is the beginning of the machine's own copy
+}
+
+// machineFiles is what a machine is given.
+type machineFiles struct {
+	memory  memory
+	state   *os.File // goes on from it instead of booting
+	scratch *os.File // the writable disk
+
+	disk *diskDevice // boots from it; nothing else is used then
+}
+
+// A diskDevice is a disk that a machine boots from, and the way to its sshd.
+type diskDevice struct {
+	files   []string // a chain of qcow2 files, base first; the last is written to
+	forward string   // address on the host that leads to
+	port    int      // this one of the machine
+	online  bool     // the machine reaches the host's network
+}
+
+// A machine is a running QEMU. It ends with this process, however that ends.
+type machine struct {
+	qmp     *qmp
+	control *net.UnixConn
+	in      *wire.Reader
+	input   *net.UnixConn
+	layers  *layerDisk
+	console console
+	stderr  tail
+
+	process *os.Process
+	ended   chan struct{} // closed when QEMU has been waited for
+	status  error         // then: how it ended
+	serving sync.WaitGroup
+
+	online bool // the network is on
+
+	mu    sync.Mutex
+	cause error // why it is of no use any more
+}
+
+// unprivileged is who QEMU runs as, if obx is root: what breaks out of a machine owns nothing.
+const unprivileged = 65534
+
+// startMachine starts QEMU. It does not wait for anything.
+func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
+	m := &machine{layers: newLayerDisk(), online: true, ended: make(chan struct{})}
+	var extra []*os.File
+	var ours []*net.UnixConn
+	defer func() {
+		for _, f := range extra {
+			f.Close()
+		}
+		if err != nil {
+			for _, c := range ours {
+				c.Close()
+			}
+		}
+	}()
+	pass := func(f *os.File) int {
+		extra = append(extra, f)
+		return 2 + len(extra)
+	}
+	dupAndPass := func(f *os.File) (int, error) {
+		d, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return 0, err
+		}
+		return pass(os.NewFile(uintptr(d), f.Name())), nil
+	}
+	connect := func() (*net.UnixConn, int, error) {
+		a, b, err := socketPair()
+		if err != nil {
+			return nil, 0, err
+		}
+		ours = append(ours, a)
+		return a, pass(b), nil
+	}
+	args := []string{
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "obx",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-accel", map[string]string{"tcg": "tcg,thread=multi", "kvm": "kvm"}[h.accel],
+		"-smp", strconv.Itoa(h.cpus), "-m", fmt.Sprintf("%dM", h.memory>>20),
+	}
+	board, device := boardOf(h)
+	args = append(args, "-machine", board.machine+",memory-backend=ram", "-cpu", board.cpu)
+	if f.memory.file != nil {
+		fd, err := dupAndPass(f.memory.file)
+		if err != nil {
+			return nil, err
+		}
+		share := "off"
+		if f.memory.share {
+			share = "on"
+		}
+		args = append(args, "-object", fmt.Sprintf("memory-backend-file,id=ram,size=%d,mem-path=/proc/self/fd/%d,share=%s", h.memory, fd, share))
+	} else {
+		args = append(args, "-object", fmt.Sprintf("memory-backend-ram,id=ram,size=%d", h.memory))
+	}
+	consoleConn, fd, err := connect()
+	if err != nil {
+		return nil, err
+	}
+	args = append(args, "-chardev", fmt.Sprintf("socket,id=console,fd=%d", fd), "-serial", "chardev:console")
+	qmpConn, fd, err := connect()
+	if err != nil {
+		return nil, err
+	}
+	args = append(args, "-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fd), "-mon", "chardev=qmp,mode=control")
+	var nbd *net.UnixConn
+	if f.disk != nil {
+		more, err := f.disk.arguments(pass, device)
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, more...)
+	} else {
+		for _, o := range [][2]string{{"-kernel", h.kernel}, {"-initrd", h.initrd}} {
+			file, err := os.Open(o[1])
+			if err != nil {
+				return nil, err
+			}
+			args = append(args, o[0], fmt.Sprintf("/proc/self/fd/%d", pass(file)))
+		}
+		args = append(args, "-append", "console="+board.console+" quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init GOMAXPROCS=1 "+board.append)
+
+		args = append(args, "-device", device("virtio-serial", "id=ports"))
+		for i, name := range []string{wire.PortControl, wire.PortInput} {
+			conn, fd, err := connect()
+			if err != nil {
+				return nil, err
+			}
+			if i == 0 {
+				m.control = conn
+			} else {
+				m.input = conn
+			}
+			args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
+		}
+		if nbd, fd, err = connect(); err != nil {
+			return nil, err
+		}
+		args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=layers,read-only=on,server.type=fd,server.str=%d,export=", fd))
+		if fd, err = dupAndPass(f.scratch); err != nil {
+			return nil, err
+		}
+		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=1", fd), "-blockdev", "driver=file,node-name=scratch,filename=/dev/fdset/1,aio=threads,cache.no-flush=on,discard=unmap,locking=off")
+		args = append(args,
+			"-device", device("virtio-blk", "drive=layers,serial=layers"),
+			"-device", device("virtio-blk", "drive=scratch,serial=scratch,werror=stop,discard=on"),
+			"-netdev", "user,id=net", "-device", device("virtio-net", "id=nic,netdev=net,romfile="))
+	}
+	if f.state != nil {
+		args = append(args, "-incoming", "defer")
+	}
+
+	cmd := &exec.Cmd{
+		Path: h.qemu, Args: append([]string{h.qemu}, args...), Env: []string{"PATH=/usr/bin:/bin", "TMPDIR=/tmp"},
+		Stderr: &m.stderr, ExtraFiles: extra, Dir: "/",
+		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true},
+	}
+	if groups, ok := groupsFor(h.accel); ok && os.Geteuid() == 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: unprivileged, Gid: unprivileged, Groups: groups}
+	}
+	started := make(chan error)
+	go func() {
+		// The kernel sends the death signal when the thread ends that has started the process: this one stays as long.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		if err == nil {
+			m.process = cmd.Process
+		}
+		started <- err
+		if err != nil {
+			return
+		}
+		m.status = cmd.Wait()
+		close(m.ended)
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", h.qemu, err)
+	}
+	if m.control != nil {
+		m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
+	}
+	m.qmp = newQMP(qmpConn, m.event)
+	m.serving.Go(func() { m.console.read(consoleConn) })
+	if nbd != nil {
+		m.serving.Go(func() { m.serveLayers(nbd) })
+	}
+	return m, nil
+}
+
+// serveLayers answers what QEMU reads of layers.
+func (m *machine) serveLayers(nbd net.Conn) {
+	if err := m.layers.serve(nbd); err != nil {
+		m.fail(err)
+	}
+}
+
+// arguments are those of QEMU for a machine that boots from a disk. Its kernel is whatever the disk has.
+func (d *diskDevice) arguments(pass func(*os.File) int, device func(name, options string) string) (args []string, err error) {
+	for i, name := range d.files {
+		last := i == len(d.files)-1
+		modes := []int{os.O_RDONLY}
+		if last {
+			modes = []int{os.O_RDWR, os.O_RDONLY} // it is read-only when the next one comes
+			if err := os.Chmod(name, 0o666); err != nil {
+				return nil, err
+			}
+		}
+		for _, mode := range modes {
+			f, err := os.OpenFile(name, mode|unix.O_NOFOLLOW, 0)
+			if err != nil {
+				return nil, err
+			}
+			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", pass(f), i+1))
+		}
+		var backing any
+		if i > 0 {
+			backing = fmt.Sprintf("disk%d", i-1)
+		}
+		node, err := json.Marshal(map[string]any{
+			"driver": "qcow2", "node-name": fmt.Sprintf("disk%d", i), "read-only": !last, "backing": backing,
+			"file": map[string]any{
+				"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", i+1), "read-only": !last, "locking": "off",
+				"cache": map[string]any{"no-flush": true},
+			},
+		})
+		if err != nil {
+			return nil, err
+		}
+		args = append(args, "-blockdev", string(node))
+	}
+	restrict := "on"
+	if d.online {
+		restrict = "off"
+	}
+	return append(args,
+		"-device", device("virtio-blk", fmt.Sprintf("drive=disk%d,werror=stop", len(d.files)-1)),
+		"-device", device("virtio-rng", "id=rng"),
+		"-netdev", fmt.Sprintf("user,id=net,restrict=%s,hostfwd=tcp:%s-:%d", restrict, d.forward, d.port),
+		"-device", device("virtio-net", "id=nic,netdev=net,romfile=")), nil
+}
+
+// groupsFor is the groups that QEMU needs for an accelerator. Where only root may open /dev/kvm, ok is false.
+func groupsFor(accel string) (groups []uint32, ok bool) {
+	var st unix.Stat_t
+	if accel != "kvm" || unix.Stat("/dev/kvm", &st) != nil || st.Mode&0o006 == 0o006 {
+		return nil, true
+	}
+	return []uint32{st.Gid}, st.Mode&0o060 == 0o060
+}
+
+func socketPair() (*net.UnixConn, *os.File, error) {
+	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a socket pair: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(p[0]), "socket"), os.NewFile(uintptr(p[1]), "socket")
+	defer ours.Close()
+	c, err := net.FileConn(ours)
+	if err != nil {
+		theirs.Close()
+		return nil, nil, err
+	}
+	return c.(*net.UnixConn), theirs, nil
+}
+
+// fail makes a machine of no use, and remembers the first reason.
+func (m *machine) fail(err error) {
+	m.mu.Lock()
+	if m.cause == nil {
+		m.cause = err
+	}
+	m.mu.Unlock()
+	_ = m.process.Kill()
+}
+
+func (m *machine) alive() bool {
+	select {
+	case <-m.ended:
+		return false
+	default:
+		return true
+	}
+}
+
+// failed reports whether fail was called.
+func (m *machine) failed() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cause != nil
+}
+
+// event is called for what QEMU tells.
+func (m *machine) event(name string, data json.RawMessage) {
+	switch name {
+	case "BLOCK_IO_ERROR":
+		var e struct {
+			NoSpace bool   `json:"nospace"`
+			Reason  string `json:"reason"`
+		}
+		_ = json.Unmarshal(data, &e)
+		if e.NoSpace {
+			m.fail(errors.New("the host's disk is full: the machine cannot write to its disk"))
+		} else {
+			m.fail(fmt.Errorf("the machine's disk: %s", e.Reason))
+		}
+	}
+}
+
+// why explains the end of a machine: err is what came of it.
+func (m *machine) why(err error) error {
+	select {
+	case <-m.ended:
+	case <-time.After(time.Second): // QEMU lives: the agent has ended, or talks nonsense
+		_ = m.process.Kill()
+		<-m.ended
+	}
+	m.serving.Wait() // the console has been read to its end
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.cause != nil {
+		return m.cause
+	}
+	said := m.console.String()
+	if i := strings.LastIndex(said, "Kernel panic"); i >= 0 {
+		line, _, _ := strings.Cut(said[i:], "\n")
+		return fmt.Errorf("the machine's kernel has crashed: %s", strings.TrimSpace(line))
+	}
+	words := strings.TrimSpace(m.stderr.String())
+	if words == "" {
+		words = lastLines(said, 3)
+	}
+	if words != "" {
+		return fmt.Errorf("the machine has ended (%v): %s", m.status, words)
+	}
+	return fmt.Errorf("the machine has ended (%v): %w", m.status, err)
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimSpace(s), "\n")
+	lines = lines[max(0, len(lines)-n):]
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
+	return strings.Join(lines, "; ")
+}
+
+// unlock makes the monitor take commands and tell events.
+func (m *machine) unlock(ctx context.Context) error {
+	if err := m.qmp.call(ctx, "qmp_capabilities", nil, nil); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return m.why(err)
+	}
+	return nil
+}
+
+// hello waits for the agent.
+func (m *machine) hello(ctx context.Context, limit time.Duration) error {
+	if err := m.unlock(ctx); err != nil {
+		return err
+	}
+	if err := m.control.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = m.control.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	kind, b, err := m.in.Next()
+	if err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			m.fail(&bootError{limit, lastLines(m.console.String(), 2)})
+		}
+		return m.why(err)
+	}
+	var hello wire.Hello
+	if kind != wire.KindHello || json.Unmarshal(b, &hello) != nil {
+		return errors.New("the machine's agent does not greet")
+	}
+	if hello.Version != wire.Version {
+		return fmt.Errorf("the machine's agent has version %d instead of %d", hello.Version, wire.Version)
+	}
+	if hello.Err != "" {
+		return fmt.Errorf("the machine cannot be made ready: %s", hello.Err)
+	}
+	return m.control.SetReadDeadline(time.Time{})
+}
+
+// A bootError is a machine that did not boot in time.
+type bootError struct {
+	limit   time.Duration
+	console string
+}
+
+func (e *bootError) Error() string {
+	s := fmt.Sprintf("the machine did not boot within %v", e.limit)
+	if e.console != "" {
+		s += "; its console says: " + e.console
+	}
+	return s
+}
+
+// ask sends a request and gives every frame before the reply to handle.
+func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Kind, []byte) error) (reply wire.Reply, err error) {
+	defer context.AfterFunc(ctx, func() { m.fail(fmt.Errorf("the process was stopped: %w", context.Cause(ctx))) })()
+	req.Now = time.Now()
+	if err := wire.WriteJSON(m.control, wire.KindRequest, req); err != nil {
+		return reply, m.why(err)
+	}
+	for {
+		kind, b, err := m.in.Next()
+		if err != nil {
+			return reply, m.why(err)
+		}
+		if kind == wire.KindReply {
+			if err := json.Unmarshal(b, &reply); err != nil {
+				return reply, fmt.Errorf("the machine's agent: %w", err)
+			}
+			if reply.Err != "" {
+				return reply, errors.New(reply.Err)
+			}
+			return reply, nil
+		}
+		if handle == nil {
+			return reply, fmt.Errorf("the machine's agent sends %q out of place", kind)
+		}
+		if err := handle(kind, b); err != nil {
+			return reply, err
+		}
+	}
+}
+
+// close ends the machine and waits for that.
+func (m *machine) close() {
+	_ = m.process.Kill()
+	<-m.ended
+	if m.control != nil {
+		m.control.Close()
+		m.input.Close()
+	}
+	m.qmp.conn.Close()
+	m.serving.Wait()
+}
+
+// A console keeps the last words that a machine's kernel has said.
+type console struct{ tail }
+
+func (c *console) read(conn net.Conn) {
+	_, _ = io.Copy(&c.tail, conn)
+	conn.Close()
+}
+
+// A tail keeps the end of what is written.
+type tail struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+const tailSize = 16 << 10
+
+func (t *tail) Write(p []byte) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.buf.Write(p)
+	if t.buf.Len() > 2*tailSize {
+		t.buf.Next(t.buf.Len() - tailSize)
+	}
+	return len(p), nil
+}
+
+func (t *tail) String() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.buf.String()
+}

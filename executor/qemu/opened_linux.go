@@ -1,0 +1,74 @@
+package qemu
+
+import (
+	"context"
+	"io"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/layers"
+)
+
+// An openedRoot is a root of which it is not known yet whether its layers have files or a disk: that is seen when it is
+// first used.
+type openedRoot struct {
+	chain root // of the layers, as long as nobody has looked
+	root  executor.Root
+}
+
+// use looks, once.
+func (o *openedRoot) use(ctx context.Context) (executor.Root, error) {
+	if o.root != nil {
+		return o.root, nil
+	}
+	paths, err := o.chain.chain(ctx)
+	if err != nil {
+		return nil, err
+	}
+	files, rest, err := diskFiles(paths)
+	if err != nil {
+		return nil, err
+	}
+	if len(files) == 0 {
+		o.root = &o.chain
+		return o.root, nil
+	}
+	o.root, err = o.chain.e.newDiskRoot(files, rest)
+	return o.root, err
+}
+
+func (o *openedRoot) Run(ctx context.Context, p executor.Process, out io.Writer) error {
+	r, err := o.use(ctx)
+	if err != nil {
+		return err
+	}
+	return r.Run(ctx, p, out)
+}
+
+func (o *openedRoot) Freeze(ctx context.Context) (executor.Change, error) {
+	if o.root == nil {
+		return change{}, nil
+	}
+	return o.root.Freeze(ctx)
+}
+
+func (o *openedRoot) Add(ctx context.Context, l layers.Layer) error {
+	if o.root == nil {
+		return o.chain.Add(ctx, l)
+	}
+	return o.root.Add(ctx, l)
+}
+
+func (o *openedRoot) Files(ctx context.Context) (layers.Tree, error) {
+	r, err := o.use(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.Files(ctx)
+}
+
+func (o *openedRoot) Close() error {
+	if o.root == nil {
+		return o.chain.Close()
+	}
+	return o.root.Close()
+}

@@ -1,0 +1,109 @@
+package qemu
+
+import (
+	"bytes"
+	"encoding/binary"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func makeDisk(t testing.TB, args ...string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "disk.qcow2")
+	args = append([]string{"create", "-q", "-f", "qcow2"}, args...)
+	if out, err := exec.Command("qemu-img", append(args, name, "1G")...).CombinedOutput(); err != nil {
+		t.Fatalf("qemu-img: %v: %s", err, out)
+	}
+	return name
+}
+
+// TestParseDisk reads what qemu-img makes.
+func TestParseDisk(t *testing.T) {
+	for _, test := range []struct {
+		args []string
+		want string // in the error
+		back string
+	}{
+		{nil, "", ""},
+		{[]string{"-o", "compat=0.10"}, "", ""},
+		{[]string{"-o", "compression_type=zstd"}, "", ""},
+		{[]string{"-o", "extended_l2=on,cluster_size=128k"}, "", ""},
+		{[]string{"-u", "-b", "007.qcow2", "-F", "qcow2"}, "", "007.qcow2"},
+		{[]string{"-u", "-b", "007.qcow2", "-F", "raw"}, "format", ""},
+		{[]string{"-u", "-b", "/etc/shadow", "-F", "qcow2"}, "/etc/shadow", ""},
+		{[]string{"-u", "-b", "../007.qcow2", "-F", "qcow2"}, "not one of a chain", ""},
+		{[]string{"-u", "-b", "json:{\"driver\":\"nbd\",\"host\":\"x\"}", "-F", "qcow2"}, "not one of a chain", ""},
+		{[]string{"-o", "data_file=" + filepath.Join(t.TempDir(), "data")}, "another file", ""},
+	} {
+		f, err := os.Open(makeDisk(t, test.args...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h, err := parseDisk(f)
+		f.Close()
+		switch {
+		case test.want == "" && (err != nil || h.size != 1<<30 || h.backing != test.back):
+			t.Errorf("%q: %+v, %v", test.args, h, err)
+		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
+			t.Errorf("%q: got %v, want %q", test.args, err, test.want)
+		}
+	}
+}
+
+// TestParsePatchedDisk reads headers that qemu-img does not make.
+func TestParsePatchedDisk(t *testing.T) {
+	good, err := os.ReadFile(makeDisk(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		name string
+		at   int
+		with []byte
+		want string
+	}{
+		{"encrypted", 32, []byte{0, 0, 0, 1}, "encrypted"},
+		{"luks", 32, []byte{0, 0, 0, 2}, "encrypted"},
+		{"unknown feature", 72, []byte{0x80}, "unknown features"},
+		{"next feature", 79, []byte{1 << 5}, "unknown features"},
+		{"corrupt", 79, []byte{2}, "corrupt"},
+		{"in use", 79, []byte{1}, "in use"},
+		{"version", 4, []byte{0, 0, 0, 4}, "version 4"},
+		{"clusters", 20, []byte{0, 0, 0, 30}, "clusters"},
+		{"size", 24, []byte{0x7f}, "larger"},
+		{"header's size", 100, []byte{0xff, 0xff, 0xff, 0xf8}, "its header"},
+		{"name far away", 8, []byte{1}, "not one of a chain"},
+		{"magic", 0, []byte{'x'}, "not a qcow2"},
+	} {
+		b := bytes.Clone(good)
+		copy(b[test.at:], test.with)
+		if _, err := parseDisk(bytes.NewReader(b)); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %q", test.name, err, test.want)
+		}
+	}
+}
+
+func FuzzParseDisk(f *testing.F) {
+	for _, args := range [][]string{nil, {"-u", "-b", "007.qcow2", "-F", "qcow2"}, {"-o", "compat=0.10"}} {
+		b, err := os.ReadFile(makeDisk(f, args...))
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b[:1024])
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		h, err := parseDisk(bytes.NewReader(b))
+		if err != nil {
+			return
+		}
+		if h.size < 0 || h.size > maxDiskSize || h.backing != "" && !layerName.MatchString(h.backing) {
+			t.Errorf("%+v is accepted", h)
+		}
+		if len(b) >= 104 && binary.BigEndian.Uint32(b[4:]) == 3 && binary.BigEndian.Uint64(b[72:])&^(qcowCompression|qcowExtendedL2) != 0 {
+			t.Errorf("features %x are accepted", b[72:80])
+		}
+	})
+}

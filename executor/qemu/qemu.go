@@ -1,0 +1,65 @@
+// Package qemu runs steps in virtual machines: hostile builds behind a hardware boundary, and other architectures.
+//
+// # A machine
+//
+// One machine is one root file system, from its first Run to its Close. Its kernel is the host's choice; its first process
+// is obx's agent (package agent, embedded here), which runs package overlay inside the machine: so what a process
+// sees and what a step leaves is the same as without machines, and results are shared both ways.
+//
+//	obx                                          QEMU: a process without privileges, that dies with obx
+//	layer directories, as one EROFS image
+//	that nobody writes (erofs_linux.go),
+//	served by NBD on a socket pair   --------->  disk "layers"
+//	an unlinked sparse file          --------->  disk "scratch": ext4, for changes
+//	requests, secrets, input         --------->  virtio-serial ports (package wire)
+//	output, changes as tars          <---------
+//
+// Nothing has a name: all of QEMU's files are descriptors, so a killed obx leaves nothing behind.
+//
+// # Saved machines
+//
+// A machine is booted once for each kernel, QEMU, and size, and saved when the agent greets: nothing of a build is in it. Machines
+// go on from there, each with a private copy of the memory that costs what it writes, and a copy of the small disk. The agent then sets the clock and reseeds the random generator. Where that does not work, machines boot.
+//
+// # What this package refuses to know
+//
+// Keys, specs, caches on registries, and what a step means. What comes from a machine is hostile: its tars are unpacked
+// as any layer is, its words are bounded.
+package qemu
+
+import (
+	"time"
+
+	"github.com/ocurrent/obx/cas"
+)
+
+// Options of New. Zero fields mean the default.
+type Options struct {
+	Store *cas.Store
+
+	Arch        string        // of the machines: amd64, arm64, riscv64; the default is this machine's
+	Kernel      string        // a file; the default is the store's, or one in /boot
+	Accel       string        // "kvm", "tcg" or "auto"
+	Memory      int64         // of a machine, in bytes; a process whose limit is higher gets a larger one
+	CPUs        int           // of a machine
+	BootTimeout time.Duration // for the agent to greet
+	NoState     bool          // boot every machine
+	Guest       Guest         // of disk images
+
+	// Warn is told what is not as it should be, once each.
+	Warn func(msg string)
+}
+
+const (
+	defaultMemory      = 1 << 30
+	defaultBootTimeout = time.Minute
+	defaultBootTime    = 2 * time.Minute
+)
+
+// A Guest is how a machine that boots from a disk image is reached: by ssh, as OBuilder does.
+type Guest struct {
+	User     string        // to log in as; the default is root. Another one needs sudo without a password
+	Key      string        // file of the private key
+	Port     int           // of the guest's sshd; the default is 22
+	BootTime time.Duration // for sshd to answer
+}

@@ -1,0 +1,46 @@
+//go:build !linux
+
+package qemu
+
+import (
+	"context"
+	"errors"
+	"runtime"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/layers"
+)
+
+// An Executor runs nothing here.
+type Executor struct{}
+
+var errNotLinux = errors.New("the qemu executor needs Linux")
+
+// New fails: layer directories are Linux's.
+func New(Options) (*Executor, error) { return nil, errNotLinux }
+
+// Health says that this is not Linux.
+func Health(context.Context, Options) []executor.Check {
+	return []executor.Check{{Name: "operating system", Detail: runtime.GOOS, Err: errNotLinux}}
+}
+
+// Install fails.
+func Install(context.Context, Options, func(string)) error { return errNotLinux }
+
+// Prepare does nothing.
+func (*Executor) Prepare() {}
+
+// Platform is this machine's.
+func (*Executor) Platform() ocispec.Platform {
+	return ocispec.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
+}
+
+// Open fails.
+func (*Executor) Open(context.Context, []layers.Layer) (executor.Root, error) {
+	return nil, errNotLinux
+}
+
+// Close does nothing.
+func (*Executor) Close() error { return nil }

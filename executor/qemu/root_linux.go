@@ -1,0 +1,457 @@
+package qemu
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/wire"
+	"github.com/ocurrent/obx/layers"
+)
+
+const (
+	// maxLayers is how many layers a machine has at most: each costs a mount, and a little in every lookup of a file that is missing.
+	maxLayers = 150
+
+	// flattenUnit is in how many of the lowest layers those beyond are counted. A fixed number makes the same chain, and
+	// the chain of a later step, flatten to the same layer.
+	flattenUnit = 100
+
+	// ownMemory is what the machine needs beside its processes.
+	ownMemory = 192 << 20
+
+	// timeoutGrace is what a machine has to end a process itself that has run too long.
+	timeoutGrace = 20 * time.Second
+)
+
+// A root is a chain of layer directories, and the machine that has them.
+type root struct {
+	e       *Executor
+	pending []layers.Layer // the end of the chain, not looked at yet
+	dirs    []string       // names of layer directories, base first
+
+	m      *machine
+	memory int64    // of m
+	lacks  []string // layer directories that m does not have yet
+	depth  int      // layers that m has
+	dirty  bool     // m has changes that are not frozen
+
+	tree rootfs.Tree // what Files has given
+	copy string      // the change in it, exported
+}
+
+// chain makes the chain ready and returns its directories, base first.
+func (r *root) chain(ctx context.Context) ([]string, error) {
+	st := r.e.options.Store
+	for len(r.pending) > 0 {
+		l := r.pending[0]
+		if l.Dir == "" || !st.HasLayer(l.Dir) {
+			var err error
+			if l, err = layers.Unpack(ctx, st, l); err != nil {
+				return nil, err
+			}
+		}
+		// Equal layers are one directory. The upper one says all that the lower one says.
+		r.dirs = append(slices.DeleteFunc(r.dirs, func(d string) bool { return d == l.Dir }), l.Dir)
+		r.lacks = append(r.lacks, l.Dir)
+		r.pending = r.pending[1:]
+	}
+	if n := (len(r.dirs) - maxLayers + flattenUnit) / flattenUnit * flattenUnit; n > 0 {
+		one, err := r.e.flatten(ctx, r.dirs[:n])
+		if err != nil {
+			return nil, err
+		}
+		r.dirs = append([]string{one}, r.dirs[n:]...)
+	}
+	paths := make([]string, len(r.dirs))
+	for i, d := range r.dirs {
+		paths[i] = st.LayerPath(d)
+	}
+	return paths, nil
+}
+
+// flatten makes one layer directory of several. Every root with the same long chain begins with the same.
+func (e *Executor) flatten(ctx context.Context, dirs []string) (string, error) {
+	key := strings.Join(dirs, " ")
+	e.mu.Lock()
+	name, ok := e.flattened[key]
+	e.mu.Unlock()
+	if ok {
+		return name, nil
+	}
+	l, err := layers.FlattenBase(ctx, e.options.Store, dirs)
+	if err != nil {
+		return "", err
+	}
+	e.mu.Lock()
+	e.flattened[key] = l.Dir
+	e.mu.Unlock()
+	return l.Dir, nil
+}
+
+// meta is the metadata of a layer directory, read once.
+func (e *Executor) meta(dir string) (*layerMeta, error) {
+	e.mu.Lock()
+	l := e.metas[dir]
+	e.mu.Unlock()
+	if l != nil {
+		return l, nil
+	}
+	l, err := metaOf(dir)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	e.metas[dir] = l
+	e.mu.Unlock()
+	return l, nil
+}
+
+// Run runs a process.
+func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error {
+	if err := r.closeTree(); err != nil {
+		return err
+	}
+	paths, err := r.chain(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.start(ctx, p, paths); err != nil {
+		r.end()
+		return err
+	}
+	err = r.run(ctx, p, out)
+	var exit *executor.ExitError
+	var start *executor.StartError
+	switch {
+	case err == nil:
+		r.dirty = true
+	case errors.As(err, &exit) && exit.Reason != executor.TimedOut, errors.As(err, &start):
+		r.dirty = false // the machine has dropped it
+	default:
+		r.end()
+	}
+	return err
+}
+
+// start makes sure that there is a machine with all of the chain that is large enough for a process.
+func (r *root) start(ctx context.Context, p executor.Process, paths []string) error {
+	size := r.e.options.Memory
+	for size < p.Limits.Memory+ownMemory && p.Limits.Memory > 0 {
+		size *= 2
+	}
+	if r.m != nil && !r.dirty && (r.memory < size || r.depth >= maxLayers) {
+		r.end()
+	}
+	if r.m != nil && r.memory < size {
+		return errors.New("a step's later process needs more memory than the machine of its first one has")
+	}
+	if r.m != nil {
+		lacks := make([]string, len(r.lacks))
+		for i, d := range r.lacks {
+			lacks[i] = r.e.options.Store.LayerPath(d)
+		}
+		return r.attach(ctx, lacks)
+	}
+	m, err := r.e.machine(ctx, size)
+	if err != nil {
+		return err
+	}
+	r.m, r.memory, r.depth, r.dirty = m, size, 0, false
+	seed := make([]byte, 64)
+	_, _ = rand.Read(seed) // never fails
+	if _, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, nil); err != nil {
+		return err
+	}
+	if len(paths) == 0 {
+		paths = []string{r.e.empty}
+	}
+	return r.attach(ctx, paths)
+}
+
+// attach gives the machine more layers.
+func (r *root) attach(ctx context.Context, paths []string) error {
+	if len(paths) > 0 {
+		var list []*layerMeta
+		var numbers []int
+		for i, p := range paths {
+			l, err := r.e.meta(p)
+			if err != nil {
+				return err
+			}
+			list, numbers = append(list, l), append(numbers, i)
+		}
+		if _, err := r.attachImage(ctx, list, wire.Attach{Layers: numbers, Keep: true}); err != nil {
+			return err
+		}
+	}
+	r.depth += len(paths)
+	r.lacks = nil
+	return nil
+}
+
+func (r *root) attachImage(ctx context.Context, list []*layerMeta, a wire.Attach) (offset int64, err error) {
+	img, err := newImage(list)
+	if err != nil {
+		return 0, err
+	}
+	if offset, err = r.m.layers.add(img); err != nil {
+		return 0, err
+	}
+	a.Offset, a.Size = offset, img.size
+	_, err = r.m.ask(ctx, wire.Request{Attach: &a}, nil)
+	return offset, err
+}
+
+// end ends the machine.
+func (r *root) end() {
+	if r.m != nil {
+		r.e.end(r.m)
+		r.m = nil
+	}
+	r.dirty, r.lacks, r.depth = false, nil, 0
+}
+
+// run runs a process in the machine.
+func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err error) {
+	c, err := r.openCaches(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, c.close(keepsCaches(err))) }()
+	if err := r.attachCaches(ctx, c); err != nil {
+		return err
+	}
+	req := wire.Run{Process: p, Caches: c.wire(), Input: p.Stdin != nil}
+	req.Process.Stdin = nil
+	in, err := openInput(p, r.m.input)
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	if p.Terminal {
+		out = p.Stdin
+		req.Rows, req.Cols = in.size()
+	}
+	limited, stop := ctx, context.CancelFunc(func() {})
+	if p.Limits.Timeout > 0 {
+		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout+timeoutGrace)
+	}
+	defer stop()
+	if err := r.m.network(ctx, p.Network == executor.NetworkHost); err != nil {
+		return err
+	}
+	reply, err := r.m.ask(limited, wire.Request{Run: &req}, func(k wire.Kind, b []byte) error {
+		switch k {
+		case wire.KindOutput:
+			if _, err := out.Write(b); err != nil {
+				return fmt.Errorf("write the log: %w", err)
+			}
+			return nil
+		case wire.KindInput:
+			return in.end()
+		}
+		return c.frame(ctx, k, b)
+	})
+	switch {
+	case err != nil && ctx.Err() == nil && limited.Err() != nil:
+		return &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
+	case err != nil:
+		return err
+	case reply.Start != "":
+		return &executor.StartError{Msg: reply.Start}
+	case reply.Exit != nil:
+		if reply.Exit.Reason == executor.OOM && p.Limits.Memory == 0 {
+			reply.Exit.Limit = units.BytesSize(float64(r.memory)) + ", all of its virtual machine"
+		}
+		return reply.Exit
+	}
+	return nil
+}
+
+// keepsCaches reports whether a process came to its own end, be it a bad one.
+func keepsCaches(err error) bool {
+	var exit *executor.ExitError
+	return err == nil || errors.As(err, &exit)
+}
+
+// network connects the machine to the host's network, or takes the cable out.
+func (m *machine) network(ctx context.Context, on bool) error {
+	if on == m.online {
+		return nil
+	}
+	m.online = on
+	return m.qmp.call(ctx, "set_link", map[string]any{"name": "nic", "up": on}, nil)
+}
+
+// A receiver unpacks a tar that comes in frames.
+type receiver struct {
+	dir  string // in the store's TempDir; the tree is its "fs"
+	pipe *io.PipeWriter
+	done chan error
+}
+
+func (e *Executor) receive(ctx context.Context) (*receiver, error) {
+	dir, err := os.MkdirTemp(e.tmp, "change-")
+	if err != nil {
+		return nil, err
+	}
+	in, out := io.Pipe()
+	r := &receiver{dir: dir, pipe: out, done: make(chan error, 1)}
+	go func() {
+		err := layers.ReadChange(ctx, in, r.fs(), layers.Limits{})
+		in.CloseWithError(cmp.Or(err, io.ErrClosedPipe))
+		r.done <- err
+	}()
+	return r, nil
+}
+
+func (r *receiver) fs() string { return filepath.Join(r.dir, "fs") }
+
+// frame takes a frame of the tar; the empty one is its end.
+func (r *receiver) frame(b []byte) (ended bool, err error) {
+	if len(b) > 0 {
+		_, err := r.pipe.Write(b)
+		return false, err
+	}
+	r.pipe.Close()
+	err = <-r.done
+	r.done <- err
+	return true, err
+}
+
+// abort ends it, whatever has come, and removes it.
+func (r *receiver) abort(e *Executor) {
+	r.pipe.CloseWithError(io.ErrUnexpectedEOF)
+	<-r.done
+	_ = e.options.Store.Trash(r.dir)
+}
+
+// fetch asks for a change and unpacks it; "" says that there is none. The caller has the directory then.
+func (r *root) fetch(ctx context.Context, req wire.Request) (dir string, err error) {
+	in, err := r.e.receive(ctx)
+	if err != nil {
+		return "", err
+	}
+	ended := false
+	reply, err := r.m.ask(ctx, req, func(k wire.Kind, b []byte) error {
+		if k != wire.KindTar || ended {
+			return fmt.Errorf("the machine's agent sends %q out of place", k)
+		}
+		var err error
+		ended, err = in.frame(b)
+		return err
+	})
+	if err == nil && reply.Changed != ended {
+		err = errors.New("the machine's agent has sent half of a change")
+	}
+	if err != nil || !ended {
+		in.abort(r.e)
+		return "", err
+	}
+	return in.dir, nil
+}
+
+// Freeze makes the change a layer.
+func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
+	if err := r.closeTree(); err != nil {
+		return nil, err
+	}
+	if !r.dirty {
+		return change{}, nil
+	}
+	r.dirty = false // whatever comes: the machine drops what it cannot freeze
+	dir, err := r.fetch(ctx, wire.Request{Freeze: &wire.Freeze{}})
+	if err != nil {
+		if !r.m.alive() || r.m.failed() {
+			r.end()
+		}
+		return nil, err
+	}
+	if dir == "" {
+		return change{}, nil
+	}
+	name, err := r.e.options.Store.CommitLayer(dir, "")
+	if err != nil {
+		r.end()
+		return nil, err
+	}
+	r.dirs = append(r.dirs, name)
+	r.depth++
+	return change{layers.Layer{Dir: name}}, nil
+}
+
+// Add puts a layer on top.
+func (r *root) Add(_ context.Context, l layers.Layer) error {
+	if r.dirty {
+		return errors.New("a layer was added to a root with changes that were not frozen")
+	}
+	if err := r.closeTree(); err != nil {
+		return err
+	}
+	if !l.IsZero() {
+		r.pending = append(r.pending, l)
+	}
+	return nil
+}
+
+// Files mounts the present files for reading, on the host.
+func (r *root) Files(ctx context.Context) (layers.Tree, error) {
+	if r.tree != nil {
+		return r.tree, nil
+	}
+	paths, err := r.chain(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if r.dirty {
+		if r.copy, err = r.fetch(ctx, wire.Request{Export: &wire.Export{}}); err != nil {
+			return nil, err
+		}
+		paths = append(paths, filepath.Join(r.copy, "fs"))
+	}
+	if len(paths) == 0 {
+		paths = []string{r.e.empty}
+	}
+	if r.tree, err = rootfs.OpenTree(r.e.void, paths); err != nil {
+		return nil, errors.Join(err, r.closeTree())
+	}
+	return r.tree, nil
+}
+
+func (r *root) closeTree() error {
+	var err error
+	if r.tree != nil {
+		err = r.tree.Close()
+		r.tree = nil
+	}
+	if r.copy != "" {
+		err = errors.Join(err, r.e.options.Store.Trash(r.copy))
+		r.copy = ""
+	}
+	return err
+}
+
+// Close forgets what was not frozen.
+func (r *root) Close() error {
+	r.end()
+	return r.closeTree()
+}
+
+// A change is a committed layer directory: it needs nothing of its root.
+type change struct{ layer layers.Layer }
+
+func (c change) Layer(context.Context) (layers.Layer, error) { return c.layer, nil }
+func (c change) Close() error                                { return nil }

@@ -1,0 +1,255 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/layers"
+)
+
+func (g Guest) orDefault() Guest {
+	if g.User == "" {
+		g.User = "root"
+	}
+	if g.Port == 0 {
+		g.Port = 22
+	}
+	if g.BootTime == 0 {
+		g.BootTime = defaultBootTime
+	}
+	return g
+}
+
+// A shellGuest is a Linux machine behind ssh.
+type shellGuest struct {
+	client *ssh.Client
+	sudo   string
+}
+
+// signer reads the private key.
+func (g Guest) signer() (ssh.Signer, error) {
+	if g.Key == "" {
+		return nil, errors.New("a disk image is reached by ssh: give the private key with --qemu-ssh-key")
+	}
+	b, err := os.ReadFile(g.Key)
+	if err != nil {
+		return nil, err
+	}
+	s, err := ssh.ParsePrivateKey(b)
+	if err != nil {
+		return nil, fmt.Errorf("private key %s: %w", g.Key, err)
+	}
+	return s, nil
+}
+
+// dial waits until sshd lets obx in. The machine's host key means nothing: nobody else listens on the port, and the disk is
+// where the key comes from.
+func (g Guest) dial(ctx context.Context, addr string, ended <-chan struct{}) (*shellGuest, error) {
+	key, err := g.signer()
+	if err != nil {
+		return nil, err
+	}
+	config := &ssh.ClientConfig{
+		User: g.User, Auth: []ssh.AuthMethod{ssh.PublicKeys(key)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 30 * time.Second,
+	}
+	deadline := time.Now().Add(g.BootTime)
+	var last error
+	for wait := 50 * time.Millisecond; time.Now().Before(deadline); wait = min(2*wait, time.Second) {
+		client, err := dialSSH(ctx, addr, config)
+		if err == nil {
+			s := &shellGuest{client: client}
+			if g.User != "root" {
+				s.sudo = "sudo -n -- "
+			}
+			return s, nil
+		}
+		last = err
+		if strings.Contains(err.Error(), "unable to authenticate") {
+			return nil, fmt.Errorf("log in to the machine as %s: %w", g.User, err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-ended:
+			return nil, errMonitor
+		case <-time.After(wait):
+		}
+	}
+	return nil, &bootError{limit: g.BootTime, console: fmt.Sprintf("(no answer by ssh: %v)", last)}
+}
+
+func dialSSH(ctx context.Context, addr string, config *ssh.ClientConfig) (*ssh.Client, error) {
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	// QEMU accepts before anybody listens in the guest.
+	_ = conn.SetDeadline(time.Now().Add(config.Timeout))
+	c, chans, reqs, err := ssh.NewClientConn(conn, addr, config)
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	_ = conn.SetDeadline(time.Time{})
+	return ssh.NewClient(c, chans, reqs), nil
+}
+
+// quote quotes a word for the guest's shell.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// run runs a script of the guest's shell as root. Its error is *ssh.ExitError if the script failed.
+func (g *shellGuest) run(ctx context.Context, script string, in io.Reader, out io.Writer) error {
+	s, err := g.client.NewSession()
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	one := &oneWriter{w: out}
+	s.Stdin, s.Stdout, s.Stderr = in, one, one
+	err = s.Run(g.sudo + "/bin/sh -c " + quote(script))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errors.Join(one.err, err)
+}
+
+// quiet runs a script of obx's own.
+func (g *shellGuest) quiet(ctx context.Context, script string, in io.Reader) (string, error) {
+	var out tail
+	err := g.run(ctx, script, in, &out)
+	if err != nil {
+		err = fmt.Errorf("in the machine: %w: %s", err, lastLines(out.String(), 3))
+	}
+	return out.String(), err
+}
+
+// script is a process as a command line of the guest's shell, which does not return.
+func (g *shellGuest) script(p executor.Process) string {
+	var b strings.Builder
+	dir := quote(p.Dir)
+	fmt.Fprintf(&b, "mkdir -p %s && cd %s || exit 125; umask 022; exec ", dir, dir)
+	if p.UID != 0 || p.GID != 0 {
+		fmt.Fprintf(&b, "setpriv --reuid=%d --regid=%d --clear-groups ", p.UID, p.GID)
+	}
+	b.WriteString("env -i")
+	home := true
+	for _, v := range p.Env {
+		b.WriteString(" " + quote(v))
+		home = home && !strings.HasPrefix(v, "HOME=")
+	}
+	if home {
+		h := "/"
+		if p.UID == 0 {
+			h = "/root"
+		}
+		b.WriteString(" HOME=" + h)
+	}
+	for _, a := range p.Argv {
+		b.WriteString(" " + quote(a))
+	}
+	return b.String()
+}
+
+// exitOf tells how a process ended.
+func exitOf(err error) error {
+	var exit *ssh.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if s := exit.Signal(); s != "" {
+		return &executor.ExitError{Reason: executor.Signaled, Signal: signalNumber(s)}
+	}
+	// A shell that became the process says so with 128 more, as everybody's does.
+	return &executor.ExitError{Reason: executor.Exited, Code: exit.ExitStatus()}
+}
+
+func signalNumber(name string) int {
+	for n, s := range []string{1: "HUP", 2: "INT", 3: "QUIT", 4: "ILL", 6: "ABRT", 8: "FPE", 9: "KILL", 10: "USR1", 11: "SEGV", 12: "USR2", 13: "PIPE", 14: "ALRM", 15: "TERM"} {
+		if s == name {
+			return n
+		}
+	}
+	if n, err := strconv.Atoi(name); err == nil {
+		return n
+	}
+	return 9
+}
+
+// A oneWriter takes both of a session's streams and remembers the first error, which package ssh drops.
+type oneWriter struct {
+	w   io.Writer
+	err error
+}
+
+func (o *oneWriter) Write(p []byte) (int, error) {
+	if o.w == nil || o.err != nil {
+		return len(p), nil
+	}
+	if _, err := o.w.Write(p); err != nil {
+		o.err = fmt.Errorf("write the log: %w", err)
+	}
+	return len(p), nil
+}
+
+// mounts puts secrets and caches in their places, and returns the script that takes them away. Secrets lie on a tmpfs.
+func (g *shellGuest) mounts(ctx context.Context, list []executor.Mount) (undo string, err error) {
+	for i, m := range list {
+		target := path.Clean(m.Target)
+		if !path.IsAbs(target) || target == "/" {
+			return undo, &executor.StartError{Msg: fmt.Sprintf("cannot mount on %q", m.Target)}
+		}
+		// What is made for the mount goes with it: "made" is the topmost directory that was not there.
+		made := fmt.Sprintf("/run/obx/made%d", i)
+		prepare := fmt.Sprintf("set -e; mkdir -p /run/obx; d=%s; top=; while [ ! -e \"$d\" ]; do top=$d; d=${d%%/*}; [ -n \"$d\" ] || d=/; done; printf %%s \"$top\" > %s; ", quote(target), made)
+		undo = fmt.Sprintf("umount %s; t=$(cat %s); [ -z \"$t\" ] || rm -rf \"$t\"; rm -f %s; ", quote(target), made, made) + undo
+		var in io.Reader
+		if m.Secret != nil {
+			mode := m.Secret.Mode.Perm()
+			if mode == 0 {
+				mode = 0o644
+			}
+			file := fmt.Sprintf("/run/obx/secret%d", i)
+			prepare += fmt.Sprintf("mkdir -p %s; [ -e %s ] || : > %s; umask 077; cat > %s; chmod %o %s; mount --bind %s %s; mount -o remount,bind,ro %s",
+				quote(path.Dir(target)), quote(target), quote(target), file, mode, file, file, quote(target), quote(target))
+			undo += "rm -f " + file + "; "
+			in = strings.NewReader(string(m.Secret.Data))
+		} else {
+			prepare += fmt.Sprintf("mkdir -p %s; mount -t tmpfs -o nosuid,nodev,mode=755 cache %s", quote(target), quote(target))
+		}
+		if _, err := g.quiet(ctx, prepare, in); err != nil {
+			return undo, err
+		}
+	}
+	return undo, nil
+}
+
+// add unpacks a layer in the guest: what it hides goes first.
+func (g *shellGuest) add(ctx context.Context, dir string) error {
+	hidden, err := hiddenBy(dir)
+	if err != nil {
+		return err
+	}
+	in, out := io.Pipe()
+	go func() { out.CloseWithError(layers.WriteChange(ctx, out, dir)) }()
+	defer in.Close()
+	script := hidden + "tar -C / -x -p -f - --numeric-owner --same-owner --xattrs --xattrs-include='*' --keep-directory-symlink --exclude='.wh.*'"
+	if _, err := g.quiet(ctx, script, in); err != nil {
+		return fmt.Errorf("copy files into the machine: %w", err)
+	}
+	return nil
+}

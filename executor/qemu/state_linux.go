@@ -1,0 +1,288 @@
+package qemu
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// stateDir is where the store keeps saved machines: qemu/state/KEY/{memory,disk,devices}. A state appears by one rename, and
+// is as good as lost after a power cut: then it is made again.
+const stateDir = "qemu/state"
+
+// maxStateAge is how long a state is kept that nobody uses.
+const maxStateAge = 30 * 24 * time.Hour
+
+// A savedState is a machine whose agent has greeted.
+type savedState struct{ dir string }
+
+func (s *savedState) memory() string  { return filepath.Join(s.dir, "memory") }
+func (s *savedState) disk() string    { return filepath.Join(s.dir, "disk") }
+func (s *savedState) devices() string { return filepath.Join(s.dir, "devices") }
+
+// stateKey names everything that a state depends on.
+func (e *Executor) stateKey(h hardware) (string, error) {
+	sum := sha256.New()
+	info, err := os.Stat(h.qemu)
+	if err != nil {
+		return "", err
+	}
+	host := ""
+	if h.accel == "kvm" { // the processor's features are part of the machine
+		b, err := os.ReadFile("/proc/cpuinfo")
+		if err != nil {
+			return "", err
+		}
+		host = firstProcessor(string(b))
+	}
+	b, _ := boardOf(h)
+	fmt.Fprintf(sum, "1\n%s %d %v\n%s %s %d %d\n%+v\n%s\n", h.qemu, info.Size(), info.ModTime().UTC(), h.arch, h.accel, h.memory, h.cpus, b, host)
+	// A file may be short after a power cut.
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	sum.Write(id)
+	for _, name := range []string{h.kernel, h.initrd} {
+		f, err := os.Open(name)
+		if err != nil {
+			return "", err
+		}
+		_, err = io.Copy(sum, f)
+		f.Close()
+		if err != nil {
+			return "", err
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil))[:32], nil
+}
+
+// firstProcessor is what cpuinfo says of the first, less what changes.
+func firstProcessor(info string) string {
+	var m, f string
+	for line := range strings.SplitSeq(info, "\n") {
+		switch {
+		case line == "":
+			return m + f
+		case strings.HasPrefix(line, "model"):
+			m += line
+		case strings.HasPrefix(line, "flags"), strings.HasPrefix(line, "Features"), strings.HasPrefix(line, "microcode"):
+			f += line
+		}
+	}
+	return m + f
+}
+
+// state finds the saved machine of a size, or makes it. It is nil where machines are not saved.
+func (e *Executor) state(ctx context.Context, memory int64) (*savedState, error) {
+	if e.options.NoState {
+		return nil, nil
+	}
+	e.saving.Lock()
+	defer e.saving.Unlock()
+	if s, ok := e.states[memory]; ok {
+		return s, nil
+	}
+	h := e.hardware(memory)
+	key, err := e.stateKey(h)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(e.options.Store.Dir(), stateDir, key)
+	s := &savedState{dir}
+	if _, err := os.Stat(s.devices()); err != nil {
+		if err := e.save(ctx, h, dir); err != nil {
+			if ctx.Err() == nil {
+				e.states[memory] = nil // once is enough
+			}
+			return nil, err
+		}
+		e.dropOldStates()
+	}
+	now := time.Now()
+	_ = os.Chtimes(dir, now, now)
+	e.states[memory] = s
+	return s, nil
+}
+
+// forgetState drops a state that does not work.
+func (e *Executor) forgetState(memory int64, s *savedState) {
+	e.saving.Lock()
+	defer e.saving.Unlock()
+	if e.states[memory] == s {
+		e.states[memory] = nil
+		_ = e.options.Store.Trash(s.dir)
+	}
+}
+
+func (e *Executor) dropOldStates() {
+	dirs, _ := filepath.Glob(filepath.Join(e.options.Store.Dir(), stateDir, "*"))
+	for _, d := range dirs {
+		if info, err := os.Stat(d); err == nil && time.Since(info.ModTime()) > maxStateAge {
+			_ = e.options.Store.Trash(d)
+		}
+	}
+}
+
+// save boots a machine and saves it as dir.
+func (e *Executor) save(ctx context.Context, h hardware, dir string) (err error) {
+	tmp, err := os.MkdirTemp(e.tmp, "state-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	s := &savedState{tmp}
+	memoryFile, err := os.OpenFile(s.memory(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer memoryFile.Close()
+	if err := errors.Join(memoryFile.Chmod(0o666), memoryFile.Truncate(h.memory)); err != nil {
+		return err
+	}
+	devices, err := os.OpenFile(s.devices(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer devices.Close()
+	disk, err := os.OpenFile(s.disk(), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer disk.Close()
+	if err := errors.Join(disk.Chmod(0o666), copySparse(disk, e.scratch)); err != nil {
+		return err
+	}
+	m, err := e.start(h, machineFiles{memory: memory{file: memoryFile, share: true}, scratch: disk})
+	if err != nil {
+		return err
+	}
+	defer e.end(m)
+	if err := m.hello(ctx, e.options.BootTimeout); err != nil {
+		return err
+	}
+	if err := m.save(ctx, devices); err != nil {
+		return fmt.Errorf("save a machine: %w", err)
+	}
+	// QEMU opens it again for each machine, and maps it privately.
+	if err := os.Chmod(tmp, 0o700); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp, dir); err != nil {
+		if _, serr := os.Stat(dir); serr == nil { // another was faster
+			return nil
+		}
+		return err
+	}
+	return nil
+}
+
+// ignoreShared leaves memory out of a migration that both sides have in the same file.
+var ignoreShared = map[string]any{"capabilities": []map[string]any{{"capability": "x-ignore-shared", "state": true}}}
+
+// save writes all of a machine but its memory.
+func (m *machine) save(ctx context.Context, devices *os.File) error {
+	if err := m.qmp.call(ctx, "stop", nil, nil); err != nil {
+		return err
+	}
+	if err := m.qmp.call(ctx, "migrate-set-capabilities", ignoreShared, nil); err != nil {
+		return err
+	}
+	if err := m.qmp.callWith(ctx, devices, "getfd", map[string]any{"fdname": "state"}, nil); err != nil {
+		return err
+	}
+	if err := m.qmp.call(ctx, "migrate", map[string]any{"uri": "fd:state"}, nil); err != nil {
+		return err
+	}
+	return m.migrated(ctx)
+}
+
+// migrationPatience is for what takes a tenth of a second.
+const migrationPatience = 30 * time.Second
+
+// migrated waits for the end of a migration.
+func (m *machine) migrated(ctx context.Context) error {
+	limit := time.After(migrationPatience)
+	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
+		var info struct {
+			Status string
+			Desc   string `json:"error-desc"`
+		}
+		if err := m.qmp.call(ctx, "query-migrate", nil, &info); err != nil {
+			return err
+		}
+		switch info.Status {
+		case "completed":
+			return nil
+		case "failed", "cancelled":
+			return fmt.Errorf("migration %s: %s", info.Status, info.Desc)
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.ended:
+			return m.why(errMonitor)
+		case <-limit:
+			return errors.New("the migration does not end")
+		}
+	}
+}
+
+// restore starts a machine that goes on from a state.
+func (e *Executor) restore(ctx context.Context, size int64, s *savedState) (_ *machine, err error) {
+	memoryFile, err := os.Open(s.memory())
+	if err != nil {
+		return nil, err
+	}
+	defer memoryFile.Close()
+	devices, err := os.Open(s.devices())
+	if err != nil {
+		return nil, err
+	}
+	defer devices.Close()
+	scratch, err := e.newScratch(s.disk())
+	if err != nil {
+		return nil, err
+	}
+	defer scratch.Close()
+	m, err := e.start(e.hardware(size), machineFiles{memory: memory{file: memoryFile}, state: devices, scratch: scratch})
+	if err != nil {
+		return nil, err
+	}
+	if err := m.goOn(ctx, devices); err != nil {
+		e.end(m)
+		return nil, err
+	}
+	return m, nil
+}
+
+func (m *machine) goOn(ctx context.Context, devices *os.File) error {
+	if err := m.unlock(ctx); err != nil {
+		return err
+	}
+	if err := m.qmp.call(ctx, "migrate-set-capabilities", ignoreShared, nil); err != nil {
+		return err
+	}
+	if err := m.qmp.callWith(ctx, devices, "getfd", map[string]any{"fdname": "state"}, nil); err != nil {
+		return err
+	}
+	if err := m.qmp.call(ctx, "migrate-incoming", map[string]any{"uri": "fd:state"}, nil); err != nil {
+		return err
+	}
+	if err := m.migrated(ctx); err != nil {
+		return err
+	}
+	return m.qmp.call(ctx, "cont", json.RawMessage("{}"), nil)
+}
