@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -192,44 +190,5 @@ build.spec:1:20: "d/Make" and "d/make" cannot both be copied: Windows takes thei
 build.spec:1:20: "e/É" and "e/é" cannot both be copied: Windows takes their names for the same`
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
-	}
-}
-
-// A real directory, through os.Root: links that lead out are never followed.
-func TestRealDirectory(t *testing.T) {
-	outside, dir := t.TempDir(), t.TempDir()
-	if err := os.WriteFile(filepath.Join(outside, "secret"), []byte("s"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(
-		os.MkdirAll(filepath.Join(dir, "d", "sub"), 0o755),
-		os.WriteFile(filepath.Join(dir, "d", "sub", "x"), []byte("x"), 0o755),
-		os.Symlink(outside, filepath.Join(dir, "out")),
-		os.Symlink(outside, filepath.Join(dir, "d", "out")),
-	); err != nil {
-		t.Fatal(err)
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer root.Close()
-	sources, err := keys.HashSources(context.Background(), root.FS(), &spec.Copy{Src: []string{"."}}, options(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	want := fmt.Sprintf(`dir ""
-  dir "d"
-    link "out" %[1]s
-    dir "sub"
-      exec "x"
-  link "out" %[1]s
-`, outside)
-	if got := show("", sources[0].Node); got != want {
-		t.Errorf("got\n%swant\n%s", got, want)
-	}
-	_, err = keys.HashSources(context.Background(), root.FS(), &spec.Copy{Src: []string{"out/secret"}}, options(nil))
-	if err == nil || err.Error() != `source "out/secret": "out" is a link, not a directory` {
-		t.Error(err)
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"time"
 
 	"github.com/containerd/containerd/v2/client"
@@ -44,16 +42,13 @@ func (o Options) complete() Options {
 // connect reaches the containerd that the options name.
 func connect(ctx context.Context, o Options) (*daemon, error) {
 	fail := func(err error) (*daemon, error) { return nil, fmt.Errorf("reach containerd at %s: %w", o.Address, err) }
-	if _, err := os.Stat(o.Address); errors.Is(err, fs.ErrNotExist) {
-		return fail(fmt.Errorf("nothing is there: %s", howToStart))
-	}
 	c, err := client.New(o.Address, client.WithTimeout(connectPatience), client.WithDefaultRuntime(runtimeName))
 	if err != nil {
 		return fail(err)
 	}
 	d := &daemon{client: c, snaps: c.SnapshotService(o.Snapshotter)}
 	if d.version, err = d.await(ctx); err != nil {
-		return fail(errors.Join(err, c.Close()))
+		return fail(errors.Join(fmt.Errorf("%w: %s", err, howToStart), c.Close()))
 	}
 	return d, nil
 }

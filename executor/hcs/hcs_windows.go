@@ -43,6 +43,9 @@ type Executor struct {
 	closed  atomic.Bool
 }
 
+// idPrefix begins the names of containers and endpoints; the run's follows.
+const idPrefix = "hcs-"
+
 // windows is what the executor asks of the system beside containerd. Tests have another one.
 type windows struct {
 	hcn     hcn
@@ -105,7 +108,7 @@ func (e *Executor) removeDead(ctx context.Context) error {
 		return err
 	}
 	for _, r := range dead {
-		if err := errors.Join(e.d.end(ctx, r.name()), removeNetworks(e.windows.hcn, r.name())); err != nil {
+		if err := errors.Join(e.d.end(ctx, r.name()), removeNetworks(e.windows.hcn, idPrefix+r.name())); err != nil {
 			_ = r.lock.Close()
 			continue
 		}
@@ -177,7 +180,7 @@ func (c containers) run(ctx context.Context, p executor.Process, mounts []mount.
 	if p.Terminal {
 		return errors.New("terminals are not supported for Windows containers")
 	}
-	id := "hcs-" + e.run.name() + "-" + strconv.FormatInt(e.ids.Add(1), 10)
+	id := idPrefix + e.run.name() + "-" + strconv.FormatInt(e.ids.Add(1), 10)
 	dir := filepath.Join(e.run.dir, id)
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err

@@ -10,7 +10,6 @@ import (
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -56,7 +55,7 @@ func (d *daemon) do(ctx context.Context, j *job) (status uint32, err error) {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	streams := newStreams(j, stop)
-	task, err := c.NewTask(clean, cio.NewCreator(streams.options(j)...), client.WithRootFS(j.rootfs))
+	task, err := c.NewTask(clean, streams.creator(j), client.WithRootFS(j.rootfs))
 	if err != nil {
 		return 0, createError{err}
 	}
@@ -113,18 +112,6 @@ func newStreams(j *job, failed func()) *streams {
 		s.in = &input{r: j.stdin, end: make(chan struct{})}
 	}
 	return s
-}
-
-func (s *streams) options(j *job) []cio.Opt {
-	var stdin io.Reader
-	if s.in != nil {
-		stdin = s.in
-	}
-	opts := []cio.Opt{cio.WithStreams(stdin, s.out, s.out), cio.WithFIFODir(j.fifos)}
-	if j.resize != nil {
-		opts = append(opts, cio.WithTerminal)
-	}
-	return opts
 }
 
 // serve passes on the end of the input, and the terminal's size.
