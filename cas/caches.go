@@ -277,6 +277,10 @@ func (c *CacheMount) commit(upper string, flatten func(dst string, dirs []string
 	if err := c.add(top, below); err != nil {
 		return errors.Join(err, c.store.discard(top))
 	}
+	// Where an epoch cannot be recognised, only what is durable is a generation: tidy would remove it.
+	if err := c.store.settle(); err != nil {
+		return err
+	}
 	return c.tidy()
 }
 

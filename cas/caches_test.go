@@ -294,3 +294,15 @@ func TestPruneCaches(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
+
+// TestCachesWithoutEpochs has a store on a system that cannot tell boots apart: every one but Linux.
+func TestCachesWithoutEpochs(t *testing.T) {
+	s := openStore(t, t.TempDir())
+	s.epoch = ""
+	for i, want := range []string{"a", "a b"} {
+		use(t, s, "c", string(rune('a'+i)))
+		if got := contents(t, s, "c"); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}

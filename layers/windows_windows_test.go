@@ -76,9 +76,9 @@ func TestWindowsCopyByBackuptar(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		name, size, info, err := backuptar.FileInfoFromHeader(h)
-		if err != nil {
-			t.Fatalf("%s: %v", h.Name, err)
+		name, size, info, ferr := backuptar.FileInfoFromHeader(h)
+		if ferr != nil {
+			t.Fatalf("%s: %v", h.Name, ferr)
 		}
 		if name != h.Name || size != h.Size || info.FileAttributes&winDirectory != 0 != (h.Typeflag == tar.TypeDir || name == "Files/new/d/todir") {
 			t.Errorf("%s: %s, %d, %+v", h.Name, name, size, info)
@@ -86,9 +86,9 @@ func TestWindowsCopyByBackuptar(t *testing.T) {
 		if h.ModTime.Unix() != 0 && info.LastWriteTime.Nanoseconds() != h.ModTime.UnixNano() {
 			t.Errorf("%s: time %d, want %d", name, info.LastWriteTime.Nanoseconds(), h.ModTime.UnixNano())
 		}
-		sd, err := backuptar.SecurityDescriptorFromTarHeader(h)
-		if err != nil || base64.StdEncoding.EncodeToString(sd) != h.PAXRecords[winSecurity] {
-			t.Errorf("%s: security descriptor %x, %v", name, sd, err)
+		sd, ferr := backuptar.SecurityDescriptorFromTarHeader(h)
+		if ferr != nil || base64.StdEncoding.EncodeToString(sd) != h.PAXRecords[winSecurity] {
+			t.Errorf("%s: security descriptor %x, %v", name, sd, ferr)
 		}
 		if h.Typeflag == tar.TypeSymlink {
 			point, err := winio.DecodeReparsePoint(backuptar.EncodeReparsePointFromTarHeader(h))
@@ -98,7 +98,10 @@ func TestWindowsCopyByBackuptar(t *testing.T) {
 		}
 		var stream bytes.Buffer
 		regular := h.Typeflag == tar.TypeReg
-		h, err = backuptar.WriteBackupStreamFromTarFile(&stream, r, h) // and the next header
+		h, err = backuptar.WriteBackupStreamFromTarFile(&stream, r, h) // and the next header, or io.EOF
+		if err != nil && err != io.EOF {
+			t.Fatalf("%s: %v", name, err)
+		}
 		if regular && !bytes.Contains(stream.Bytes(), from[name[len("Files/new/"):]].Data) {
 			t.Errorf("%s: stream %q", name, stream.Bytes())
 		}
