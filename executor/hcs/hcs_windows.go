@@ -134,7 +134,10 @@ func (e *Executor) unmountAll(dir string) error {
 }
 
 // Platform is this computer's, with the version of its Windows.
-func (e *Executor) Platform() ocispec.Platform { return platforms.DefaultSpec() }
+func Platform() ocispec.Platform { return platforms.DefaultSpec() }
+
+// Platform is this computer's.
+func (e *Executor) Platform() ocispec.Platform { return Platform() }
 
 // Open begins a root file system.
 func (e *Executor) Open(_ context.Context, chain []layers.Layer) (executor.Root, error) {
