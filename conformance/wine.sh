@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Runs the tests of what has to be right on Windows as Windows programs, under Wine.
 #
-#   conformance/wine.sh [PACKAGE...]     default: keys, keys/spec, cas, layers, registry, executor/hcs, and plans
+#   conformance/wine.sh [PACKAGE...]     default: keys, keys/spec, layers, executor/hcs, and plans
+#
+# cas and registry are run by name only: several of their tests still expect what Linux alone has.
 #
 # plans is no package: obx.exe has to print the plan, with all keys, that obx prints on Linux for the same platform, of each
 # spec in keys/spec/testdata/realworld.
@@ -15,7 +17,7 @@ cd "$(dirname "$0")/.."
 wine=${OBX_WINE:-${XDG_CACHE_HOME:-$HOME/.cache}/obx-test/wine}
 packages=("$@")
 if [ ${#packages[@]} = 0 ]; then
-	packages=(keys keys/spec cas layers registry executor/hcs plans)
+	packages=(keys keys/spec layers executor/hcs plans)
 fi
 
 if [ "$(id -u)" != 0 ]; then
