@@ -49,9 +49,13 @@ example: $(OBX) deps ## install what is missing, and run examples/hello twice
 test: test-deps ## install what is missing, and run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
 
-lint: ## gofmt, go vet, staticcheck
+wine: test-deps ## run what has to be right on Windows as Windows programs, under Wine
+	conformance/wine.sh
+
+lint: ## gofmt, go vet (for Linux and Windows), staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	go vet ./...
+	GOOS=windows go vet ./...
 	go run $(STATICCHECK) ./...
 
 cross: ## build for the other systems
@@ -66,4 +70,4 @@ clean: ## remove what was built
 	rm -rf bin examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps test-deps example test lint cross bench clean FORCE
+.PHONY: help build deps test-deps example test wine lint cross bench clean FORCE
