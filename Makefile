@@ -76,6 +76,9 @@ example: $(OBX) deps ## install what is missing, and run examples/hello twice
 test: test-deps ## install what is missing, and run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 20m ./...
 
+wine: test-deps ## run what has to be right on Windows as Windows programs, under Wine
+	conformance/wine.sh
+
 agents: ## build the agents of virtual machines again, after a change of what they are made of
 	@for a in $(AGENT_ARCHS); do \
 		GOARCH=$$a $(AGENT_BUILD) -o bin/agent-$$a ./executor/qemu/agent && gzip -9nc bin/agent-$$a > executor/qemu/agents/$$a.gz || exit 1; \
@@ -87,9 +90,10 @@ check-agents: ## see whether the agents are what `make agents` makes
 			{ echo "the agent for $$a is not up to date: run make agents"; exit 1; }; \
 	done
 
-lint: ## gofmt, go vet, staticcheck
+lint: ## gofmt, go vet (for Linux and Windows), staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	go vet ./...
+	GOOS=windows go vet ./...
 	go run $(STATICCHECK) ./...
 
 cross: ## build for the other systems
@@ -104,4 +108,4 @@ clean: ## remove what was built
 	rm -rf bin examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps test-deps test-arm64 example test agents check-agents lint cross bench clean FORCE
+.PHONY: help build deps test-deps test-arm64 example test agents check-agents wine lint cross bench clean FORCE

@@ -18,10 +18,7 @@ import (
 func TestInterchange(t *testing.T) {
 	f := newFleet(t, NewDebian(t))
 	overlay := []string{"--executor", "overlay"}
-	through := func(snapshotter string) []string {
-		return []string{"--executor", "containerd", "--containerd", StartContainerd(t, snapshotter), "--snapshotter", snapshotter}
-	}
-	overlayfs, btrfs := through("overlayfs"), through("btrfs")
+	overlayfs, btrfs := containerdFlags(t, "overlayfs"), containerdFlags(t, "btrfs")
 	for name, test := range map[string][2][]string{
 		"OverlayToContainerd": {overlay, overlayfs},
 		"ContainerdToOverlay": {overlayfs, overlay},
@@ -30,6 +27,11 @@ func TestInterchange(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { interchange(f.with(t), test[0], test[1]) })
 	}
+}
+
+// containerdFlags are the flags of obx that run steps through a containerd of the test's own.
+func containerdFlags(t *testing.T, snapshotter string) []string {
+	return []string{"--executor", "containerd", "--containerd", StartContainerd(t, snapshotter), "--snapshotter", snapshotter}
 }
 
 func interchange(f *fleet, begin, resume []string) {

@@ -53,8 +53,8 @@ const (
 	Both
 )
 
-// Load reads a layer's compressed bytes from r once: verifies blob.Digest and Size, and diffID if not "", and keeps them in the form
-// that is asked for. Files are made while the bytes arrive, with several writers. Nothing is visible unless all of it is right.
+// Load reads a layer's compressed bytes from r once, verifies them, and keeps them in the form that is asked for: by blob.Size, by
+// blob.Digest unless only files are kept, and by diffID if that is not "". Files are made while the bytes arrive, with several writers. Nothing is visible unless all of it is right.
 // Media types: OCI and Docker, tar, gzip, zstd.
 func Load(ctx context.Context, st *cas.Store, blob ocispec.Descriptor, diffID digest.Digest, r io.Reader, form Form, lim Limits) (Layer, error) {
 	fail := func(err error) (Layer, error) { return Layer{}, fmt.Errorf("load layer %s: %w", blob.Digest, err) }
@@ -62,15 +62,18 @@ func Load(ctx context.Context, st *cas.Store, blob ocispec.Descriptor, diffID di
 		return fail(fmt.Errorf("media type %q is not a layer's", blob.MediaType))
 	}
 	var err error
-	var keep *cas.BlobWriter // nil: the bytes are only verified
+	var keep *cas.BlobWriter
+	var to io.Writer // nil: nothing is kept of the bytes, and the diff id alone tells whether the files are right
 	packed := digest.SHA256.Digester()
-	var to io.Writer = packed.Hash()
-	if form != Files {
+	switch {
+	case form != Files:
 		if keep, err = st.NewBlob(); err != nil {
 			return fail(err)
 		}
 		defer keep.Close()
 		to = keep
+	case diffID == "":
+		to = packed.Hash()
 	}
 	l := Layer{Blob: blob, DiffID: diffID}
 	dir := ""
@@ -83,13 +86,13 @@ func Load(ctx context.Context, st *cas.Store, blob ocispec.Descriptor, diffID di
 	if err := l.expand(ctx, &sizedReader{r: r, left: blob.Size}, to, dir, lim); err != nil {
 		return fail(err)
 	}
-	switch d := packed.Digest(); {
+	switch {
 	case keep != nil:
 		if _, _, err := keep.Commit(blob.Digest); err != nil {
 			return fail(err)
 		}
-	case d != blob.Digest:
-		return fail(fmt.Errorf("the bytes have digest %s", d))
+	case to != nil && packed.Digest() != blob.Digest:
+		return fail(fmt.Errorf("the bytes have digest %s", packed.Digest()))
 	}
 	if form != Bytes {
 		if err := l.commit(st, dir); err != nil {
@@ -124,7 +127,7 @@ func Unpack(ctx context.Context, st *cas.Store, l Layer) (Layer, error) {
 	defer discard(st, dir)
 	// The stored bytes are verified when they are stored; the diff id still catches a disk that has changed them.
 	lim := Limits{Bytes: l.Size}
-	if err := l.expand(ctx, f, io.Discard, dir, lim); err != nil {
+	if err := l.expand(ctx, f, nil, dir, lim); err != nil {
 		return fail(err)
 	}
 	if err := l.commit(st, dir); err != nil {
@@ -133,21 +136,26 @@ func Unpack(ctx context.Context, st *cas.Store, l Layer) (Layer, error) {
 	return l, nil
 }
 
-// expand passes compressed bytes on to blob, and meanwhile decompresses, hashes and (into dir/fs, unless dir is "")
+// expand passes compressed bytes on to blob, unless that is nil, and meanwhile decompresses, hashes and (into dir/fs, unless dir is "")
 // unpacks them. It sets DiffID and Size.
 func (l *Layer) expand(ctx context.Context, r io.Reader, blob io.Writer, dir string, lim Limits) error {
 	lim = lim.orDefault()
 	g, ctx := errgroup.WithContext(ctx)
-	packed := newTee(1)
-	g.Go(func() error {
-		_, err := io.Copy(io.MultiWriter(blob, packed), &contextReader{ctx, r})
-		packed.close(err)
-		return err
-	})
+	var in io.Reader = &contextReader{ctx, r}
+	stop := func(error) {}
+	if blob != nil {
+		packed := newTee(1)
+		all := in
+		g.Go(func() error {
+			_, err := io.Copy(io.MultiWriter(blob, packed), all)
+			packed.close(err)
+			return err
+		})
+		in, stop = packed.readers[0], packed.readers[0].close
+	}
 	plain := newTee(2)
 	g.Go(func() (err error) {
-		in := packed.readers[0]
-		defer func() { plain.close(err); in.close(err) }()
+		defer func() { plain.close(err); stop(err) }()
 		z, err := decompress(in)
 		if err != nil {
 			return fmt.Errorf("decompress: %w", err)

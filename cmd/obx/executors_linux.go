@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"os"
+	"runtime"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cas"
@@ -74,4 +76,11 @@ func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	f.qemu.add(cmd)
 	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
 	fixedValues(cmd, "snapshotter", "overlayfs", "btrfs")
+}
+
+const defaultPlatformText = "Linux on this machine's processor"
+
+// defaultPlatform is what is built for unless --platform says otherwise.
+func defaultPlatform() ocispec.Platform {
+	return ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
 }

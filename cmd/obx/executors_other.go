@@ -4,7 +4,9 @@ package main
 
 import (
 	"context"
+	"runtime"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cas"
@@ -27,3 +29,10 @@ var executorKinds = []executorKind{
 }
 
 func (f *executorFlags) addOfPlatform(*cobra.Command) {}
+
+const defaultPlatformText = "Linux on this machine's processor"
+
+// defaultPlatform is what is built for unless --platform says otherwise.
+func defaultPlatform() ocispec.Platform {
+	return ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cas"
@@ -34,3 +35,8 @@ func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	flags.StringVar(&f.isolation, "isolation", "auto", "isolate steps by a `KIND`: process, hyperv, or auto (hyperv where this Windows is too new or old for the image)")
 	fixedValues(cmd, "isolation", "auto", "process", "hyperv")
 }
+
+const defaultPlatformText = "this machine's: Windows, of its version"
+
+// defaultPlatform is what is built for unless --platform says otherwise.
+func defaultPlatform() ocispec.Platform { return hcs.Platform() }

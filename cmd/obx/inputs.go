@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -54,7 +53,7 @@ func (in *inputs) add(cmd *cobra.Command) {
 }
 
 func addPlatform(cmd *cobra.Command, p *string) {
-	cmd.Flags().StringVar(p, "platform", "", "build for a platform: `OS/ARCH[/VARIANT]` (default: Linux on this machine's processor)")
+	cmd.Flags().StringVar(p, "platform", "", "build for a platform: `OS/ARCH[/VARIANT]` (default: "+defaultPlatformText+")")
 	fixedValues(cmd, "platform", "linux/amd64", "linux/arm64", "linux/arm/v7", "linux/386", "linux/ppc64le", "linux/riscv64", "linux/s390x", "windows/amd64")
 }
 
@@ -65,7 +64,7 @@ func addDomain(cmd *cobra.Command, d *string) {
 // parsePlatform reads OS/ARCH[/VARIANT].
 func parsePlatform(s string) (ocispec.Platform, error) {
 	if s == "" {
-		return ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH}, nil
+		return defaultPlatform(), nil
 	}
 	p := strings.Split(s, "/")
 	if len(p) < 2 || len(p) > 3 || slices.Contains(p, "") {

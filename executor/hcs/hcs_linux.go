@@ -64,14 +64,9 @@ func New(ctx context.Context, o Options) (*Executor, error) {
 }
 
 func (e *Executor) start(ctx context.Context, runtime string) error {
-	if err := e.removeDead(ctx); err != nil {
-		return err
-	}
 	var err error
-	if e.run, err = newRunDir(e.options.Store.RunID()); err != nil {
-		return err
-	}
-	if err := e.d.begin(ctx, e.run.name()); err != nil {
+	e.run, err = e.d.start(ctx, e.options.Store.RunID(), func(*runDir) error { return nil })
+	if err != nil {
 		return err
 	}
 	if err := os.WriteFile(e.runtime(), []byte(fmt.Sprintf(wrapper, runtime)), 0o700); err != nil {
@@ -79,22 +74,6 @@ func (e *Executor) start(ctx context.Context, runtime string) error {
 	}
 	e.Machine, err = rootfs.NewMachine(e.options.Store, "hcs-", false, runner{e})
 	return err
-}
-
-// removeDead removes what killed processes have left. What cannot be removed now is left for the next one: it is in nobody's way.
-func (e *Executor) removeDead(ctx context.Context) error {
-	dead, err := deadRuns()
-	if err != nil {
-		return err
-	}
-	for _, r := range dead {
-		if err := e.d.end(ctx, r.name()); err != nil {
-			_ = r.lock.Close()
-			continue
-		}
-		_ = r.remove()
-	}
-	return nil
 }
 
 // wrapper is what containerd's shim calls for an OCI runtime. The shim gives a process one pipe for its output and another for its

@@ -90,35 +90,15 @@ func newExecutor(ctx context.Context, o Options, w windows) (*Executor, error) {
 }
 
 func (e *Executor) start(ctx context.Context) error {
-	if err := e.removeDead(ctx); err != nil {
-		return err
-	}
 	var err error
-	if e.run, err = newRunDir(e.options.Store.RunID()); err != nil {
-		return err
-	}
-	if err := e.d.begin(ctx, e.run.name()); err != nil {
+	e.run, err = e.d.start(ctx, e.options.Store.RunID(), func(r *runDir) error {
+		return errors.Join(removeNetworks(e.windows.hcn, idPrefix+r.name()), e.unmountAll(r.dir))
+	})
+	if err != nil {
 		return err
 	}
 	e.stack = &stacker{d: e.d, store: e.options.Store}
 	return e.stack.prune(ctx, time.Now().Add(-keepUnused))
-}
-
-// removeDead removes what killed processes have left. What cannot be removed now is left for the next one: it is in nobody's way.
-func (e *Executor) removeDead(ctx context.Context) error {
-	dead, err := deadRuns()
-	if err != nil {
-		return err
-	}
-	for _, r := range dead {
-		if err := errors.Join(e.d.end(ctx, r.name()), removeNetworks(e.windows.hcn, idPrefix+r.name())); err != nil {
-			_ = r.lock.Close()
-			continue
-		}
-		_ = e.unmountAll(r.dir)
-		_ = r.remove()
-	}
-	return nil
 }
 
 // unmountAll ends the mounts that a killed process has left in its directory.
@@ -137,7 +117,10 @@ func (e *Executor) unmountAll(dir string) error {
 }
 
 // Platform is this computer's, with the version of its Windows.
-func (e *Executor) Platform() ocispec.Platform { return platforms.DefaultSpec() }
+func Platform() ocispec.Platform { return platforms.DefaultSpec() }
+
+// Platform is this computer's.
+func (e *Executor) Platform() ocispec.Platform { return Platform() }
 
 // Open begins a root file system.
 func (e *Executor) Open(_ context.Context, chain []layers.Layer) (executor.Root, error) {

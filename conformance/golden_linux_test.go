@@ -122,6 +122,13 @@ func TestGolden(t *testing.T) {
 		t.Fatal(err)
 	}
 	g := golden{obx: BuildOBX(t), bases: Bases(t), store: filepath.Join(t.TempDir(), "store")}
+	switch e := os.Getenv("OBX_GOLDEN"); e { // the executor to run them through
+	case "", "overlay":
+	case "containerd":
+		g.flags = containerdFlags(t, "overlayfs")
+	default:
+		t.Fatalf("OBX_GOLDEN is %q, neither overlay nor containerd", e)
+	}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {
 			t.Parallel()
@@ -134,6 +141,7 @@ type golden struct {
 	obx   string
 	bases map[string]string // name in a spec: OCI layout directory
 	store string            // of all cases: each has a domain of its own, and they share the bytes of bases
+	flags []string          // of the executor
 }
 
 var (
@@ -175,7 +183,7 @@ func (g golden) check(t *testing.T, c goldenCase) {
 	for name, dir := range g.bases {
 		args = append(args, "--base", name+"=oci:"+dir+":latest")
 	}
-	args = append(args, c.Args...)
+	args = append(append(args, g.flags...), c.Args...)
 	run := func(more ...string) (stdout, stderr string, exit int) {
 		return g.run(t, tmp, append(slices.Clone(args), more...)...)
 	}
