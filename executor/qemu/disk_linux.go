@@ -147,9 +147,6 @@ func qemuImg(ctx context.Context, args ...string) error {
 
 // Run runs a process.
 func (r *diskRoot) Run(ctx context.Context, p executor.Process, out io.Writer) error {
-	if p.Terminal {
-		return errors.New("there is no terminal in a machine that is reached by ssh: log in to it")
-	}
 	err := r.run(ctx, p, out)
 	if err == nil {
 		r.dirty = true
@@ -177,11 +174,7 @@ func (r *diskRoot) run(ctx context.Context, p executor.Process, out io.Writer) e
 		if p.Limits.Timeout > 0 {
 			limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
 		}
-		var in io.Reader
-		if p.Stdin != nil {
-			in = p.Stdin
-		}
-		err = exitOf(r.guest.run(limited, r.guest.script(p), in, out))
+		err = exitOf(r.guest.process(limited, p, out))
 		if limited.Err() != nil && ctx.Err() == nil {
 			err = &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
 		}
