@@ -346,7 +346,7 @@ func testMemoryLimit(t *testing.T, b *rig) {
 
 func testProcessLimit(t *testing.T, b *rig) {
 	r := b.open(t, b.base)
-	p := script("i=0; while [ $i -lt 40 ]; do sleep 1 & i=$((i+1)); done")
+	p := script("i=0; while [ $i -lt 40 ]; do sleep 30 & i=$((i+1)); done")
 	p.Limits.PIDs = 30
 	if out, err := try(t, r, p); err == nil {
 		t.Errorf("it may have 40 processes: %s", out)

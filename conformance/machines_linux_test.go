@@ -86,10 +86,10 @@ func TestDiskImages(t *testing.T) {
  (copy (src file) (dst /copied/))
  (run (shell "cat /copied/file /one two; rm /one; test ! -e /run/secrets/s"))
  (user (uid 1000) (gid 1000))
- (run (shell "id -u; id -g; test ! -e /one; echo done > /tmp/done"))`
+ (run (shell "id -u; id -g; test ! -e /one; echo done > /var/tmp/done"))`
 	finish := `
  (user (uid 0) (gid 0))
- (run (shell "stat -c '%U %a' /copied/file; cat /tmp/done; mkdir /out; ln -s file /out/link; echo made > /out/file; chmod 4750 /out/file"))`
+ (run (shell "stat -c '%U %a' /copied/file; cat /var/tmp/done; mkdir /out; ln -s file /out/link; echo made > /out/file; chmod 4750 /out/file"))`
 	build := func(steps string) string {
 		return `(` + steps + `)) (from busybox) (shell /bin/sh -c) (copy (from (build vm)) (src /srv) (dst /srv)) (run (shell "cat /srv/dir/two")))`
 	}

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -64,7 +65,8 @@ func TestArchitectures(t *testing.T) {
 				start := time.Now()
 				err = r.Run(t.Context(), executor.Process{Argv: []string{"/program"}, Dir: "/"}, &out)
 				t.Logf("%v", time.Since(start))
-				if err != nil || !strings.HasPrefix(out.String(), "obx agent: ") {
+				var exit *executor.ExitError
+				if !errors.As(err, &exit) || exit.Code != 1 || !strings.HasPrefix(out.String(), "obx agent: ") {
 					t.Errorf("%v: %q", err, out.String())
 				}
 				if err := r.Close(); err != nil {

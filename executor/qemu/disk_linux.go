@@ -147,9 +147,6 @@ func qemuImg(ctx context.Context, args ...string) error {
 
 // Run runs a process.
 func (r *diskRoot) Run(ctx context.Context, p executor.Process, out io.Writer) error {
-	if p.Terminal {
-		return errors.New("there is no terminal in a machine that is reached by ssh: log in to it")
-	}
 	err := r.run(ctx, p, out)
 	if err == nil {
 		r.dirty = true
@@ -177,11 +174,7 @@ func (r *diskRoot) run(ctx context.Context, p executor.Process, out io.Writer) e
 		if p.Limits.Timeout > 0 {
 			limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
 		}
-		var in io.Reader
-		if p.Stdin != nil {
-			in = p.Stdin
-		}
-		err = exitOf(r.guest.run(limited, r.guest.script(p), in, out))
+		err = exitOf(r.guest.process(limited, p, out))
 		if limited.Err() != nil && ctx.Err() == nil {
 			err = &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
 		}
@@ -326,7 +319,7 @@ func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 	}
 	dir := filepath.Dir(filepath.Dir(filepath.Dir(done)))
 	if len(r.files) >= maxChain {
-		if err := r.squash(ctx, done); err != nil {
+		if err := squash(ctx, r.e.tmp, r.files, done); err != nil {
 			return "", err
 		}
 	}
@@ -342,30 +335,37 @@ func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 	return name, nil
 }
 
-// squash makes the topmost file one that has all changes since the base. The machine goes on with the old ones.
-func (r *diskRoot) squash(ctx context.Context, file string) error {
-	dir, err := os.MkdirTemp(r.e.tmp, "squash-")
+// squash makes file, the next of a chain, one that has all changes since the base. Who has it open goes on with the old one.
+func squash(ctx context.Context, tmp string, chain []string, file string) error {
+	dir, err := os.MkdirTemp(tmp, "squash-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
 	// qemu-img follows names: in a directory of links, they are what they are in the image.
-	base := filepath.Base(diskName(0))
-	for i, f := range append(append([]string(nil), r.files...), file) {
+	for i, f := range chain {
 		name := filepath.Base(f)
 		if i == 0 {
-			name = base
+			name = diskName(0)
 		}
 		if err := os.Symlink(f, filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
-	cmd := exec.CommandContext(ctx, "qemu-img", "convert", "-O", "qcow2", "-B", base, "-F", "qcow2", filepath.Base(file), "squashed")
+	top := filepath.Join(dir, filepath.Base(file))
+	if err := copyFile(top, file); err != nil {
+		return err
+	}
+	// Not convert: with a backing file it copies what the topmost file has, and no more.
+	cmd := exec.CommandContext(ctx, "qemu-img", "rebase", "-f", "qcow2", "-F", "qcow2", "-b", diskName(0), filepath.Base(file))
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("qemu-img convert: %w: %s", err, lastLines(string(out), 2))
+		return fmt.Errorf("qemu-img rebase: %w: %s", err, lastLines(string(out), 2))
 	}
-	return os.Rename(filepath.Join(dir, "squashed"), file)
+	if err := os.Chmod(top, 0o644); err != nil {
+		return err
+	}
+	return os.Rename(top, file)
 }
 
 // switchDisk has a machine write to another file from now on.

@@ -1,7 +1,6 @@
 package qemu
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -20,18 +19,36 @@ import (
 // sends exactly one end.
 type input struct {
 	file    *os.File // nil: there is none
+	to      inputEnd
 	saved   *term.State
 	resized chan os.Signal
 	stop    *os.File // closing it stops the reader
 	running sync.WaitGroup
 
 	mu    sync.Mutex
-	port  io.Writer
 	ended bool
 }
 
-func openInput(p executor.Process, port io.Writer) (*input, error) {
-	in := &input{file: p.Stdin, port: port}
+// An inputEnd is where an input goes.
+type inputEnd struct {
+	put    func([]byte) error
+	end    func() error
+	resize func(rows, cols uint16) error // of a terminal
+}
+
+// portInput goes to the agent.
+func portInput(port io.Writer) inputEnd {
+	return inputEnd{
+		put: func(b []byte) error { return wire.Write(port, wire.KindInput, b) },
+		end: func() error { return wire.Write(port, wire.KindInput, nil) },
+		resize: func(rows, cols uint16) error {
+			return wire.WriteJSON(port, wire.KindSize, wire.WindowSize{Rows: rows, Cols: cols})
+		},
+	}
+}
+
+func openInput(p executor.Process, to inputEnd) (*input, error) {
+	in := &input{file: p.Stdin, to: to}
 	if p.Terminal && (p.Stdin == nil || !term.IsTerminal(int(p.Stdin.Fd()))) {
 		return nil, errors.New("a process on a terminal needs one as its standard input")
 	}
@@ -54,9 +71,7 @@ func openInput(p executor.Process, port io.Writer) (*input, error) {
 		in.running.Go(func() {
 			for range in.resized {
 				rows, cols := in.size()
-				if b, err := json.Marshal(wire.WindowSize{Rows: rows, Cols: cols}); err == nil {
-					_ = in.send(wire.KindSize, b)
-				}
+				_ = in.send(func() error { return in.to.resize(rows, cols) })
 			}
 		})
 	}
@@ -83,19 +98,20 @@ func (in *input) read(done *os.File) {
 			_ = in.end()
 			return
 		}
-		if in.send(wire.KindInput, buf[:n]) != nil {
+		if in.send(func() error { return in.to.put(buf[:n]) }) != nil {
 			return
 		}
 	}
 }
 
-func (in *input) send(k wire.Kind, b []byte) error {
+// send does something before the end.
+func (in *input) send(do func() error) error {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if in.ended {
 		return io.ErrClosedPipe
 	}
-	return wire.Write(in.port, k, b)
+	return do()
 }
 
 // end tells the machine that nothing more comes.
@@ -106,7 +122,7 @@ func (in *input) end() error {
 		return nil
 	}
 	in.ended = true
-	return wire.Write(in.port, wire.KindInput, nil)
+	return in.to.end()
 }
 
 // size is the terminal's.

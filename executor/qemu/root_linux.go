@@ -236,7 +236,7 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	}
 	req := wire.Run{Process: p, Caches: c.wire(), Input: p.Stdin != nil}
 	req.Process.Stdin = nil
-	in, err := openInput(p, r.m.input)
+	in, err := openInput(p, portInput(r.m.input))
 	if err != nil {
 		return err
 	}

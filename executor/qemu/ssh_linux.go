@@ -128,6 +128,54 @@ func (g *shellGuest) run(ctx context.Context, script string, in io.Reader, out i
 	return errors.Join(one.err, err)
 }
 
+// process runs a process, on a terminal if it wants one.
+func (g *shellGuest) process(ctx context.Context, p executor.Process, out io.Writer) error {
+	s, err := g.client.NewSession()
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	stop := context.AfterFunc(ctx, func() { s.Close() })
+	defer stop()
+	if p.Terminal {
+		out = p.Stdin
+	}
+	one := &oneWriter{w: out}
+	s.Stdout, s.Stderr = one, one
+	var stdin io.WriteCloser
+	if p.Stdin != nil {
+		if stdin, err = s.StdinPipe(); err != nil {
+			return err
+		}
+	}
+	in, err := openInput(p, inputEnd{
+		put:    func(b []byte) error { _, err := stdin.Write(b); return err },
+		end:    func() error { return stdin.Close() },
+		resize: func(rows, cols uint16) error { return s.WindowChange(int(rows), int(cols)) },
+	})
+	if err != nil {
+		return err
+	}
+	defer in.close()
+	if p.Terminal {
+		rows, cols := in.size()
+		kind := "xterm"
+		for _, v := range p.Env {
+			if t, ok := strings.CutPrefix(v, "TERM="); ok {
+				kind = t
+			}
+		}
+		if err := s.RequestPty(kind, int(rows), int(cols), ssh.TerminalModes{}); err != nil {
+			return err
+		}
+	}
+	err = s.Run(g.sudo + "/bin/sh -c " + quote(g.script(p)))
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return errors.Join(one.err, err)
+}
+
 // quiet runs a script of obx's own.
 func (g *shellGuest) quiet(ctx context.Context, script string, in io.Reader) (string, error) {
 	var out tail

@@ -29,6 +29,7 @@ func main() {
 		fmt.Fprintln(os.Stderr, "obx agent:", err)
 		// The host reads the console, and sees the machine stop.
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+		os.Exit(1)
 	default:
 		fmt.Fprintln(os.Stderr, "this is obx's agent in a virtual machine, its first process")
 		os.Exit(2)

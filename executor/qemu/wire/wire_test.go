@@ -1,0 +1,69 @@
+package wire
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+	"testing/iotest"
+)
+
+func TestFrames(t *testing.T) {
+	var b bytes.Buffer
+	big := strings.Repeat("0123456789", 100_000)
+	for _, content := range []string{"x", "", big, "y"} {
+		if err := Write(&b, KindOutput, []byte(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := (FrameWriter{&b, KindTar}).Write([]byte(big)); err != nil {
+		t.Fatal(err)
+	}
+	r := NewReader(iotest.HalfReader(&b))
+	for _, want := range []string{"x", "", big, "y"} {
+		k, got, err := r.Next()
+		if err != nil || k != KindOutput || string(got) != want {
+			t.Fatalf("got %q of %d bytes, %v", k, len(got), err)
+		}
+	}
+	var all []byte
+	for {
+		k, got, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil || k != KindTar {
+			t.Fatalf("%q, %v", k, err)
+		}
+		all = append(all, got...)
+	}
+	if string(all) != big {
+		t.Errorf("%d bytes came of %d", len(all), len(big))
+	}
+	if err := Write(io.Discard, KindOutput, make([]byte, MaxFrame+1)); err == nil {
+		t.Error("a frame that is too long is written")
+	}
+	for _, bad := range []string{"O\xff\xff\xff\xff", "O\x05\x00\x00\x00ab", "O\x05"} {
+		if _, _, err := NewReader(strings.NewReader(bad)).Next(); err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+}
+
+func FuzzReader(f *testing.F) {
+	f.Add([]byte("O\x02\x00\x00\x00abR\x00\x00\x00\x00"))
+	f.Add([]byte("T\xff\xff\xff\x03x"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		r := NewReader(bytes.NewReader(b))
+		for total := 0; ; {
+			_, content, err := r.Next()
+			if err != nil {
+				return
+			}
+			if total += headerSize + len(content); total > len(b) {
+				t.Fatalf("%d bytes came of %d", total, len(b))
+			}
+		}
+	})
+}
