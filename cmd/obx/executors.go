@@ -23,11 +23,8 @@ type executorKind struct {
 
 // executorFlags choose an executor and say how it works.
 type executorFlags struct {
-	name        string
-	runtime     string
-	containerd  string
-	snapshotter string
-	isolation   string
+	name string
+	platformFlags
 }
 
 func (f *executorFlags) add(cmd *cobra.Command) {

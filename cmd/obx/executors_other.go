@@ -14,6 +14,11 @@ import (
 	"github.com/ocurrent/obx/executor/overlay"
 )
 
+// platformFlags are those that this system's executors have.
+type platformFlags struct {
+	runtime string
+}
+
 // executorKinds lists all executors; the first is the default.
 var executorKinds = []executorKind{
 	{

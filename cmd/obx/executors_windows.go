@@ -11,6 +11,12 @@ import (
 	"github.com/ocurrent/obx/executor/hcs"
 )
 
+// platformFlags are those that this system's executors have.
+type platformFlags struct {
+	containerd string
+	isolation  string
+}
+
 // executorKinds lists all executors; the first is the default.
 var executorKinds = []executorKind{
 	{
