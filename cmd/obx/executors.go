@@ -26,12 +26,8 @@ type executorKind struct {
 
 // executorFlags choose an executor and say how it works.
 type executorFlags struct {
-	name        string
-	runtime     string
-	containerd  string
-	snapshotter string
-	isolation   string
-	qemu        qemuFlags
+	name string
+	platformFlags
 }
 
 func (f *executorFlags) add(cmd *cobra.Command) {
@@ -65,10 +61,7 @@ func (f *executorFlags) open(ctx context.Context, p *project) error {
 	if err != nil {
 		return err
 	}
-	f.qemu.warn = p.notices.warn
-	if p.plan != nil {
-		f.qemu.arch = p.plan.Platform.Architecture
-	}
+	f.settle(p)
 	e, err := kind.open(ctx, p.builder.Store, f)
 	if err != nil {
 		return fmt.Errorf("%w\n  obx healthcheck --executor %s says what is missing", err, kind.name)

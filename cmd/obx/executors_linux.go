@@ -15,6 +15,14 @@ import (
 	"github.com/ocurrent/obx/executor/qemu"
 )
 
+// platformFlags are those that this system's executors have.
+type platformFlags struct {
+	runtime     string
+	containerd  string
+	snapshotter string
+	qemu        qemuFlags
+}
+
 // executorKinds lists all executors; the first is the default.
 var executorKinds = []executorKind{
 	{
@@ -76,6 +84,14 @@ func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	f.qemu.add(cmd)
 	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
 	fixedValues(cmd, "snapshotter", "overlayfs", "btrfs")
+}
+
+// settle tells the executors what a project is.
+func (f *executorFlags) settle(p *project) {
+	f.qemu.warn = p.notices.warn
+	if p.plan != nil {
+		f.qemu.arch = p.plan.Platform.Architecture
+	}
 }
 
 const defaultPlatformText = "Linux on this machine's processor"

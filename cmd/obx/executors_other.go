@@ -14,6 +14,11 @@ import (
 	"github.com/ocurrent/obx/executor/overlay"
 )
 
+// platformFlags are those that this system's executors have.
+type platformFlags struct {
+	runtime string
+}
+
 // executorKinds lists all executors; the first is the default.
 var executorKinds = []executorKind{
 	{
@@ -29,6 +34,8 @@ var executorKinds = []executorKind{
 }
 
 func (f *executorFlags) addOfPlatform(*cobra.Command) {}
+
+func (*executorFlags) settle(*project) {}
 
 const defaultPlatformText = "Linux on this machine's processor"
 

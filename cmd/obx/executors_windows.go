@@ -11,6 +11,12 @@ import (
 	"github.com/ocurrent/obx/executor/hcs"
 )
 
+// platformFlags are those that this system's executors have.
+type platformFlags struct {
+	containerd string
+	isolation  string
+}
+
 // executorKinds lists all executors; the first is the default.
 var executorKinds = []executorKind{
 	{
@@ -35,6 +41,8 @@ func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	flags.StringVar(&f.isolation, "isolation", "auto", "isolate steps by a `KIND`: process, hyperv, or auto (hyperv where this Windows is too new or old for the image)")
 	fixedValues(cmd, "isolation", "auto", "process", "hyperv")
 }
+
+func (*executorFlags) settle(*project) {}
 
 const defaultPlatformText = "this machine's: Windows, of its version"
 

@@ -31,6 +31,9 @@ const (
 	howToStart = "install containerd and start it as a service (`containerd --register-service`, `Start-Service containerd`), or name its pipe with --containerd"
 )
 
+// keepUnused is how long the snapshots of layers stay after their last use.
+const keepUnused = 14 * 24 * time.Hour
+
 // An Executor runs processes in Windows containers through the computer's containerd.
 type Executor struct {
 	options Options
@@ -303,4 +306,12 @@ func writeSecrets(dir string, p executor.Process) ([]specs.Mount, error) {
 		mounts = append(mounts, windowsMount(at, d.target, true))
 	}
 	return mounts, nil
+}
+
+func windowsMount(source, target string, readOnly bool) specs.Mount {
+	option := "rw"
+	if readOnly {
+		option = "ro"
+	}
+	return specs.Mount{Source: source, Destination: windowsPath(target), Options: []string{option}}
 }

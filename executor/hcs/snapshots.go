@@ -27,8 +27,6 @@ import (
 const (
 	rootLabel = "containerd.io/gc.root"
 	usedLabel = "obx.used" // the day of the last use
-
-	keepUnused = 14 * 24 * time.Hour
 )
 
 // A stacker makes chains of a store's layers snapshots of a daemon, by the daemon's own differ.

@@ -146,11 +146,3 @@ func secretDirs(p executor.Process) ([]secretDir, error) {
 	}
 	return dirs, nil
 }
-
-func windowsMount(source, target string, readOnly bool) specs.Mount {
-	option := "rw"
-	if readOnly {
-		option = "ro"
-	}
-	return specs.Mount{Source: source, Destination: windowsPath(target), Options: []string{option}}
-}
