@@ -11,7 +11,7 @@ AGENT_BUILD := env GOTOOLCHAIN=go1.26.8 GOOS=linux CGO_ENABLED=0 GOFLAGS= GOAMD6
 export CGO_ENABLED ?= 0
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
 build: $(OBX) ## build bin/obx
 
@@ -40,6 +40,12 @@ test-arm64: ## install what the test of virtual machines of another architecture
 	cd "$$dir" && apt-get $$apt download $$name && dpkg-deb -x linux-image*.deb root && rm -rf root/usr "$(TEST_CACHE)/kernel-arm64" && \
 	mv root "$(TEST_CACHE)/kernel-arm64" && rm -rf "$$dir"
 
+# test-disks makes the tests of disk images run, with OBX_TEST_MACHINES=all.
+test-disks: test-deps ## make the disk with Debian that tests of disk images boot
+	$(call install,syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk ssh-keygen:openssh-client)
+	@test -e /usr/lib/syslinux/mbr/mbr.bin || apt-get install -qy --no-install-recommends syslinux-common
+	@test -e "$(TEST_CACHE)/debian.qcow2" || conformance/testdata/debian-disk "$(TEST_CACHE)"
+
 # kernel PACKAGE,ARCH: unpacks the kernel that a Debian package depends on, without installing it.
 define kernel
 { tmp=$$(mktemp -d) && cd $$tmp && \
@@ -57,10 +63,8 @@ CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
 # Tests run against two registries: Debian's, and the current one of the distribution project; and a current containerd,
 # which has btrfs only with cgo.
 test-deps: deps ## install what tests need beside that
-	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk ssh-keygen:openssh-client)
-	@test -e /usr/lib/syslinux/mbr/mbr.bin || apt-get install -qy --no-install-recommends syslinux-common
+	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils)
 	@test -n "$$(ls "$(TEST_CACHE)"/kernel-amd64/boot/vmlinuz-* 2>/dev/null)" || $(call kernel,linux-image-cloud-amd64,amd64)
-	@test -e "$(TEST_CACHE)/debian.qcow2" || conformance/testdata/debian-disk "$(TEST_CACHE)"
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/registry" || \
 		GOBIN="$$dir" go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/containerd-shim-runc-v2" || \
@@ -74,7 +78,7 @@ example: $(OBX) deps ## install what is missing, and run examples/hello twice
 	@echo "the result's files are in bin/hello.tar"
 
 test: test-deps ## install what is missing, and run all tests with the race detector
-	CGO_ENABLED=1 go test -race -timeout 20m ./...
+	CGO_ENABLED=1 go test -race -timeout 25m ./...
 
 wine: test-deps ## run what has to be right on Windows as Windows programs, under Wine
 	conformance/wine.sh
@@ -108,4 +112,4 @@ clean: ## remove what was built
 	rm -rf bin examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps test-deps test-arm64 example test agents check-agents wine lint cross bench clean FORCE
+.PHONY: help build deps test-deps test-arm64 test-disks example test agents check-agents wine lint cross bench clean FORCE

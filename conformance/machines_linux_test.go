@@ -57,7 +57,7 @@ func TestMachines(t *testing.T) {
 	}
 }
 
-// testDisk is a disk with Debian and sshd, and the key to it: what `make test-deps` has made.
+// testDisk is a disk with Debian and sshd, and the key to it: what `make test-disks` has made.
 func testDisk(t testing.TB) (disk, key string) {
 	t.Helper()
 	cache, err := os.UserCacheDir()
@@ -67,7 +67,7 @@ func testDisk(t testing.TB) (disk, key string) {
 	dir := filepath.Join(cache, "obx-test")
 	for _, name := range []string{"debian.qcow2", "debian.key"} {
 		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
-			t.Fatalf("%v (make test-deps)", err)
+			t.Fatalf("%v (make test-disks)", err)
 		}
 	}
 	return filepath.Join(dir, "debian.qcow2"), filepath.Join(dir, "debian.key")
@@ -75,7 +75,12 @@ func testDisk(t testing.TB) (disk, key string) {
 
 // TestDiskImages builds on a disk of Debian that knows nothing of obx: begun on one store, cached there, finished on another,
 // with files that are copied into the machine and out of it.
+//
+// It boots Debian twice, for minutes where the processor is emulated: only OBX_TEST_MACHINES=all runs it.
 func TestDiskImages(t *testing.T) {
+	if os.Getenv("OBX_TEST_MACHINES") != "all" {
+		t.Skip("it boots Debian twice: `make test-disks` and OBX_TEST_MACHINES=all run it")
+	}
 	f := newFleet(t, NewDebian(t)).with(t)
 	disk, key := testDisk(t)
 	cache := f.reg.Addr + "/disks"
