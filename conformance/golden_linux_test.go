@@ -443,6 +443,9 @@ func compareTrees(t *testing.T, c goldenCase, got, base map[string]row) {
 		if w.kind == "char" || w.kind == "block" {
 			w.target, w.hash = "-", "-"
 		}
+		if name == "/etc/shadow" {
+			g.hash = w.hash // it tells the day on which useradd ran
+		}
 		mountPoint := mark == "+" && (w.kind == "dir" || w.kind == "file" && strings.HasPrefix(w.hash, emptyHash) && w.mode == "0755")
 		switch {
 		case !ok && !mountPoint:

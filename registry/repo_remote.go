@@ -187,7 +187,7 @@ func (r *remoteRepo) Head(ctx context.Context, ref string) (ocispec.Descriptor, 
 			return desc, nil
 		}
 	} else if statusOf(err) != http.StatusMethodNotAllowed {
-		return ocispec.Descriptor{}, r.fail("look at", "manifest "+ref, r.explainRead(err))
+		return ocispec.Descriptor{}, r.fail("look at", "manifest "+ref, cmp.Or(ctx.Err(), r.explainRead(err)))
 	}
 	// Some registries leave the digest or the size out of the answer to a HEAD, or know no HEAD.
 	desc, _, err := r.Manifest(ctx, ref)
