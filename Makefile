@@ -78,7 +78,7 @@ example: $(OBX) deps ## install what is missing, and run examples/hello twice
 	@echo "the result's files are in bin/hello.tar"
 
 test: test-deps ## install what is missing, and run all tests with the race detector
-	CGO_ENABLED=1 go test -race -timeout 25m ./...
+	CGO_ENABLED=1 go test -race -timeout 45m ./...
 
 wine: test-deps ## run what has to be right on Windows as Windows programs, under Wine
 	conformance/wine.sh
