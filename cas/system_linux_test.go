@@ -25,7 +25,7 @@ func inside(t *testing.T, name string, tools ...string) {
 	}
 	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skip("requires " + tool)
+			t.Fatalf("%v: make test-deps", err)
 		}
 	}
 	cmd := helperCmd(t, "inside", name, t.TempDir())

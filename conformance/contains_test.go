@@ -14,7 +14,7 @@ func TestContains(t *testing.T) {
 	defer f.Close()
 	const huge = 1 << 40
 	if err := f.Truncate(huge); err != nil {
-		t.Skip(err) // a file system without such files
+		t.Fatal(err)
 	}
 	for _, at := range []int64{5, 1<<20 - 3, 100<<20 + 7, huge - 4} {
 		if _, err := f.WriteAt([]byte("find"), at); err != nil {

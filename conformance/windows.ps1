@@ -50,9 +50,9 @@ Set-Content (Join-Path $dir "file.txt") "copied"
 $spec = Join-Path $dir "spec"
 Set-Content $spec @"
 ((from $Image)
- (workdir "C:/work")
+ (workdir "C:/build")
  (run (shell "echo first> first.txt"))
- (copy (src file.txt) (dst C:/work/copied/))
+ (copy (src file.txt) (dst C:/build/copied/))
  (run (cache (c (target "C:/cache"))) (shell "echo x>> C:\\cache\\log && type copied\\file.txt"))
  (run (network host) (shell "ipconfig"))
  (run (secrets (token (target "C:/secrets/token"))) (shell "type C:\\secrets\\token && del first.txt"))

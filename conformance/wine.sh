@@ -36,30 +36,30 @@ if [ ! -x "$wine/usr/lib/wine/wine64" ]; then
 	mv "$wine.new" "$wine"
 fi
 
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 export GOOS=windows GOARCH=amd64 CGO_ENABLED=0
-go build -o "$work/obx.exe" ./cmd/obx
+go build -o "$scratch/obx.exe" ./cmd/obx
 for p in "${packages[@]}"; do
-	[ "$p" = plans ] || go test -c -o "$work/${p//\//-}.test.exe" "./$p"
+	[ "$p" = plans ] || go test -c -o "$scratch/${p//\//-}.test.exe" "./$p"
 done
 
 # inside CURRENT PROGRAM ARGUMENT...: runs a Windows program in Wine's root file system. All that it starts ends with it.
 inside() {
 	unshare --mount --pid --fork --kill-child sh -c '
 		set -e
-		root=$1 src=$2 work=$3 dir=$4
+		root=$1 src=$2 scratch=$3 dir=$4
 		shift 4
 		mount -t proc proc "$root/proc"
 		mount -t tmpfs tmpfs "$root/tmp"
 		mount -t tmpfs tmpfs "$root/root"
-		mkdir -p "$root/tmp/src" "$root/tmp/work"
+		mkdir -p "$root/tmp/src" "$root/tmp/scratch"
 		mount --bind "$src" "$root/tmp/src"
 		mount -o remount,bind,ro "$root/tmp/src"
-		mount --bind "$work" "$root/tmp/work"
+		mount --bind "$scratch" "$root/tmp/scratch"
 		exec chroot "$root" /usr/bin/env -i HOME=/root PATH=/usr/bin:/bin WINEDEBUG=-all WINEPREFIX=/root/prefix \
 			sh -c "cd \"\$1\" && shift && exec \"\$@\"" sh "$dir" "$@"
-	' sh "$wine" "$PWD" "$work" "$@"
+	' sh "$wine" "$PWD" "$scratch" "$@"
 }
 
 # layout DIR OS [OS.VERSION] makes an image without layers.
@@ -81,29 +81,29 @@ layout() {
 # plans compares what obx and obx.exe plan.
 plans() {
 	local spec name p n src
-	GOOS=linux go build -o "$work/obx" ./cmd/obx
-	mkdir -p "$work/plans/src"
-	layout "$work/plans/base-linux" linux
-	layout "$work/plans/base-windows" windows 10.0.26100.1
+	GOOS=linux go build -o "$scratch/obx" ./cmd/obx
+	mkdir -p "$scratch/plans/src"
+	layout "$scratch/plans/base-linux" linux
+	layout "$scratch/plans/base-windows" windows 10.0.26100.1
 	for spec in keys/spec/testdata/realworld/*.spec; do
 		name=$(basename "$spec" .spec)
 		p=linux
 		case $name in *indows*) p=windows ;; esac
-		cp "$spec" "$work/plans/$name.spec"
+		cp "$spec" "$scratch/plans/$name.spec"
 		# What the spec copies from has to be there, and its bases are the images above.
 		grep -oE '\(src [^)]*\)' "$spec" | sed 's/(src //; s/)//' | tr -d '"' | tr ' ' '\n' | while read -r src; do
 			case $src in
 			. | ./ | /*) ;;
-			src | packages | repo) mkdir -p "$work/plans/src/$src" && echo "$src" >"$work/plans/src/$src/x" ;;
-			*) mkdir -p "$work/plans/src/$(dirname "$src")" && echo "$src" >"$work/plans/src/$src" ;;
+			src | packages | repo) mkdir -p "$scratch/plans/src/$src" && echo "$src" >"$scratch/plans/src/$src/x" ;;
+			*) mkdir -p "$scratch/plans/src/$(dirname "$src")" && echo "$src" >"$scratch/plans/src/$src" ;;
 			esac
 		done
 		{
 			printf -- '--platform\n%s/amd64\n' $p
 			grep -oE '\(from [^()]*\)' "$spec" | sed 's/(from //; s/)//' | sort -u | while read -r n; do printf -- '--base\n%s=oci:base-%s:latest\n' "$n" $p; done
-		} >"$work/plans/$name.flags"
+		} >"$scratch/plans/$name.flags"
 	done
-	cat >"$work/plans/all" <<-'END'
+	cat >"$scratch/plans/all" <<-'END'
 		out=$1
 		shift
 		for spec in *.spec; do
@@ -112,21 +112,21 @@ plans() {
 			echo "--- PASS: plan of $name"
 		done
 	END
-	(cd "$work/plans" && sh ./all linux "$work/obx" >/dev/null) || return
-	inside /tmp/work/plans sh ./all windows /usr/lib/wine/wine64 'Z:\tmp\work\obx.exe' || return
-	for spec in "$work"/plans/*.spec; do
+	(cd "$scratch/plans" && sh ./all linux "$scratch/obx" >/dev/null) || return
+	inside /tmp/scratch/plans sh ./all windows /usr/lib/wine/wine64 'Z:\tmp\scratch\obx.exe' || return
+	for spec in "$scratch"/plans/*.spec; do
 		cmp "${spec%.spec}.linux" "${spec%.spec}.windows" || return
 	done
 }
 
 total=0 failed=()
 for p in "${packages[@]}"; do
-	out="$work/out"
+	out="$scratch/out"
 	status=0
 	if [ "$p" = plans ]; then
 		plans >"$out" 2>&1 </dev/null || status=$?
 	else
-		inside "/tmp/src/$p" /usr/lib/wine/wine64 "Z:\\tmp\\work\\${p//\//-}.test.exe" -test.v -test.timeout "${OBX_WINE_TIMEOUT:-10m}" >"$out" 2>&1 </dev/null || status=$?
+		inside "/tmp/src/$p" /usr/lib/wine/wine64 "Z:\\tmp\\scratch\\${p//\//-}.test.exe" -test.v -test.timeout "${OBX_WINE_TIMEOUT:-10m}" >"$out" 2>&1 </dev/null || status=$?
 	fi
 	passed=$(grep -c -- '--- PASS' "$out" || true)
 	skipped=$(grep -c -- '--- SKIP' "$out" || true)

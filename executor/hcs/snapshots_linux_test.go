@@ -64,7 +64,7 @@ func TestSnapshotRoot(t *testing.T) {
 	sh := func(r *snapshotRoot, script string) string {
 		t.Helper()
 		var out bytes.Buffer
-		if err := r.Run(ctx, executor.Process{Argv: []string{"sh", "-ec", script}, Dir: "C:/work/dir"}, &out); err != nil {
+		if err := r.Run(ctx, executor.Process{Argv: []string{"sh", "-ec", script}, Dir: "C:/some/dir"}, &out); err != nil {
 			t.Fatalf("%s: %v", script, err)
 		}
 		return out.String()
@@ -87,7 +87,7 @@ func TestSnapshotRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := open(base)
-	one := step(r, "echo 1 > one; mkdir gone; echo x > gone/x; test -d work/dir")
+	one := step(r, "echo 1 > one; mkdir gone; echo x > gone/x; test -d some/dir")
 	two := step(r, "rm -r gone; echo 2 > two")
 	if err := r.Run(ctx, executor.Process{Argv: []string{"sh", "-c", "echo 3 > three; exit 3"}, Dir: "/"}, io.Discard); err == nil {
 		t.Error("a failed step succeeds")
