@@ -19,7 +19,7 @@ import (
 func Terminal(t *testing.T, m ExecutorMaker) {
 	b := newRig(t, m)
 	r := b.open(t, b.base)
-	master, tty := openPTY(t)
+	master, tty := OpenPTY(t)
 	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 33, Col: 77}); err != nil {
 		t.Fatal(err)
 	}
@@ -74,7 +74,8 @@ func Terminal(t *testing.T, m ExecutorMaker) {
 	}
 }
 
-func openPTY(t *testing.T) (master, tty *os.File) {
+// OpenPTY opens a pseudo-terminal that ends with the test.
+func OpenPTY(t testing.TB) (master, tty *os.File) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {

@@ -11,7 +11,6 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/hcs"
-	"github.com/ocurrent/obx/executor/overlay"
 	"github.com/ocurrent/obx/executor/qemu"
 )
 
@@ -25,16 +24,7 @@ type platformFlags struct {
 
 // executorKinds lists all executors; the first is the default.
 var executorKinds = []executorKind{
-	{
-		name:  "overlay",
-		about: "overlayfs and an OCI runtime",
-		open: func(_ context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
-			return overlay.New(overlay.Options{Store: st, Runtime: f.runtime})
-		},
-		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
-			return overlay.Health(ctx, overlay.Options{Store: st, Runtime: f.runtime})
-		},
-	},
+	overlayKind,
 	{
 		name:  "containerd",
 		about: "through the containerd of this machine",

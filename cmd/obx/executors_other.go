@@ -3,15 +3,10 @@
 package main
 
 import (
-	"context"
 	"runtime"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
-
-	"github.com/ocurrent/obx/cas"
-	"github.com/ocurrent/obx/executor"
-	"github.com/ocurrent/obx/executor/overlay"
 )
 
 // platformFlags are those that this system's executors have.
@@ -20,18 +15,7 @@ type platformFlags struct {
 }
 
 // executorKinds lists all executors; the first is the default.
-var executorKinds = []executorKind{
-	{
-		name:  "overlay",
-		about: "overlayfs and an OCI runtime",
-		open: func(_ context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
-			return overlay.New(overlay.Options{Store: st, Runtime: f.runtime})
-		},
-		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
-			return overlay.Health(ctx, overlay.Options{Store: st, Runtime: f.runtime})
-		},
-	},
-}
+var executorKinds = []executorKind{overlayKind}
 
 func (f *executorFlags) addOfPlatform(*cobra.Command) {}
 

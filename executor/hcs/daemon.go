@@ -108,6 +108,24 @@ func (d *daemon) end(ctx context.Context, run string) error {
 	return errors.Join(errs...)
 }
 
+// close removes all that the run has in containerd, then what remove removes, and ends the connection.
+func (d *daemon) close(remove func() error) error {
+	var errs []error
+	if d.run != "" {
+		errs = append(errs, d.end(context.Background(), d.run))
+	}
+	return errors.Join(append(errs, remove(), d.client.Close())...)
+}
+
+// check is the line of a health report.
+func (o Options) check(ctx context.Context) (string, error) {
+	d, err := connect(ctx, o)
+	if err != nil {
+		return "", err
+	}
+	return d.version + " at " + o.Address, d.client.Close()
+}
+
 // remove kills what runs in a container and removes it.
 func remove(ctx context.Context, c client.Container) error {
 	task, err := c.Task(ctx, nil)

@@ -92,21 +92,15 @@ func (e *Executor) runtime() string { return filepath.Join(e.run.dir, "runtime")
 
 // Close removes all that the executor has made in containerd.
 func (e *Executor) Close() error {
-	var errs []error
+	var err error
 	e.closing.Do(func() {
 		e.closed.Store(true)
-		if e.d.run != "" {
-			errs = append(errs, e.d.end(context.Background(), e.d.run))
+		err = e.d.close(e.run.remove)
+		if e.Machine != nil { // after all runs
+			err = errors.Join(err, e.Machine.Close())
 		}
-		if e.run != nil {
-			errs = append(errs, e.run.remove())
-		}
-		if e.Machine != nil {
-			errs = append(errs, e.Machine.Close())
-		}
-		errs = append(errs, e.d.client.Close())
 	})
-	return errors.Join(errs...)
+	return err
 }
 
 // A runner runs processes in containers of containerd.

@@ -138,18 +138,12 @@ func (e *Executor) Open(_ context.Context, chain []layers.Layer) (executor.Root,
 
 // Close removes all that the executor has made in containerd, but for the snapshots of layers.
 func (e *Executor) Close() error {
-	var errs []error
+	var err error
 	e.closing.Do(func() {
 		e.closed.Store(true)
-		if e.d.run != "" {
-			errs = append(errs, e.d.end(context.Background(), e.d.run))
-		}
-		if e.run != nil {
-			errs = append(errs, e.run.remove())
-		}
-		errs = append(errs, e.d.client.Close())
+		err = e.d.close(e.run.remove)
 	})
-	return errors.Join(errs...)
+	return err
 }
 
 // containers is the executor as the host of snapshot roots.

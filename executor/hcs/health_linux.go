@@ -24,13 +24,7 @@ func Health(ctx context.Context, o Options) []executor.Check {
 		return "", nil
 	})
 	h.Check("OCI runtime", func() (string, error) { return rootfs.FindRuntime(o.Runtime, ociRuntimes...) })
-	h.Check("containerd", func() (string, error) {
-		d, err := connect(ctx, o)
-		if err != nil {
-			return "", err
-		}
-		return d.version + " at " + o.Address, d.client.Close()
-	})
+	h.Check("containerd", func() (string, error) { return o.check(ctx) })
 	if h.Failed() || o.Store == nil {
 		return h.Checks
 	}

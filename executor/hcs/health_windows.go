@@ -27,13 +27,7 @@ func health(ctx context.Context, o Options, w windows) []executor.Check {
 	h.Check("Windows", func() (string, error) {
 		return fmt.Sprintf("%d.%d.%d", w.version.MajorVersion, w.version.MinorVersion, w.version.Build), nil
 	})
-	h.Check("containerd", func() (string, error) {
-		d, err := connect(ctx, o)
-		if err != nil {
-			return "", err
-		}
-		return d.version + " at " + o.Address, d.client.Close()
-	})
+	h.Check("containerd", func() (string, error) { return o.check(ctx) })
 	if h.Failed() || o.Store == nil {
 		return h.Checks
 	}

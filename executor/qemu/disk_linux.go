@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -285,7 +286,7 @@ func (r *diskRoot) end() {
 // Freeze makes the change a layer: the machine goes on with a new file above it.
 func (r *diskRoot) Freeze(ctx context.Context) (executor.Change, error) {
 	if !r.dirty {
-		return change{}, nil
+		return rootfs.NewChange(layers.Layer{}), nil
 	}
 	r.dirty = false
 	name, err := r.freeze(ctx)
@@ -293,7 +294,7 @@ func (r *diskRoot) Freeze(ctx context.Context) (executor.Change, error) {
 		r.end()
 		return nil, fmt.Errorf("freeze the disk: %w", err)
 	}
-	return change{layers.Layer{Dir: name}}, nil
+	return rootfs.NewChange(layers.Layer{Dir: name}), nil
 }
 
 func (r *diskRoot) freeze(ctx context.Context) (string, error) {

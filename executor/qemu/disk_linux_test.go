@@ -71,7 +71,7 @@ func TestLongDisk(t *testing.T) {
 		}
 		chain = append(chain, l)
 	}
-	master, tty := openPTY(t)
+	master, tty := conformance.OpenPTY(t)
 	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 33, Col: 77}); err != nil {
 		t.Fatal(err)
 	}

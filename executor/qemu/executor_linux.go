@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -36,17 +37,17 @@ type Executor struct {
 	image   string // the kernel, readable for QEMU
 	scratch string // a new file system
 	accel   string
+	chains  rootfs.Chains
 
 	saving sync.Mutex // held while a state is looked for or made
 	states map[int64]*savedState
 
-	mu        sync.Mutex
-	metas     map[string]*layerMeta // of layer directories
-	flattened map[string]string     // layer directories that were made one, joined by spaces, to that one
-	warned    map[string]bool
-	machines  map[*machine]struct{}
-	parked    *diskRoot // whose machine waits for a root with the same disk
-	closed    bool
+	mu       sync.Mutex
+	metas    map[string]*layerMeta // of layer directories
+	warned   map[string]bool
+	machines map[*machine]struct{}
+	parked   *diskRoot // whose machine waits for a root with the same disk
+	closed   bool
 }
 
 // New makes an executor. Machines start with the first Run.
@@ -87,7 +88,8 @@ func New(o Options) (*Executor, error) {
 	}
 	e := &Executor{
 		options: o, qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"), void: filepath.Join(tmp, "void"),
-		states: map[int64]*savedState{}, metas: map[string]*layerMeta{}, flattened: map[string]string{},
+		states: map[int64]*savedState{}, metas: map[string]*layerMeta{},
+		chains: rootfs.Chains{Store: o.Store, Max: maxLayers, Block: flattenBlock},
 		warned: map[string]bool{}, machines: map[*machine]struct{}{},
 	}
 	for _, dir := range []string{e.empty, e.void} {
@@ -117,13 +119,7 @@ func (e *Executor) Prepare() {
 
 // Open begins a root file system.
 func (e *Executor) Open(_ context.Context, chain []layers.Layer) (executor.Root, error) {
-	r := &openedRoot{chain: root{e: e}}
-	for _, l := range chain {
-		if !l.IsZero() {
-			r.chain.pending = append(r.chain.pending, l)
-		}
-	}
-	return r, nil
+	return &openedRoot{files: root{e: e, chain: e.chains.New(chain)}}, nil
 }
 
 // getReadyForDisks makes what machines need that boot from disks: without a kernel of obx's, KVM cannot be tried.

@@ -5,14 +5,15 @@ import (
 	"io"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/layers"
 )
 
 // An openedRoot is a root of which it is not known yet whether its layers have files or a disk: that is seen when it is
 // first used.
 type openedRoot struct {
-	chain root // of the layers, as long as nobody has looked
-	root  executor.Root
+	files root          // of the layers, as long as nobody has looked
+	root  executor.Root // files, or one of a disk
 }
 
 // use looks, once.
@@ -20,19 +21,19 @@ func (o *openedRoot) use(ctx context.Context) (executor.Root, error) {
 	if o.root != nil {
 		return o.root, nil
 	}
-	paths, err := o.chain.chain(ctx)
+	paths, err := o.files.paths(ctx)
 	if err != nil {
 		return nil, err
 	}
-	files, rest, err := diskFiles(paths)
+	disk, rest, err := diskFiles(paths)
 	if err != nil {
 		return nil, err
 	}
-	if len(files) == 0 {
-		o.root = &o.chain
+	if len(disk) == 0 {
+		o.root = &o.files
 		return o.root, nil
 	}
-	o.root, err = o.chain.e.newDiskRoot(files, rest)
+	o.root, err = o.files.e.newDiskRoot(disk, rest)
 	return o.root, err
 }
 
@@ -46,14 +47,14 @@ func (o *openedRoot) Run(ctx context.Context, p executor.Process, out io.Writer)
 
 func (o *openedRoot) Freeze(ctx context.Context) (executor.Change, error) {
 	if o.root == nil {
-		return change{}, nil
+		return rootfs.NewChange(layers.Layer{}), nil
 	}
 	return o.root.Freeze(ctx)
 }
 
 func (o *openedRoot) Add(ctx context.Context, l layers.Layer) error {
 	if o.root == nil {
-		return o.chain.Add(ctx, l)
+		return o.files.Add(ctx, l)
 	}
 	return o.root.Add(ctx, l)
 }
@@ -68,7 +69,7 @@ func (o *openedRoot) Files(ctx context.Context) (layers.Tree, error) {
 
 func (o *openedRoot) Close() error {
 	if o.root == nil {
-		return o.chain.Close()
+		return o.files.Close()
 	}
 	return o.root.Close()
 }

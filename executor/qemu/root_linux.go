@@ -9,8 +9,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/docker/go-units"
@@ -25,9 +23,8 @@ const (
 	// maxLayers is how many layers a machine has at most: each costs a mount, and a little in every lookup of a file that is missing.
 	maxLayers = 150
 
-	// flattenUnit is in how many of the lowest layers those beyond are counted. A fixed number makes the same chain, and
-	// the chain of a later step, flatten to the same layer.
-	flattenUnit = 100
+	// flattenBlock is how many of the lowest layers become one when there are more.
+	flattenBlock = 100
 
 	// ownMemory is what the machine needs beside its processes.
 	ownMemory = 192 << 20
@@ -36,11 +33,10 @@ const (
 	timeoutGrace = 20 * time.Second
 )
 
-// A root is a chain of layer directories, and the machine that has them.
+// A root is a chain of layers, and the machine that has them.
 type root struct {
-	e       *Executor
-	pending []layers.Layer // the end of the chain, not looked at yet
-	dirs    []string       // names of layer directories, base first
+	e     *Executor
+	chain rootfs.Chain
 
 	m      *machine
 	memory int64    // of m
@@ -52,53 +48,11 @@ type root struct {
 	copy string      // the change in it, exported
 }
 
-// chain makes the chain ready and returns its directories, base first.
-func (r *root) chain(ctx context.Context) ([]string, error) {
-	st := r.e.options.Store
-	for len(r.pending) > 0 {
-		l := r.pending[0]
-		if l.Dir == "" || !st.HasLayer(l.Dir) {
-			var err error
-			if l, err = layers.Unpack(ctx, st, l); err != nil {
-				return nil, err
-			}
-		}
-		// Equal layers are one directory. The upper one says all that the lower one says.
-		r.dirs = append(slices.DeleteFunc(r.dirs, func(d string) bool { return d == l.Dir }), l.Dir)
-		r.lacks = append(r.lacks, l.Dir)
-		r.pending = r.pending[1:]
-	}
-	if n := (len(r.dirs) - maxLayers + flattenUnit) / flattenUnit * flattenUnit; n > 0 {
-		one, err := r.e.flatten(ctx, r.dirs[:n])
-		if err != nil {
-			return nil, err
-		}
-		r.dirs = append([]string{one}, r.dirs[n:]...)
-	}
-	paths := make([]string, len(r.dirs))
-	for i, d := range r.dirs {
-		paths[i] = st.LayerPath(d)
-	}
-	return paths, nil
-}
-
-// flatten makes one layer directory of several. Every root with the same long chain begins with the same.
-func (e *Executor) flatten(ctx context.Context, dirs []string) (string, error) {
-	key := strings.Join(dirs, " ")
-	e.mu.Lock()
-	name, ok := e.flattened[key]
-	e.mu.Unlock()
-	if ok {
-		return name, nil
-	}
-	l, err := layers.FlattenBase(ctx, e.options.Store, dirs)
-	if err != nil {
-		return "", err
-	}
-	e.mu.Lock()
-	e.flattened[key] = l.Dir
-	e.mu.Unlock()
-	return l.Dir, nil
+// paths makes the chain ready and returns its directories, base first.
+func (r *root) paths(ctx context.Context) ([]string, error) {
+	paths, added, err := r.chain.Paths(ctx)
+	r.lacks = append(r.lacks, added...)
+	return paths, err
 }
 
 // meta is the metadata of a layer directory, read once.
@@ -124,7 +78,7 @@ func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error
 	if err := r.closeTree(); err != nil {
 		return err
 	}
-	paths, err := r.chain(ctx)
+	paths, err := r.paths(ctx)
 	if err != nil {
 		return err
 	}
@@ -370,7 +324,7 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 		return nil, err
 	}
 	if !r.dirty {
-		return change{}, nil
+		return rootfs.NewChange(layers.Layer{}), nil
 	}
 	r.dirty = false // whatever comes: the machine drops what it cannot freeze
 	dir, err := r.fetch(ctx, wire.Request{Freeze: &wire.Freeze{}})
@@ -381,16 +335,16 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 		return nil, err
 	}
 	if dir == "" {
-		return change{}, nil
+		return rootfs.NewChange(layers.Layer{}), nil
 	}
 	name, err := r.e.options.Store.CommitLayer(dir, "")
 	if err != nil {
 		r.end()
 		return nil, err
 	}
-	r.dirs = append(r.dirs, name)
+	r.chain.Grow(name)
 	r.depth++
-	return change{layers.Layer{Dir: name}}, nil
+	return rootfs.NewChange(layers.Layer{Dir: name}), nil
 }
 
 // Add puts a layer on top.
@@ -401,9 +355,7 @@ func (r *root) Add(_ context.Context, l layers.Layer) error {
 	if err := r.closeTree(); err != nil {
 		return err
 	}
-	if !l.IsZero() {
-		r.pending = append(r.pending, l)
-	}
+	r.chain.Add(l)
 	return nil
 }
 
@@ -412,7 +364,7 @@ func (r *root) Files(ctx context.Context) (layers.Tree, error) {
 	if r.tree != nil {
 		return r.tree, nil
 	}
-	paths, err := r.chain(ctx)
+	paths, err := r.paths(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -449,9 +401,3 @@ func (r *root) Close() error {
 	r.end()
 	return r.closeTree()
 }
-
-// A change is a committed layer directory: it needs nothing of its root.
-type change struct{ layer layers.Layer }
-
-func (c change) Layer(context.Context) (layers.Layer, error) { return c.layer, nil }
-func (c change) Close() error                                { return nil }

@@ -10,8 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -74,8 +72,7 @@ type Machine struct {
 	tmp    string // its own directory in the store's TempDir
 	ids    atomic.Int64
 
-	flattening sync.Mutex
-	flattened  map[string]string // layer directories that were made one, joined by spaces, to that one
+	chains Chains
 }
 
 // NewMachine makes a Machine whose files have a name that begins with prefix. It removes the control groups that killed processes have
@@ -91,6 +88,8 @@ func NewMachine(st *cas.Store, prefix string, oldMounts bool, r Runner) (*Machin
 	}
 	mc := &Machine{Cgroups: cg, store: st, runner: r, tmp: tmp}
 	mc.OpenCache = func(ctx context.Context, c executor.Cache) (*CacheUse, error) { return StoreCache(ctx, st, c) }
+	// One less than overlayfs takes: there is the floor, or for Files the change.
+	mc.chains = Chains{Store: st, Max: maxLower, Block: flattenBlock}
 	mc.Mounter.empty = filepath.Join(tmp, "empty")
 	mc.Mounter.void = filepath.Join(tmp, "void")
 	mc.Mounter.old.Store(oldMounts)
@@ -184,13 +183,7 @@ func (s tempScratch) Drop() error                          { return s.store.Tras
 
 // Open begins a root file system.
 func (mc *Machine) Open(_ context.Context, chain []layers.Layer) (executor.Root, error) {
-	r := &root{mc: mc}
-	for _, l := range chain {
-		if !l.IsZero() {
-			r.pending = append(r.pending, l)
-		}
-	}
-	return r, nil
+	return &root{mc: mc, chain: mc.chains.New(chain)}, nil
 }
 
 // Try makes a container with all that a step's has, but runs nothing in it.
@@ -223,25 +216,6 @@ func (mc *Machine) Try(ctx context.Context, id string, b Box) (err error) {
 		return err
 	}
 	return b.Run(ctx, &Run{ID: id, Plan: pl, Process: p, Mounts: []*os.File{mount}, Probe: true}, io.Discard)
-}
-
-// flatten makes one layer directory of several. Every root with the same long chain begins with the same.
-func (mc *Machine) flatten(ctx context.Context, dirs []string) (string, error) {
-	mc.flattening.Lock()
-	defer mc.flattening.Unlock()
-	key := strings.Join(dirs, " ")
-	if name, ok := mc.flattened[key]; ok {
-		return name, nil
-	}
-	l, err := layers.FlattenBase(ctx, mc.store, dirs)
-	if err != nil {
-		return "", err
-	}
-	if mc.flattened == nil {
-		mc.flattened = map[string]string{}
-	}
-	mc.flattened[key] = l.Dir
-	return l.Dir, nil
 }
 
 // Close removes what the Machine has made.

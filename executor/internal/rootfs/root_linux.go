@@ -6,23 +6,20 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/layers"
 )
 
-// flattenBlock is how many of the lowest layers become one when there are more than overlayfs takes. A fixed number makes the
-// same chain, and the chain of a later step, flatten to the same layer.
+// flattenBlock is how many of the lowest layers become one when there are more than overlayfs takes.
 const flattenBlock = 400
 
 // A root is a chain of layer directories and at most one change upon it.
 type root struct {
-	mc      *Machine
-	pending []layers.Layer // the end of the chain, not looked at yet
-	dirs    []string       // names of layer directories, base first
-	change  Scratch        // what has changed; nil if nothing has run
-	tree    *tree          // what Files has given
+	mc     *Machine
+	chain  Chain
+	change Scratch // what has changed; nil if nothing has run
+	tree   *tree   // what Files has given
 }
 
 // A tree is a mount that is read.
@@ -36,31 +33,8 @@ func (t *tree) Close() error { return errors.Join(t.Dir.Close(), t.mount.Close()
 
 // lower makes the chain ready and returns its directories, base first.
 func (r *root) lower(ctx context.Context) ([]string, error) {
-	st := r.mc.store
-	for len(r.pending) > 0 {
-		l := r.pending[0]
-		if l.Dir == "" || !st.HasLayer(l.Dir) {
-			var err error
-			if l, err = layers.Unpack(ctx, st, l); err != nil {
-				return nil, err
-			}
-		}
-		// Equal layers are one directory, and overlayfs takes none twice. The upper one says all that the lower one says.
-		r.dirs = append(slices.DeleteFunc(r.dirs, func(d string) bool { return d == l.Dir }), l.Dir)
-		r.pending = r.pending[1:]
-	}
-	for len(r.dirs) >= maxLower { // one less than that: there is the floor, or for Files the change
-		one, err := r.mc.flatten(ctx, r.dirs[:flattenBlock])
-		if err != nil {
-			return nil, err
-		}
-		r.dirs = append([]string{one}, r.dirs[flattenBlock:]...)
-	}
-	paths := make([]string, len(r.dirs))
-	for i, d := range r.dirs {
-		paths[i] = st.LayerPath(d)
-	}
-	return paths, nil
+	paths, _, err := r.chain.Paths(ctx)
+	return paths, err
 }
 
 // below is the directory whose own attributes a root without a change has.
@@ -154,7 +128,7 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 		return nil, err
 	}
 	if r.change == nil {
-		return change{}, nil
+		return NewChange(layers.Layer{}), nil
 	}
 	lower, err := r.lower(ctx)
 	if err != nil {
@@ -170,7 +144,7 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 			return nil, err
 		}
 		if same {
-			return change{}, r.drop()
+			return NewChange(layers.Layer{}), r.drop()
 		}
 	}
 	dir, err := r.change.Take(ctx)
@@ -182,8 +156,8 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 		return nil, err
 	}
 	r.change = nil
-	r.dirs = append(r.dirs, name)
-	return change{layers.Layer{Dir: name}}, nil
+	r.chain.Grow(name)
+	return NewChange(layers.Layer{Dir: name}), nil
 }
 
 // drop forgets the change.
@@ -204,9 +178,7 @@ func (r *root) Add(_ context.Context, l layers.Layer) error {
 	if err := r.closeTree(); err != nil {
 		return err
 	}
-	if !l.IsZero() {
-		r.pending = append(r.pending, l)
-	}
+	r.chain.Add(l)
 	return nil
 }
 
@@ -272,12 +244,6 @@ func (r *root) closeTree() error {
 
 // Close forgets what was not frozen.
 func (r *root) Close() error { return errors.Join(r.closeTree(), r.drop()) }
-
-// A change is a committed layer directory: it needs nothing of its root.
-type change struct{ layer layers.Layer }
-
-func (c change) Layer(context.Context) (layers.Layer, error) { return c.layer, nil }
-func (c change) Close() error                                { return nil }
 
 // Upper is the directory of what has changed since the last Freeze, in overlay form and not sealed; "" if nothing has run.
 // It is valid until the next call of another method.
