@@ -372,7 +372,20 @@ func TestRepoInFlight(t *testing.T) {
 	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
 	r := openRepo(t, p.Addr+"/x", registry.RepoOptions{})
-	p.SetDelay(30 * time.Millisecond)
+	// No request is answered before the 32nd has arrived and a 33rd had time to.
+	full := make(chan struct{})
+	var arrived atomic.Int32
+	p.Break(func(r *http.Request) conformance.Fault {
+		if arrived.Add(1) == 32 {
+			time.Sleep(200 * time.Millisecond)
+			close(full)
+		}
+		select {
+		case <-full:
+		case <-time.After(20 * time.Second):
+		}
+		return conformance.Fault{}
+	})
 	var wg sync.WaitGroup
 	for range 100 {
 		wg.Go(func() {
