@@ -84,15 +84,15 @@ wine: test-deps ## run what has to be right on Windows as Windows programs, unde
 	conformance/wine.sh
 
 agents: ## build the agents of virtual machines again, after a change of what they are made of
-	@for a in $(AGENT_ARCHS); do \
-		GOARCH=$$a $(AGENT_BUILD) -o bin/agent-$$a ./executor/qemu/agent && gzip -9nc bin/agent-$$a > executor/qemu/agents/$$a.gz || exit 1; \
-	done
+	@tmp=$$(mktemp -d) && for a in $(AGENT_ARCHS); do \
+		GOARCH=$$a $(AGENT_BUILD) -o $$tmp/$$a ./executor/qemu/agent && gzip -9nc $$tmp/$$a > executor/qemu/agents/$$a.gz || exit 1; \
+	done && rm -r $$tmp
 
 check-agents: ## see whether the agents are what `make agents` makes
-	@for a in $(AGENT_ARCHS); do \
-		GOARCH=$$a $(AGENT_BUILD) -o bin/agent-$$a ./executor/qemu/agent && gzip -dc executor/qemu/agents/$$a.gz | cmp - bin/agent-$$a || \
+	@tmp=$$(mktemp -d) && for a in $(AGENT_ARCHS); do \
+		GOARCH=$$a $(AGENT_BUILD) -o $$tmp/$$a ./executor/qemu/agent && gzip -dc executor/qemu/agents/$$a.gz | cmp - $$tmp/$$a || \
 			{ echo "the agent for $$a is not up to date: run make agents"; exit 1; }; \
-	done
+	done && rm -r $$tmp
 
 lint: ## gofmt, go vet (for Linux and Windows), staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
