@@ -61,7 +61,7 @@ func (s *Store) note(paths ...string) error {
 		if err != nil {
 			return err
 		}
-		s.journal, s.noted = f, map[string]bool{}
+		s.journal, s.noted, s.journalSince = f, map[string]bool{}, time.Now()
 	}
 	return appendLines(s.journal, s.noted, paths, s.rel)
 }
@@ -268,17 +268,24 @@ const (
 	// By then the kernel has written the bytes without being asked (vm.dirty_expire_centisecs is 30 s), and the sync is
 	// cheap.
 	syncAge = 30 * time.Second
+	// Where more than this many bytes wait to be written, a sync takes the disk from who needs it, and delays the end of
+	// its process: what has been pulled lately, which has the bulk, is left to the kernel until syncAge.
+	syncLight = 64 << 20
 )
 
 // syncNowAndThen calls sync when there is need, until Close. An error is no loss: the journals stay.
 func (s *Store) syncNowAndThen() {
 	timer := time.NewTimer(syncFirst)
 	defer timer.Stop()
-	for age := syncAge; ; age = 0 {
+	for first := true; ; first = false {
 		select {
 		case <-s.ctx.Done():
 			return
 		case <-timer.C:
+		}
+		var age time.Duration
+		if first || dirtyBytes() > syncLight {
+			age = syncAge
 		}
 		if s.hasUnsynced(age) {
 			_ = s.sync(s.ctx, syncPause)
@@ -287,10 +294,10 @@ func (s *Store) syncNowAndThen() {
 	}
 }
 
-// hasUnsynced reports whether this run, or a dead one that ended some time ago, has a journal.
+// hasUnsynced reports whether this run, or one that is dead, has had a journal for so long.
 func (s *Store) hasUnsynced(age time.Duration) bool {
 	s.mu.Lock()
-	own := s.journal != nil && age == 0
+	own := s.journal != nil && time.Since(s.journalSince) >= age
 	s.mu.Unlock()
 	if own {
 		return true

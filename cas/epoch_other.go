@@ -50,4 +50,6 @@ func syncFile(path string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
+func dirtyBytes() int64 { return 0 }
+
 func placeWarnings(string) []string { return nil }

@@ -410,6 +410,13 @@ func TestSyncOfOthers(t *testing.T) {
 	if s.hasUnsynced(time.Hour) || !s.hasUnsynced(0) {
 		t.Error("hasUnsynced")
 	}
+	if alive.hasUnsynced(time.Hour) || !alive.hasUnsynced(0) {
+		t.Error("hasUnsynced of its own")
+	}
+	alive.journalSince = time.Now().Add(-2 * time.Hour)
+	if !alive.hasUnsynced(time.Hour) {
+		t.Error("hasUnsynced of its own, old")
+	}
 	if err := s.Sync(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -58,15 +58,16 @@ type Store struct {
 
 	serial atomic.Uint64 // makes names in this run's directories
 
-	mu      sync.Mutex // guards the following, and serialises commits
-	closed  bool
-	gc      *os.File                      // locked shared during a commit
-	lease   *os.File                      // locked for as long as this run lives
-	leased  map[string]bool               // lines of lease
-	journal *os.File                      // of unsynced; nil if nothing was committed since the last sync
-	noted   map[string]bool               // lines of journal
-	wrote   map[digest.Digest]os.FileInfo // large blobs of this run, which need not be hashed to be marked
-	held    map[closer]struct{}
+	mu           sync.Mutex // guards the following, and serialises commits
+	closed       bool
+	gc           *os.File                      // locked shared during a commit
+	lease        *os.File                      // locked for as long as this run lives
+	leased       map[string]bool               // lines of lease
+	journal      *os.File                      // of unsynced; nil if nothing was committed since the last sync
+	journalSince time.Time                     // when journal was begun
+	noted        map[string]bool               // lines of journal
+	wrote        map[digest.Digest]os.FileInfo // large blobs of this run, which need not be hashed to be marked
+	held         map[closer]struct{}
 
 	kinMu sync.Mutex
 	kin   map[string]bool // epochs that are as good as ours

@@ -568,3 +568,29 @@ func TestPlaceWarnings(t *testing.T) {
 		t.Error("no trash")
 	}
 }
+
+// TestDirtyBytes sees that a sync is known to be heavy when much has been written just now.
+func TestDirtyBytes(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	if st.Type == unix.TMPFS_MAGIC {
+		t.Skip("files of tmpfs are never written anywhere")
+	}
+	const size = 8 << 20
+	for range 20 { // the kernel may write some meanwhile
+		if _, err := f.WriteAt(make([]byte, size), 0); err != nil {
+			t.Fatal(err)
+		}
+		if dirtyBytes() >= size/2 {
+			return
+		}
+	}
+	t.Errorf("%d bytes are dirty after %d were written", dirtyBytes(), size)
+}
