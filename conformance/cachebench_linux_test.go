@@ -324,3 +324,41 @@ func BenchmarkCacheLarge(b *testing.B) {
 		b.ReportMetric(float64(peak)/(1<<20), "resume-peak-MiB")
 	}
 }
+
+// BenchmarkCacheMachines has steps in virtual machines: what a trivial one pushes, in a container image and on a disk of Debian, and how long it takes
+// on a fresh store to go on from eight of them. Floor of that: the same in containers, and for the disk the whole build without a cache.
+func BenchmarkCacheMachines(b *testing.B) {
+	x := newCacheBench(b, 16)
+	disk, key := testDisk(b)
+	machines := []string{"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", Kernel(b, "amd64")}
+	onDisk := append([]string{"--base", "debian=qcow2:" + disk, "--qemu-ssh-key", key, "--qemu-boot-time", "5m"}, machines...)
+	debian := func(n int) string { return strings.Replace(steps(n, ""), "busybox", "debian", 1) }
+	pushed := func(spec string, flags []string) (name string, bytes int64, took time.Duration) {
+		name = "machines" + x.number()
+		x.proxy.Counts()
+		took = x.fresh(spec, append(flags, x.repo(name, true)...)...)
+		return name, Total(x.proxy.Counts()).Sent, took
+	}
+	for b.Loop() {
+		b.StopTimer()
+		name, eight, _ := pushed(steps(8, ""), machines)
+		_, four, _ := pushed(steps(4, ""), machines)
+		resume := func(flags []string) float64 {
+			return median(3, func(int) time.Duration {
+				return x.fresh(last(steps(8, "")), append(flags, append(x.repo(name, false), "--push", "never")...)...)
+			})
+		}
+		vm, container := resume(machines), resume(nil)
+
+		diskName, diskTwo, whole := pushed(debian(2), onDisk)
+		_, diskOne, _ := pushed(debian(1), onDisk)
+		diskResume := x.fresh(last(debian(2)), append(onDisk, append(x.repo(diskName, false), "--push", "never")...)...)
+		b.StartTimer()
+		b.ReportMetric(float64(eight-four)/4, "pushed-bytes/step")
+		b.ReportMetric(vm, "resume-ms")
+		b.ReportMetric(vm/container, "resume-x-container")
+		b.ReportMetric(float64(diskTwo-diskOne), "disk-pushed-bytes/step")
+		b.ReportMetric(float64(diskResume.Milliseconds()), "disk-resume-ms")
+		b.ReportMetric(diskResume.Seconds()/whole.Seconds(), "disk-resume-x-whole")
+	}
+}
