@@ -8,6 +8,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
@@ -76,7 +77,7 @@ func (c Compression) writer(w io.Writer, jobs int) (io.WriteCloser, error) {
 		if c.Level != 0 {
 			level = zstd.EncoderLevelFromZstd(c.Level)
 		}
-		return zstd.NewWriter(w, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(min(jobs, 2)))
+		return newZstdWriter(w, level, min(jobs, 2))
 	case "gzip":
 		level := gzip.DefaultCompression
 		if c.Level != 0 {
@@ -135,13 +136,95 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		return z, nil
 	case isZstd(magic):
 		// One goroutine: the stages around it are others already, and this is the decoder's fastest way in total.
-		z, err := zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
-		if err != nil {
-			return nil, err
-		}
-		return z.IOReadCloser(), nil
+		return newZstdReader(br)
 	}
 	return io.NopCloser(br), nil
+}
+
+// Most layers are small, and megabytes of tables and windows cost more than they do: encoders and decoders are used again.
+// What an encoder writes does not depend on what it wrote before.
+var (
+	zstdEncoders sync.Map // of zstdKind to *sync.Pool of *zstd.Encoder
+	zstdDecoders sync.Pool
+)
+
+type zstdKind struct {
+	level zstd.EncoderLevel
+	jobs  int
+}
+
+// A zstdWriter gives its encoder back when it is closed.
+type zstdWriter struct {
+	z    *zstd.Encoder
+	pool *sync.Pool
+}
+
+func newZstdWriter(w io.Writer, level zstd.EncoderLevel, jobs int) (io.WriteCloser, error) {
+	p, _ := zstdEncoders.LoadOrStore(zstdKind{level, jobs}, new(sync.Pool))
+	pool := p.(*sync.Pool)
+	if z, ok := pool.Get().(*zstd.Encoder); ok {
+		z.Reset(w)
+		return &zstdWriter{z, pool}, nil
+	}
+	z, err := zstd.NewWriter(w, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(jobs))
+	if err != nil {
+		return nil, err
+	}
+	return &zstdWriter{z, pool}, nil
+}
+
+func (w *zstdWriter) Write(b []byte) (int, error) {
+	if w.z == nil {
+		return 0, zstd.ErrEncoderClosed
+	}
+	return w.z.Write(b)
+}
+
+// Close ends the frame. A second Close does nothing.
+func (w *zstdWriter) Close() error {
+	if w.z == nil {
+		return nil
+	}
+	err := w.z.Close()
+	w.z.Reset(nil)
+	w.pool.Put(w.z)
+	w.z = nil
+	return err
+}
+
+// A zstdReader gives its decoder back when it is closed.
+type zstdReader struct{ z *zstd.Decoder }
+
+func newZstdReader(r io.Reader) (io.ReadCloser, error) {
+	if z, ok := zstdDecoders.Get().(*zstd.Decoder); ok {
+		if err := z.Reset(r); err != nil {
+			return nil, err
+		}
+		return &zstdReader{z}, nil
+	}
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow), zstd.WithDecoderLowmem(true))
+	if err != nil {
+		return nil, err
+	}
+	return &zstdReader{z}, nil
+}
+
+func (r *zstdReader) Read(b []byte) (int, error) {
+	if r.z == nil {
+		return 0, zstd.ErrDecoderClosed
+	}
+	return r.z.Read(b)
+}
+
+// Close is done once; what follows it does nothing.
+func (r *zstdReader) Close() error {
+	if r.z == nil {
+		return nil
+	}
+	err := r.z.Reset(nil)
+	zstdDecoders.Put(r.z)
+	r.z = nil
+	return err
 }
 
 // isZstd knows zstd's frames and its skippable frames, which eStargz-like and seekable files begin with.

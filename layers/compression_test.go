@@ -2,11 +2,14 @@ package layers
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"runtime"
 	"testing"
 	"testing/iotest"
+
+	"github.com/klauspost/compress/zstd"
 )
 
 func TestParseCompression(t *testing.T) {
@@ -29,8 +32,8 @@ func TestParseCompression(t *testing.T) {
 	}
 }
 
-// TestCompressionIsDeterministic holds that neither the number of goroutines nor the size of writes shows in the
-// output, and that it can be read again.
+// TestCompressionIsDeterministic holds that neither the number of goroutines, nor the size of writes, nor what else was
+// compressed before shows in the output, and that it can be read again.
 func TestCompressionIsDeterministic(t *testing.T) {
 	// Like a tar: parts that repeat, parts that do not.
 	r := rand.New(rand.NewPCG(1, 1))
@@ -46,7 +49,7 @@ func TestCompressionIsDeterministic(t *testing.T) {
 	}
 	for _, data := range [][]byte{in.Bytes(), in.Bytes()[:100], in.Bytes()[:128<<10], in.Bytes()[:128<<10+1], nil} {
 		for _, c := range []Compression{{}, {"zstd", 1}, {"gzip", 0}, {"gzip", 1}, {"none", 0}} {
-			var first []byte
+			first := fresh(t, c, data)
 			for _, jobs := range []int{1, 2, 8} {
 				for _, reader := range []io.Reader{bytes.NewReader(data), iotest.HalfReader(bytes.NewReader(data)), &ragged{data, r}} {
 					var out bytes.Buffer
@@ -76,9 +79,33 @@ func TestCompressionIsDeterministic(t *testing.T) {
 				if got, err := io.ReadAll(d); err != nil || !bytes.Equal(got, data) {
 					t.Fatalf("%s of %d bytes: read again: %d bytes, %v", c, len(data), len(got), err)
 				}
+				if err := errors.Join(d.Close(), d.Close()); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
 	}
+}
+
+// fresh compresses with an encoder that has never been used, if that is zstd's.
+func fresh(t *testing.T, c Compression, data []byte) []byte {
+	t.Helper()
+	level := map[Compression]zstd.EncoderLevel{{}: zstd.SpeedDefault, {"zstd", 1}: zstd.SpeedFastest}[c]
+	if level == 0 {
+		return nil
+	}
+	var out bytes.Buffer
+	z, err := zstd.NewWriter(&out, zstd.WithEncoderLevel(level), zstd.WithEncoderConcurrency(1))
+	if err == nil {
+		_, err = z.Write(data)
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
 }
 
 // ragged reads pieces of any size.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/klauspost/compress/zstd"
@@ -15,7 +16,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -394,39 +394,46 @@ func (c *Cache) packLog(ctx context.Context, l Log) (packedLog, error) {
 	return packed, nil
 }
 
+// newLogWriter compresses a log, so that to read it takes little memory.
+func newLogWriter(w io.Writer) (*zstd.Encoder, error) {
+	return zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(logWindow), zstd.WithLowerEncoderMem(true))
+}
+
+// smallLogs compresses what is in memory. It is kept, since a new one costs more than most logs.
+var smallLogs = sync.OnceValues(func() (*zstd.Encoder, error) { return newLogWriter(nil) })
+
 // compressLog keeps a small log in memory, and a large one in the store.
 func (c *Cache) compressLog(ctx context.Context, r io.Reader) (p packedLog, err error) {
-	head, err := io.ReadAll(io.LimitReader(r, smallLog))
+	head, err := io.ReadAll(io.LimitReader(ctxReader{ctx, r}, smallLog))
 	if err != nil || len(head) == 0 {
 		return p, err
 	}
-	var small bytes.Buffer
-	var w io.Writer = &small
-	var blob *cas.BlobWriter
-	if len(head) == smallLog {
-		if blob, err = c.Store.NewBlob(); err != nil {
+	p.desc.MediaType = mediaTypeLog
+	if len(head) < smallLog {
+		z, err := smallLogs()
+		if err != nil {
 			return p, err
 		}
-		defer blob.Close()
-		w = blob
+		small := z.EncodeAll(head, nil)
+		p.desc.Digest, p.desc.Size, p.unpacked = digest.FromBytes(small), int64(len(small)), int64(len(head))
+		if len(small) > inlineLogs {
+			_, err = c.Store.PutBlob(small)
+		} else {
+			p.desc.Data = small
+		}
+		return p, err
 	}
-	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithWindowSize(logWindow),
-		zstd.WithLowerEncoderMem(true))
+	blob, err := c.Store.NewBlob()
 	if err != nil {
 		return p, err
 	}
-	n, err := io.Copy(z, ctxReader{ctx, io.MultiReader(bytes.NewReader(head), r)})
-	if err = errors.Join(err, z.Close()); err != nil {
+	defer blob.Close()
+	z, err := newLogWriter(blob)
+	if err != nil {
 		return p, err
 	}
-	p = packedLog{desc: ocispec.Descriptor{MediaType: mediaTypeLog}, unpacked: n}
-	if blob == nil {
-		p.desc.Digest, p.desc.Size = digest.FromBytes(small.Bytes()), int64(small.Len())
-		if small.Len() > inlineLogs {
-			_, err = c.Store.PutBlob(small.Bytes())
-		} else {
-			p.desc.Data = small.Bytes()
-		}
+	p.unpacked, err = io.Copy(z, ctxReader{ctx, io.MultiReader(bytes.NewReader(head), r)})
+	if err = errors.Join(err, z.Close()); err != nil {
 		return p, err
 	}
 	if p.desc.Digest, p.desc.Size, err = blob.Commit(""); err == nil && p.desc.Size <= inlineLogs {
