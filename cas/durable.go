@@ -74,8 +74,8 @@ func (s *Store) settle() error {
 	return s.Sync(context.Background())
 }
 
-// Sync makes all results written before it durable (syncfs, then marks). Called in the background by Store itself
-// every few seconds while there is something unmarked; a test or a command may call it.
+// Sync makes all results written before it durable (syncfs, then marks). Called in the background by Store itself every
+// few seconds where little waits to be written, after syncAge where much does; a test or a command may call it.
 func (s *Store) Sync(ctx context.Context) error { return s.sync(ctx, 0) }
 
 // sync marks after a pause, so that whatever copies the file system's device meanwhile without a snapshot is
