@@ -140,6 +140,22 @@ func (c Cgroups) Kill(group string) {
 	}
 }
 
+// KillAll kills every process of a group and of all below it.
+func (c Cgroups) KillAll(group string) {
+	groups := map[string]bool{}
+	for _, h := range c.Hierarchies {
+		_ = filepath.WalkDir(filepath.Join(h, group), func(dir string, e fs.DirEntry, err error) error {
+			if err == nil && e.IsDir() {
+				groups[strings.TrimPrefix(dir, h)] = true
+			}
+			return nil // it may go away meanwhile
+		})
+	}
+	for g := range groups {
+		c.Kill(g)
+	}
+}
+
 // Remove removes a group and all below it, in all hierarchies. It waits a little for those that are still busy: the kernel counts
 // a process that has just been waited for as inside a moment longer.
 func (c Cgroups) Remove(group string) error {

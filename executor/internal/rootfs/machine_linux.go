@@ -75,8 +75,8 @@ type Machine struct {
 	chains Chains
 }
 
-// NewMachine makes a Machine whose files have a name that begins with prefix. It removes the control groups that killed processes have
-// left.
+// NewMachine makes a Machine whose files have a name that begins with prefix. It ends what killed processes have
+// left in their control groups, and removes those.
 func NewMachine(st *cas.Store, prefix string, oldMounts bool, r Runner) (*Machine, error) {
 	cg, err := FindCgroups()
 	if err != nil {
@@ -102,7 +102,11 @@ func NewMachine(st *cas.Store, prefix string, oldMounts bool, r Runner) (*Machin
 		return nil, err
 	}
 	for _, run := range st.DeadRuns() {
-		if cg.Remove(path.Join(cgroupTop, run)) == nil { // else the next one tries again
+		// A daemon that was told to start a container when its client died may leave one that it does not know of: runc's init, before
+		// there is a state that `runc delete` finds.
+		group := path.Join(cgroupTop, run)
+		cg.KillAll(group)
+		if cg.Remove(group) == nil { // else the next one tries again
 			_ = st.ForgetRun(run)
 		}
 	}
