@@ -23,6 +23,7 @@ const (
 
 // A daemon is a containerd as one run of obx uses it.
 type daemon struct {
+	address string
 	client  *client.Client
 	snaps   snapshots.Snapshotter
 	version string
@@ -46,7 +47,7 @@ func connect(ctx context.Context, o Options) (*daemon, error) {
 	if err != nil {
 		return fail(err)
 	}
-	d := &daemon{client: c, snaps: c.SnapshotService(o.Snapshotter)}
+	d := &daemon{address: o.Address, client: c, snaps: c.SnapshotService(o.Snapshotter)}
 	if d.version, err = d.await(ctx); err != nil {
 		return fail(errors.Join(fmt.Errorf("%w: %s", err, howToStart), c.Close()))
 	}

@@ -5,13 +5,18 @@ package hcs
 import (
 	"context"
 	"errors"
+	"path/filepath"
+
+	"github.com/opencontainers/go-digest"
 )
 
 // start begins a run, and removes what killed ones have left: in containerd, what left removes beside it, and last their
 // directories. What cannot be removed now is left for the next one: it is in nobody's way. The directory is returned
 // with an error too, if it was made.
 func (d *daemon) start(ctx context.Context, prefix string, left func(*runDir) error) (*runDir, error) {
-	dead, err := deadRuns()
+	// Of one containerd each: who uses another one cannot remove what a killed run has left in this.
+	top := filepath.Join(runsDir(), digest.FromString(d.address).Encoded()[:12])
+	dead, err := deadRuns(top)
 	if err != nil {
 		return nil, err
 	}
@@ -22,7 +27,7 @@ func (d *daemon) start(ctx context.Context, prefix string, left func(*runDir) er
 		}
 		_ = r.remove()
 	}
-	run, err := newRunDir(prefix)
+	run, err := newRunDir(top, prefix)
 	if err != nil {
 		return nil, err
 	}

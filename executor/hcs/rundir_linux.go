@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runsDir has a directory and a lock for each run. It is not in the store: containerd is the whole computer's.
-const runsDir = "/run/obx"
+// runsDir has the runs on each containerd. It is not in the store: containerd is the whole computer's.
+func runsDir() string { return "/run/obx" }
 
 const lockSuffix = ".lock"
 
@@ -27,12 +27,12 @@ type runDir struct {
 
 func (r *runDir) name() string { return filepath.Base(r.dir) }
 
-// newRunDir makes one whose name begins with prefix.
-func newRunDir(prefix string) (*runDir, error) {
-	if err := os.MkdirAll(runsDir, 0o700); err != nil {
+// newRunDir makes one in top, whose name begins with prefix.
+func newRunDir(top, prefix string) (*runDir, error) {
+	if err := os.MkdirAll(top, 0o700); err != nil {
 		return nil, err
 	}
-	lock, err := newLock(prefix)
+	lock, err := newLock(top, prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -43,9 +43,9 @@ func newRunDir(prefix string) (*runDir, error) {
 	return r, nil
 }
 
-func newLock(prefix string) (*os.File, error) {
+func newLock(top, prefix string) (*os.File, error) {
 	for {
-		lock, err := os.CreateTemp(runsDir, prefix+"-*"+lockSuffix)
+		lock, err := os.CreateTemp(top, prefix+"-*"+lockSuffix)
 		if err != nil {
 			return nil, err
 		}
@@ -106,9 +106,9 @@ func (r *runDir) remove() error {
 	return errors.Join(append(errs, r.lock.Close())...)
 }
 
-// deadRuns takes over the directories of runs whose process was killed.
-func deadRuns() ([]*runDir, error) {
-	locks, err := filepath.Glob(filepath.Join(runsDir, "*"+lockSuffix))
+// deadRuns takes over the directories in top of runs whose process was killed.
+func deadRuns(top string) ([]*runDir, error) {
+	locks, err := filepath.Glob(filepath.Join(top, "*"+lockSuffix))
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 
 const lockSuffix = ".lock"
 
-// runsDir has a directory and a lock for each run. It is not in the store: containerd is the whole computer's.
+// runsDir has the runs on each containerd. It is not in the store: containerd is the whole computer's.
 func runsDir() string {
 	data := os.Getenv("ProgramData")
 	if data == "" {
@@ -32,13 +32,13 @@ type runDir struct {
 
 func (r *runDir) name() string { return filepath.Base(r.dir) }
 
-// newRunDir makes one whose name begins with prefix.
-func newRunDir(prefix string) (*runDir, error) {
-	if err := os.MkdirAll(runsDir(), 0o700); err != nil {
+// newRunDir makes one in top, whose name begins with prefix.
+func newRunDir(top, prefix string) (*runDir, error) {
+	if err := os.MkdirAll(top, 0o700); err != nil {
 		return nil, err
 	}
 	for {
-		dir, err := os.MkdirTemp(runsDir(), prefix+"-")
+		dir, err := os.MkdirTemp(top, prefix+"-")
 		if err != nil {
 			return nil, err
 		}
@@ -79,9 +79,9 @@ func (r *runDir) remove() error {
 	return err
 }
 
-// deadRuns takes over the directories of runs whose process was killed.
-func deadRuns() ([]*runDir, error) {
-	locks, err := filepath.Glob(filepath.Join(runsDir(), "*"+lockSuffix))
+// deadRuns takes over the directories in top of runs whose process was killed.
+func deadRuns(top string) ([]*runDir, error) {
+	locks, err := filepath.Glob(filepath.Join(top, "*"+lockSuffix))
 	if err != nil {
 		return nil, err
 	}
