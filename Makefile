@@ -40,7 +40,7 @@ test-arm64: ## install what the test of virtual machines of another architecture
 	cd "$$dir" && apt-get $$apt download $$name && dpkg-deb -x linux-image*.deb root && rm -rf root/usr "$(TEST_CACHE)/kernel-arm64" && \
 	mv root "$(TEST_CACHE)/kernel-arm64" && rm -rf "$$dir"
 
-# test-disks makes the tests of disk images run, with OBX_TEST_MACHINES=all.
+# test-disks makes the tests of disk images run, with OBX_TEST_MACHINES=all; benchmarks boot the disk too.
 test-disks: test-deps ## make the disk with Debian that tests of disk images boot
 	$(call install,syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk ssh-keygen:openssh-client)
 	@test -e /usr/lib/syslinux/mbr/mbr.bin || apt-get install -qy --no-install-recommends syslinux-common
@@ -105,7 +105,7 @@ cross: ## build for the other systems
 		echo "build $$t"; GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/obx || exit 1; \
 	done
 
-bench: test-deps ## run the benchmarks, with their floors, on a fresh file system
+bench: test-disks ## run the benchmarks, with their floors, on a fresh file system
 	go test -run '^$$' -bench . -benchtime 3x -timeout 30m ./...
 
 clean: ## remove what was built
