@@ -80,11 +80,12 @@ func (d *daemon) context(ctx context.Context) context.Context {
 
 // begin makes the lease that keeps all that the run makes, and that it makes alone.
 func (d *daemon) begin(ctx context.Context, run string) error {
-	_, err := d.client.LeasesService().Create(d.context(ctx), leases.WithID(run), leases.WithLabel(runLabel, run))
+	ctx = d.context(ctx)
+	d.run = run // with an error too: it may have been made
+	_, err := d.client.LeasesService().Create(ctx, leases.WithID(run), leases.WithLabel(runLabel, run))
 	if err != nil {
 		return fmt.Errorf("make a lease: %w", err)
 	}
-	d.run = run
 	return nil
 }
 
@@ -109,13 +110,19 @@ func (d *daemon) end(ctx context.Context, run string) error {
 	return errors.Join(errs...)
 }
 
-// close removes all that the run has in containerd, then what remove removes, and ends the connection.
-func (d *daemon) close(remove func() error) error {
-	var errs []error
-	if d.run != "" {
-		errs = append(errs, d.end(context.Background(), d.run))
+// close removes all that the run has in containerd, what left removes beside it, and last its directory, and ends the connection. What cannot
+// be removed keeps the directory, so that a later start tries again. r is nil if it was not made.
+func (d *daemon) close(r *runDir, left func(*runDir) error) error {
+	if r == nil {
+		return d.client.Close()
 	}
-	return errors.Join(append(errs, remove(), d.client.Close())...)
+	err := errors.Join(d.end(context.Background(), r.name()), left(r))
+	if err == nil {
+		err = r.remove()
+	} else {
+		_ = r.lock.Close()
+	}
+	return errors.Join(err, d.client.Close())
 }
 
 // check is the line of a health report.

@@ -11,7 +11,7 @@ import (
 
 // A watch learns how a process has ended. containerd gives one number for it, 128 and the signal's for a process that a
 // signal has killed, which is what a shell gives for a child of its own too. Linux tells the difference to who holds a descriptor
-// of the process (since 6.15); before that, it is not known.
+// of the process (since 6.15); before that, only what we have killed ourselves is known.
 type watch struct{ pidfd int }
 
 func newWatch(pid uint32) (*watch, error) {
@@ -34,9 +34,12 @@ const (
 	pidfdInfoExit = 1 << 3
 )
 
-// exit says how the process has ended, of which containerd says status.
-func (w *watch) exit(status uint32) rootfs.Exit {
+// exit says how the process has ended, of which containerd says status. killed says that it was told to kill it.
+func (w *watch) exit(status uint32, killed bool) rootfs.Exit {
 	x := rootfs.Exit{Code: int(status)}
+	if killed && status == 128+uint32(unix.SIGKILL) {
+		x = rootfs.Exit{Signal: int(unix.SIGKILL)}
+	}
 	if w.pidfd < 0 {
 		return x
 	}

@@ -65,7 +65,7 @@ func New(ctx context.Context, o Options) (*Executor, error) {
 
 func (e *Executor) start(ctx context.Context, runtime string) error {
 	var err error
-	e.run, err = e.d.start(ctx, e.options.Store.RunID(), func(*runDir) error { return nil })
+	e.run, err = e.d.start(ctx, e.options.Store.RunID(), nothingElse)
 	if err != nil {
 		return err
 	}
@@ -75,6 +75,9 @@ func (e *Executor) start(ctx context.Context, runtime string) error {
 	e.Machine, err = rootfs.NewMachine(e.options.Store, "hcs-", false, runner{e})
 	return err
 }
+
+// nothingElse removes what a run has neither in containerd nor in its directory.
+func nothingElse(*runDir) error { return nil }
 
 // wrapper is what containerd's shim calls for an OCI runtime. The shim gives a process one pipe for its output and another for its
 // errors, and so would lose the order of what it writes; and a device for an input that is empty, where programs expect a pipe.
@@ -95,7 +98,7 @@ func (e *Executor) Close() error {
 	var err error
 	e.closing.Do(func() {
 		e.closed.Store(true)
-		err = e.d.close(e.run.remove)
+		err = e.d.close(e.run, nothingElse)
 		if e.Machine != nil { // after all runs
 			err = errors.Join(err, e.Machine.Close())
 		}
@@ -165,7 +168,7 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 	if err != nil {
 		return err
 	}
-	status, err := b.e.d.do(limited, j)
+	end, err := b.e.d.do(limited, j)
 	err = errors.Join(err, leave())
 	if w != nil {
 		defer w.close()
@@ -176,7 +179,7 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
-	case limited.Err() != nil && err != nil:
+	case limited.Err() != nil && errors.Is(err, context.DeadlineExceeded): // before it was started
 		return rootfs.TimedOut(p.Limits)
 	case errors.As(err, &refused):
 		if err := rootfs.StartError(refused.Error()); err != nil {
@@ -187,9 +190,9 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 		return err
 	}
 	oom := x.OOM
-	x = w.exit(status)
+	x = w.exit(end.status, end.killed)
 	x.OOM = oom
-	return x.Err(p.Limits, limited.Err() != nil)
+	return x.Err(p.Limits, end.killed)
 }
 
 // errProbed stops a probe when the container is made.

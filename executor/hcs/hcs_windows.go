@@ -94,14 +94,17 @@ func newExecutor(ctx context.Context, o Options, w windows) (*Executor, error) {
 
 func (e *Executor) start(ctx context.Context) error {
 	var err error
-	e.run, err = e.d.start(ctx, e.options.Store.RunID(), func(r *runDir) error {
-		return errors.Join(removeNetworks(e.windows.hcn, idPrefix+r.name()), e.unmountAll(r.dir))
-	})
+	e.run, err = e.d.start(ctx, e.options.Store.RunID(), e.removeRest)
 	if err != nil {
 		return err
 	}
 	e.stack = &stacker{d: e.d, store: e.options.Store}
 	return e.stack.prune(ctx, time.Now().Add(-keepUnused))
+}
+
+// removeRest removes what a run has left beside containerd.
+func (e *Executor) removeRest(r *runDir) error {
+	return errors.Join(removeNetworks(e.windows.hcn, idPrefix+r.name()+"-"), e.unmountAll(r.dir))
 }
 
 // unmountAll ends the mounts that a killed process has left in its directory.
@@ -141,7 +144,7 @@ func (e *Executor) Close() error {
 	var err error
 	e.closing.Do(func() {
 		e.closed.Store(true)
-		err = e.d.close(e.run.remove)
+		err = e.d.close(e.run, e.removeRest)
 	})
 	return err
 }
@@ -218,12 +221,12 @@ func (c containers) run(ctx context.Context, p executor.Process, mounts []mount.
 	if p.Stdin != nil {
 		j.stdin = p.Stdin
 	}
-	status, err := e.d.do(limited, j)
+	end, err := e.d.do(limited, j)
 	var refused createError
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
-	case limited.Err() != nil:
+	case err == nil && end.killed, limited.Err() != nil && errors.Is(err, context.DeadlineExceeded): // while it ran, or before it was started
 		keep = true
 		return &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
 	case errors.As(err, &refused):
@@ -232,8 +235,8 @@ func (c containers) run(ctx context.Context, p executor.Process, mounts []mount.
 		return err
 	}
 	keep = true
-	if status != 0 {
-		return &executor.ExitError{Reason: executor.Exited, Code: int(status)}
+	if end.status != 0 {
+		return &executor.ExitError{Reason: executor.Exited, Code: int(end.status)}
 	}
 	return nil
 }

@@ -301,7 +301,8 @@ func TestCancelAndTimeout(t *testing.T) {
 		t.Error(err)
 	}
 	r.clean(1)
-	if n := len(r.hcn.calls); n != 12 || r.hcn.calls[n-1] != "deleteEndpoint EP" {
+	// At last it is looked whether anything of the run is left.
+	if n := len(r.hcn.calls); n != 13 || r.hcn.calls[n-2] != "deleteEndpoint EP" || r.hcn.calls[n-1] != "endpoints "+idPrefix+r.e.run.name()+"-" {
 		t.Errorf("network %q", r.hcn.calls)
 	}
 }
@@ -335,7 +336,8 @@ func TestKilled(t *testing.T) {
 
 	next := r.newExecutor()
 	<-done // its container was removed under it
-	if !slices.ContainsFunc(r.hcn.calls, func(c string) bool { return c == "endpoints hcs-"+r.e.run.name() }) {
+	i := slices.Index(r.hcn.calls, "endpoints "+idPrefix+r.e.run.name()+"-")
+	if i < 0 || !slices.Equal(r.hcn.calls[i+1:min(i+4, len(r.hcn.calls))], []string{"detach NS EP", "deleteNamespace NS", "deleteEndpoint EP"}) {
 		t.Errorf("network %q", r.hcn.calls)
 	}
 	_ = root.Close()

@@ -90,9 +90,6 @@ func (r *runDir) mount() error {
 
 // remove unmounts all that is mounted there, and gives up the run's name.
 func (r *runDir) remove() error {
-	if r == nil {
-		return nil // it was not made
-	}
 	var errs []error
 	if err := unix.Unmount(r.dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		errs = append(errs, fmt.Errorf("unmount %s: %w", r.dir, err))

@@ -65,9 +65,6 @@ func openAlone(name string, how uint32) (*os.File, error) {
 
 // remove removes the directory, and gives up the run's name.
 func (r *runDir) remove() error {
-	if r == nil {
-		return nil // it was not made
-	}
 	// Others may remove the lock as soon as it is closed: they know by the directory that nothing is left.
 	if err := os.RemoveAll(r.dir); err != nil {
 		return errors.Join(err, r.lock.Close())

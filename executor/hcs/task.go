@@ -35,17 +35,23 @@ type job struct {
 // A createError is the runtime's refusal to make or start a container.
 type createError struct{ error }
 
-// do runs a job to its end and gives its exit status. Cancelling ctx kills it; the status tells then how it ended. When do returns, nothing of
-// the container is left.
-func (d *daemon) do(ctx context.Context, j *job) (status uint32, err error) {
+// An ended is how a job was over.
+type ended struct {
+	status uint32
+	killed bool // by do, since its ctx was over
+}
+
+// do runs a job to its end. Cancelling ctx kills it; an error that wraps that of ctx says that it was not even started. When do returns without an
+// error of the daemon's, nothing of the container is left.
+func (d *daemon) do(ctx context.Context, j *job) (end ended, err error) {
 	clean := d.context(context.WithoutCancel(ctx))
 	if err := ctx.Err(); err != nil {
-		return 0, err
+		return end, err
 	}
 	labels := map[string]string{runLabel: d.run}
 	c, err := d.client.NewContainer(clean, j.id, client.WithSpec(j.spec), client.WithRuntime(j.runtime, j.options), client.WithContainerLabels(labels))
 	if err != nil {
-		return 0, fmt.Errorf("make a container: %w", err)
+		return end, fmt.Errorf("make a container: %w", err)
 	}
 	defer func() {
 		if derr := c.Delete(clean); derr != nil && !errdefs.IsNotFound(derr) {
@@ -57,7 +63,7 @@ func (d *daemon) do(ctx context.Context, j *job) (status uint32, err error) {
 	streams := newStreams(j, stop)
 	task, err := c.NewTask(clean, streams.creator(j), client.WithRootFS(j.rootfs))
 	if err != nil {
-		return 0, createError{err}
+		return end, createError{err}
 	}
 	unfinished := []client.ProcessDeleteOpts{client.WithProcessKill}
 	defer func() {
@@ -68,34 +74,48 @@ func (d *daemon) do(ctx context.Context, j *job) (status uint32, err error) {
 	}()
 	exited, err := task.Wait(clean)
 	if err != nil {
-		return 0, fmt.Errorf("wait for a task: %w", err)
+		return end, fmt.Errorf("wait for a task: %w", err)
 	}
 	if err := j.created(task.Pid()); err != nil {
-		return 0, err
+		return end, err
 	}
 	if err := ctx.Err(); err != nil {
-		return 0, err
+		return end, err
 	}
 	if err := task.Start(clean); err != nil {
-		return 0, createError{err}
+		return end, createError{err}
 	}
 	streams.serve(clean, task, j)
 	var exit client.ExitStatus
 	select {
 	case exit = <-exited:
 	case <-ctx.Done():
-		if err := task.Kill(clean, syscall.SIGKILL); err != nil && !errdefs.IsNotFound(err) {
-			return 0, fmt.Errorf("kill a task: %w", err)
+		err := task.Kill(clean, syscall.SIGKILL)
+		if err != nil && !errdefs.IsNotFound(err) {
+			hangUp(task)
+			return end, fmt.Errorf("kill a task: %w", err)
 		}
+		end.killed = err == nil // else it was over before
 		exit = <-exited
+	}
+	if err := exit.Error(); err != nil {
+		// The daemon does not know, and the process may go on for hours, with its end of the pipes.
+		hangUp(task)
+		return end, fmt.Errorf("wait for a task: %w", err)
 	}
 	unfinished = nil
 	j.ended()
 	task.IO().Wait()
-	if err := exit.Error(); err != nil {
-		return 0, fmt.Errorf("wait for a task: %w", err)
+	end.status = exit.ExitCode()
+	return end, streams.out.failure()
+}
+
+// hangUp stops reading what a task writes.
+func hangUp(task client.Task) {
+	if io := task.IO(); io != nil {
+		io.Cancel()
+		_ = io.Close()
 	}
-	return exit.ExitCode(), streams.out.failure()
 }
 
 // streams are what a process reads and writes.
