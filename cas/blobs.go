@@ -49,7 +49,7 @@ func (s *Store) HasBlob(d digest.Digest) (int64, bool) {
 	if err != nil {
 		return 0, false
 	}
-	size, err := blobSize(path, d)
+	size, err := s.blobSize(path, d)
 	if err != nil {
 		return 0, false
 	}
@@ -64,7 +64,7 @@ func (s *Store) HasBlob(d digest.Digest) (int64, bool) {
 }
 
 // blobSize looks whether a blob is there, and is what was written.
-func blobSize(path string, d digest.Digest) (int64, error) {
+func (s *Store) blobSize(path string, d digest.Digest) (int64, error) {
 	info, err := os.Lstat(path)
 	if err != nil {
 		return 0, err
@@ -72,7 +72,7 @@ func blobSize(path string, d digest.Digest) (int64, error) {
 	if !info.Mode().IsRegular() {
 		return 0, ErrNotFound
 	}
-	if isMarked(info) {
+	if isMarked(info) || s.isKnown(d, info) {
 		return info.Size(), nil
 	}
 	f, err := os.Open(path)
@@ -80,7 +80,31 @@ func blobSize(path string, d digest.Digest) (int64, error) {
 		return 0, err
 	}
 	defer f.Close()
-	return checkBlob(f, d)
+	if info, err = f.Stat(); err != nil {
+		return 0, err
+	}
+	n, err := checkBlob(f, d)
+	if err == nil {
+		s.know(d, info)
+	}
+	return n, err
+}
+
+// know notes that a large file was seen to be right, or was just written: until a power cut, after which this process is no more.
+func (s *Store) know(d digest.Digest, info fs.FileInfo) {
+	if info.Size() > smallBlob {
+		s.known.Store(d, info)
+	}
+}
+
+// isKnown reports whether know was called for a file as it is now.
+func (s *Store) isKnown(d digest.Digest, info fs.FileInfo) bool {
+	was, ok := s.known.Load(d)
+	if !ok {
+		return false
+	}
+	k := was.(fs.FileInfo)
+	return os.SameFile(k, info) && k.Size() == info.Size() && k.ModTime().Equal(info.ModTime())
 }
 
 // checkBlob hashes a blob without the durable mark, which a power cut may have spoiled.
@@ -132,15 +156,13 @@ func (s *Store) installBlob(tmp string, d digest.Digest) error {
 		return fmt.Errorf("store blob %s: %w", d, err)
 	}
 	err = s.commit([]string{blobRef(d)}, func() error {
-		if _, err := blobSize(path, d); err == nil {
+		if _, err := s.blobSize(path, d); err == nil {
 			return os.Remove(tmp)
 		}
 		if err := s.note(path); err != nil {
 			return err
 		}
-		if info.Size() > smallBlob {
-			s.wrote[d] = info
-		}
+		s.know(d, info)
 		return install(tmp, path)
 	})
 	if err != nil {

@@ -229,10 +229,7 @@ func (s *Store) wantsMark(path string, f *os.File) bool {
 	top, _, _ := strings.Cut(path, "/")
 	if top == blobsDir {
 		d := digest.NewDigestFromEncoded(digest.SHA256, filepath.Base(path))
-		s.mu.Lock()
-		wrote := s.wrote[d]
-		s.mu.Unlock()
-		if wrote != nil && os.SameFile(wrote, info) {
+		if s.isKnown(d, info) {
 			return true
 		}
 		_, err := checkBlob(f, d)

@@ -12,7 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/opencontainers/go-digest"
 	"syscall"
 	"time"
 )
@@ -60,19 +59,20 @@ type Store struct {
 
 	mu           sync.Mutex // guards the following, and serialises commits
 	closed       bool
-	gc           *os.File                      // locked shared during a commit
-	lease        *os.File                      // locked for as long as this run lives
-	leased       map[string]bool               // lines of lease
-	journal      *os.File                      // of unsynced; nil if nothing was committed since the last sync
-	journalSince time.Time                     // when journal was begun
-	noted        map[string]bool               // lines of journal
-	wrote        map[digest.Digest]os.FileInfo // large blobs of this run, which need not be hashed to be marked
+	gc           *os.File        // locked shared during a commit
+	lease        *os.File        // locked for as long as this run lives
+	leased       map[string]bool // lines of lease
+	journal      *os.File        // of unsynced; nil if nothing was committed since the last sync
+	journalSince time.Time       // when journal was begun
+	noted        map[string]bool // lines of journal
 	held         map[closer]struct{}
 
 	kinMu sync.Mutex
 	kin   map[string]bool // epochs that are as good as ours
 
 	syncing sync.Mutex // one Sync at a time
+
+	known   sync.Map // of digest.Digest to fs.FileInfo: large blobs that need not be hashed to be used or marked
 	ctx     context.Context
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
@@ -97,7 +97,6 @@ func Open(dir string) (*Store, error) {
 	s := &Store{
 		dir:      dir,
 		leased:   map[string]bool{},
-		wrote:    map[digest.Digest]os.FileInfo{},
 		kin:      map[string]bool{},
 		held:     map[closer]struct{}{},
 		trashed:  make(chan struct{}, 1),

@@ -1,6 +1,7 @@
 package cas
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -347,5 +348,44 @@ func BenchmarkCommitStep(b *testing.B) {
 		i++
 		r := Result{Key: fmt.Sprintf("%02d-%d", i%100, i), Layers: []string{commitLayer(b, s, "", "x")}}
 		putResult(b, s, "default", r)
+	}
+}
+
+// A large blob that this process has written, or has hashed, is not hashed again, unless the file is another.
+func TestKnownBlobs(t *testing.T) {
+	s := newStore(t)
+	data := bytes.Repeat([]byte("0123456789abcdef"), smallBlob/16+1)
+	d, err := s.PutBlob(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := s.path(blobsDir, "sha256", d.Encoded())
+	other := openStore(t, s.Dir())
+	known := func(s *Store) bool {
+		t.Helper()
+		info, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.isKnown(d, info)
+	}
+	if !known(s) || known(other) {
+		t.Errorf("known to its writer: %v, to another: %v", known(s), known(other))
+	}
+	if _, ok := other.HasBlob(d); !ok || !known(other) {
+		t.Errorf("there: %v, known after it was read: %v", ok, known(other))
+	}
+	data[5] = 'x'
+	err = os.WriteFile(path, data, 0o644)
+	if err == nil {
+		err = os.Chtimes(path, time.Time{}, time.Now().Add(time.Second)) // clocks may be too coarse to tell
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []*Store{s, other} {
+		if _, ok := s.HasBlob(d); ok || known(s) {
+			t.Errorf("spoiled: there: %v, known: %v", ok, known(s))
+		}
 	}
 }
