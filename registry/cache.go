@@ -467,7 +467,8 @@ func (c *Cache) read(ctx context.Context, tag string) (*record, digest.Digest, e
 		case errors.Is(err, ErrNotFound):
 			return nil, d, fmt.Errorf("its envelope %s is gone", m.Config.Digest)
 		case err != nil:
-			return nil, "", err
+			// Lost to us, as any blob that a Repo does not give though asked again: else nobody would ever mend it.
+			return nil, d, fmt.Errorf("its envelope %s cannot be read: %w", m.Config.Digest, err)
 		}
 	}
 	rec, err := openRecord(m, envelope, c.Trust)

@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -597,6 +598,53 @@ func TestGoneIsAMiss(t *testing.T) {
 	if len(lines) < 5 {
 		t.Errorf("a resume made only the requests %q", lines)
 	}
+}
+
+// A layer that cannot be unpacked here is no reason to fail: its result is a miss, and what was made here replaces it.
+func TestLayerThatCannotBeMade(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	good := build.step("1\n")
+	bad := *build.step("2\n")
+	var b bytes.Buffer
+	tw := tar.NewWriter(&b)
+	err := tw.WriteHeader(&tar.Header{Name: strings.Repeat("n", 300), Mode: 0o644, Format: tar.FormatPAX})
+	if err == nil {
+		err = tw.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := a.Store.PutBlob(b.Bytes())
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.Layers = append(slices.Clone(good.Layers), layers.Layer{
+		Blob: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Digest: d, Size: int64(b.Len())}, DiffID: d, Size: int64(b.Len()),
+	})
+	push(t, a, good, &bad)
+
+	c, warned := machine(t, repo)
+	r := find(t, c, build.ids()...)
+	if r == nil || r.Key != bad.Key {
+		t.Fatalf("found %+v", r)
+	}
+	if _, err := c.Fetch(t.Context(), r, true, nil); !errors.Is(err, registry.ErrGone) {
+		t.Errorf("Fetch gives %v", err)
+	}
+	if r := find(t, c, build.ids()...); r == nil || r.Key != good.Key {
+		t.Errorf("then found %+v", r)
+	}
+	if w := warned.take(); len(w) != 1 {
+		t.Errorf("warned %q", w)
+	}
+	redo := newChain(t, c.Store, "one")
+	redo.step("1\n")
+	push(t, c, redo.step("2\n"))
+	last, _ := machine(t, repo)
+	fetch(t, last, find(t, last, build.ids()...))
 }
 
 // Who finds bytes wrong sends them again, though the registry says that it has them.

@@ -201,7 +201,13 @@ func (c *Cache) gone(ctx context.Context, d digest.Digest, err, from error) erro
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case from == nil && (errors.As(err, &path) || errors.As(err, &errno)):
+	case from != nil:
+	case errors.As(err, &errno):
+		if isStoreErrno(errno) {
+			return err
+		}
+		// Else it is the entry that cannot be made here.
+	case errors.As(err, &path):
 		return err // of the store
 	}
 	c.learn(false, d)
@@ -440,4 +446,11 @@ func (c *Cache) compressLog(ctx context.Context, r io.Reader) (p packedLog, err 
 		p.desc.Data, err = c.stored(p.desc)
 	}
 	return p, err
+}
+
+// Refuse notes that a result of Find cannot be what it says. It is not found again, and a push replaces it.
+func (c *Cache) Refuse(r *Result) {
+	if r.record != nil {
+		c.note(r.record.tag, sight{verdict: broken, digest: r.record.digest})
+	}
 }

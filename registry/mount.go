@@ -98,7 +98,7 @@ func (c *Cache) openMount(ctx context.Context, tag string, manifest []byte) (l l
 	switch {
 	case p.Format != mountFormat:
 		return l, fmt.Errorf("its format is %d, this program knows %d", p.Format, mountFormat)
-	case mountTag(p.Domain, p.Name) != tag:
+	case mountTag(p.Domain, p.Name) != tag || !isText(p.Domain): // a line of its own in what the tag hashes
 		return l, fmt.Errorf("it is the mount %q of domain %q", p.Name, p.Domain)
 	case p.Layer.Size <= 0 || p.Layer.Size > maxSize || p.Size < 0 || p.Size > maxSize:
 		return l, errors.New("it has a size that cannot be")

@@ -364,7 +364,11 @@ func (p *predicate) checkSteps() error {
 			return fmt.Errorf("its step %q is of another stage, but has %d layers", s.Op, s.Layers)
 		}
 	}
-	if n := len(p.Steps); n > 0 {
+	n := len(p.Steps)
+	if n == 0 && p.Status == statusOK && !p.Parent.IsZero() { // a base image alone is made by none
+		return errors.New("it has no steps")
+	}
+	if n > 0 {
 		if p.Steps[n-1].Key != sum(p.Key) {
 			return errors.New("its last step has another key")
 		}

@@ -83,7 +83,16 @@ func TestPredicateIsChecked(t *testing.T) {
 		{"nothing", func(p *predicate) {}, ""},
 		{"a failure", failed, ""},
 		{"an alias", alias, ""},
-		{"no steps: a base", func(p *predicate) { p.Steps = nil }, ""},
+		{"no steps", func(p *predicate) { p.Steps = nil }, "no steps"},
+		{"no steps: a base", func(p *predicate) {
+			p.Steps, p.Parent = nil, keys.ID{}
+			p.Preimage = "(obx/1 base/1 (digest " + digest.FromString("x").String() + ") (os linux) (arch amd64))"
+			id, err := keys.Sum([]byte(p.Preimage))
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.Key = id
+		}, ""},
 		{"older format", func(p *predicate) { p.Format = "obx.record/0" }, "unknown"},
 		{"other format", func(p *predicate) { p.Format = "1" }, "unknown"},
 		{"newer format", func(p *predicate) { p.Format = "obx.record/2" }, "newer"},

@@ -535,7 +535,9 @@ func (r *remoteRepo) Tags(ctx context.Context) iter.Seq2[string, error] {
 func (r *remoteRepo) pages(ctx context.Context, asking func()) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		// Without a number, some registries send all at once; distribution 3 takes none above 1000.
+		asked := make(map[string]bool)
 		for next := r.url(ctx, "tags/list?n=1000"); next != ""; {
+			asked[next] = true
 			var tags []string
 			var after string
 			err := r.whole(ctx, func() (err error) {
@@ -554,7 +556,7 @@ func (r *remoteRepo) pages(ctx context.Context, asking func()) iter.Seq2[string,
 					return
 				}
 			}
-			if len(tags) == 0 || after == next {
+			if len(tags) == 0 || asked[after] { // some go round in circles
 				return
 			}
 			next = after
@@ -630,8 +632,11 @@ func (r *remoteRepo) delete(ctx context.Context, ref string) error {
 		}
 		return r.delete(ctx, desc.Digest.String())
 	}
-	if statusOf(err) == http.StatusNotFound {
+	switch statusOf(err) {
+	case http.StatusNotFound:
 		return nil
+	case http.StatusMethodNotAllowed:
+		return fmt.Errorf("%w (deleting may be off there: REGISTRY_STORAGE_DELETE_ENABLED=true switches it on in distribution's registry)", err)
 	}
 	return err
 }

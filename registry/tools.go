@@ -401,8 +401,11 @@ func (g *collection) load(ctx context.Context, tag string, e *entry) error {
 		if g.now().Sub(e.used) > g.o.OlderThan {
 			return nil // what it needs does not matter, unless another needs it; and that then names the same
 		}
-		if envelope, err = readBlob(ctx, g.Repo, m.Config); err != nil {
-			return ctx.Err()
+		switch envelope, err = readBlob(ctx, g.Repo, m.Config); {
+		case errors.Is(err, ErrNotFound):
+			return nil
+		case err != nil:
+			return err // what it needs is not known, and must not be taken for garbage
 		}
 	}
 	rec, err := openRecord(m, envelope, nil)
@@ -582,6 +585,11 @@ type copying struct {
 
 // key copies what from has of a key, in all its domains, and of what the key is an alias of.
 func (cp *copying) key(ctx context.Context, id keys.ID) (found bool, err error) {
+	return cp.keyOrTarget(ctx, id, false)
+}
+
+// keyOrTarget is key; with target, only what is no alias, since an alias of an alias leads nowhere.
+func (cp *copying) keyOrTarget(ctx context.Context, id keys.ID, target bool) (found bool, err error) {
 	for _, domain := range cp.from.domains() {
 		rec, err := cp.from.lookUp(ctx, id, domain)
 		if err != nil {
@@ -591,8 +599,15 @@ func (cp *copying) key(ctx context.Context, id keys.ID) (found bool, err error) 
 			continue
 		}
 		if rec.Status == statusAlias {
-			if ok, err := cp.key(ctx, rec.Alias); err != nil || !ok {
+			if target {
+				continue
+			}
+			ok, err := cp.keyOrTarget(ctx, rec.Alias, true)
+			if err != nil {
 				return found, err
+			}
+			if !ok {
+				continue
 			}
 		}
 		switch err := cp.entry(ctx, rec); {
@@ -730,17 +745,20 @@ func (cp *copying) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCl
 	return &verifyingReader{ReadCloser: rc, h: digest.SHA256.Digester(), want: desc}, nil
 }
 
-// verifyingReader ends with an error unless its bytes were the right ones.
+// verifyingReader ends with an error unless its bytes were the right ones: ErrGone, with the last of them.
 type verifyingReader struct {
 	io.ReadCloser
 	h    digest.Digester
+	n    int64
 	want ocispec.Descriptor
 }
 
 func (r *verifyingReader) Read(b []byte) (int, error) {
 	n, err := r.ReadCloser.Read(b)
 	r.h.Hash().Write(b[:n])
-	if err == io.EOF && r.h.Digest() != r.want.Digest {
+	r.n += int64(n)
+	// Who knows the size does not read to the end.
+	if (err == io.EOF || r.n >= r.want.Size) && r.h.Digest() != r.want.Digest {
 		return n, fmt.Errorf("blob %s: %w", r.want.Digest, ErrGone)
 	}
 	return n, err

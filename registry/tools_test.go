@@ -2,6 +2,8 @@ package registry_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -12,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
 )
@@ -283,6 +286,124 @@ func TestCopy(t *testing.T) {
 	}
 	if _, err := third.Head(t.Context(), last.Key.String()+".rec"); err == nil {
 		t.Error("a record without its image was copied")
+	}
+}
+
+// Bytes of the right size that are wrong make a result one that cannot be copied, whatever it is copied to.
+func TestCopyRotten(t *testing.T) {
+	needRoot(t)
+	near := newSpy()
+	a, _ := machine(t, near)
+	build := newChain(t, a.Store, "one")
+	build.step("1\n")
+	build.step("2\n")
+	push(t, a, build.results...)
+	last := build.last()
+	rotten := last.Layers[2].Blob
+	for name, to := range map[string]registry.Repo{
+		"memory": new(registry.Memory), "layout": openRepo(t, "oci:"+t.TempDir()+"/layout", registry.RepoOptions{}),
+		"registry": openRepo(t, conformance.NewDebian(t).Addr+"/rotten", registry.RepoOptions{}),
+	} {
+		t.Run(name, func(t *testing.T) {
+			from, warned := machine(t, &changed{near, map[digest.Digest]string{rotten.Digest: strings.Repeat("x", int(rotten.Size))}})
+			into, _ := machine(t, to)
+			report, err := registry.Copy(t.Context(), from, into, []keys.ID{last.Key, build.results[1].Key})
+			if err != nil || report.Copied != 1 || !slices.Equal(report.Missing, []keys.ID{last.Key}) || len(warned.take()) != 1 {
+				t.Errorf("copied %+v, %v", report, err)
+			}
+		})
+	}
+}
+
+// Aliases of each other lead nowhere, not round in a circle.
+func TestCopyCircle(t *testing.T) {
+	needRoot(t)
+	near := newSpy()
+	a, _ := machine(t, near)
+	build := newChain(t, a.Store, "one")
+	r := build.step("1\n")
+	one := build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command one))", r.Key))
+	two := build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command two))", r.Key))
+	push(t, a, &registry.Result{Key: one.Key, Alias: two.Key, Preimage: one.Preimage, Platform: r.Platform},
+		&registry.Result{Key: two.Key, Alias: one.Key, Preimage: two.Preimage, Platform: r.Platform})
+	from, _ := machine(t, near)
+	to, _ := machine(t, newSpy())
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	report, err := registry.Copy(ctx, from, to, []keys.ID{one.Key, two.Key})
+	if err != nil || report.Copied != 0 || len(report.Missing) != 2 {
+		t.Errorf("copied %+v, %v", report, err)
+	}
+}
+
+// An envelope that cannot be read just now is no reason to remove what it needs.
+func TestGCWithoutAnswer(t *testing.T) {
+	needRoot(t)
+	repo, _, build := pushSteps(t, 400, func(int) string { return "" })
+	_, b, err := repo.Manifest(t.Context(), build.last().Key.String()+".rec")
+	var m ocispec.Manifest
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	if err != nil || m.Config.Data != nil {
+		t.Fatalf("the envelope is in the manifest: %v", err)
+	}
+	repo.setFault(func(line string) error {
+		if line == "GET "+m.Config.Digest.String() {
+			return errors.New("503")
+		}
+		return nil
+	})
+	gc, _ := machine(t, repo)
+	repo.seen()
+	if report, err := gc.GC(t.Context(), registry.GCOptions{OlderThan: time.Hour}); err == nil {
+		t.Errorf("no error: %+v", report)
+	}
+	for _, line := range repo.seen() {
+		if strings.HasPrefix(line, "DELETE") {
+			t.Error(line)
+		}
+	}
+}
+
+// An envelope that is never given is broken: the key before it is found, and a push mends it.
+func TestEnvelopeWithoutAnswer(t *testing.T) {
+	needRoot(t)
+	repo, a, build := pushSteps(t, 400, func(int) string { return "" })
+	tag := build.last().Key.String() + ".rec"
+	envelope := func() digest.Digest {
+		t.Helper()
+		_, b, err := repo.Memory.Manifest(t.Context(), tag)
+		var m ocispec.Manifest
+		if err == nil {
+			err = json.Unmarshal(b, &m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.Config.Digest
+	}
+	lost := envelope()
+	repo.setFault(func(line string) error {
+		if line == "GET "+lost.String() {
+			return errors.New("500")
+		}
+		return nil
+	})
+	b, _ := machine(t, repo)
+	b.Store = a.Store
+	if r := find(t, b, build.ids()...); r == nil || r.Key != build.results[len(build.results)-2].Key {
+		t.Fatal("not the one before it was found")
+	}
+	again := *build.last()
+	again.Took += time.Second
+	push(t, b, &again)
+	if envelope() == lost {
+		t.Error("it was not mended")
+	}
+	c, _ := machine(t, repo)
+	if r := find(t, c, build.ids()...); r == nil || r.Key != build.last().Key {
+		t.Error("it is not found again")
 	}
 }
 

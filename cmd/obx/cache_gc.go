@@ -38,7 +38,7 @@ obx cache prune makes room in the store of this machine.`,
 				if err != nil {
 					return err
 				}
-				if r.Kept+r.Records+r.Images == 0 {
+				if r.Kept+r.Records+r.Images+r.Mounts == 0 {
 					return noResults(c.Repo)
 				}
 				verb := "removed"

@@ -520,6 +520,29 @@ func TestPushInterrupted(t *testing.T) {
 	}
 }
 
+// The same where nothing but copies of what another cache has are waited for.
+func TestCopyInterrupted(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cause := errors.New("interrupted")
+	near, far := &repo{name: "near", hold: ctx.Done()}, &repo{name: "far"}
+	newMachine(t).share(far).run(fmt.Sprintf(resume, "A"))
+	m := newMachine(t).share(near, far)
+	m.Events = func(e build.Event) {
+		if e.Kind == build.Pushing {
+			cancel(cause)
+		}
+	}
+	o := m.try(ctx, m.plan(fmt.Sprintf(resume, "A")))
+	o.want("ccccc")
+	if !errors.Is(o.err, cause) {
+		t.Errorf("the error is %v", o.err)
+	}
+	if w := o.warnings(); len(w) != 1 || !strings.Contains(w[0], "results were pushed") {
+		t.Errorf("warnings: %q", w)
+	}
+}
+
 // Caches are asked in order, and the first is pushed to.
 func TestTwoCaches(t *testing.T) {
 	t.Parallel()

@@ -30,6 +30,7 @@ type Cache interface {
 	Fetch(ctx context.Context, r *registry.Result, unpack bool, p registry.Progress) ([]layers.Layer, error)
 	FetchLogs(ctx context.Context, r *registry.Result) error
 	OpenLog(ctx context.Context, l registry.Log) (io.ReadCloser, error)
+	Refuse(r *registry.Result)
 	Push(ctx context.Context, r *registry.Result) (sent int64, err error)
 }
 
@@ -61,9 +62,14 @@ func (s *stage) ask(ctx context.Context, from int, ids []keys.ID) (n int, found 
 				break
 			}
 			steps := slices.Index(ids, res.Found) + 1 // how many of ids it answers
-			if steps <= n || len(res.Steps) != from+steps {
-				s.warn(s.Stage, "cache %s: result %s has %d steps, which does not fit", c.Name(), res.Key, len(res.Steps))
+			if steps <= n {
 				break
+			}
+			if len(res.Steps) != from+steps {
+				s.warn(s.Stage, "cache %s: result %s has %d steps, which does not fit", c.Name(), res.Key, len(res.Steps))
+				c.Refuse(res)
+				rest = ids[n : steps-1]
+				continue
 			}
 			if here, err := s.here(ids[steps-1], res); err != nil {
 				return 0, nil, err
@@ -493,7 +499,7 @@ func (p *pusher) do(job push) {
 
 // drop counts a result that others will not see.
 func (p *pusher) drop(job push) {
-	if job.result == nil {
+	if job.result == nil && job.untold {
 		return // the cache has it
 	}
 	p.mu.Lock()

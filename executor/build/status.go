@@ -134,7 +134,11 @@ func (b *Builder) reach(ctx context.Context, p *keys.Plan) (map[*keys.Stage]reac
 				if res == nil || res.Exit != 0 {
 					continue
 				}
-				if at := slices.Index(ids, res.Found); at >= 0 && limit-at > r.next {
+				at := slices.Index(ids, res.Found)
+				if at >= 0 && len(res.Steps) != limit-at { // a run refuses it
+					continue
+				}
+				if at >= 0 && limit-at > r.next {
 					r.next, r.top = limit-at, pulledState(b.Caches[i], res)
 				}
 			}

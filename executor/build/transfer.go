@@ -588,7 +588,7 @@ func (in *imports) one(ctx context.Context, id keys.ID) error {
 		return err
 	}
 	ok := false
-	if res != nil && res.Exit == 0 {
+	if res != nil && res.Exit == 0 && len(res.Steps) > 0 {
 		in.mu.Lock()
 		f := in.done[res.Key]
 		first := f == nil
