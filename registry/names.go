@@ -24,6 +24,8 @@ const (
 	nameTag       = "name-"
 	baseTag       = "base-"
 	mediaTypeName = "application/vnd.obx.name.v1+json"
+	// The bytes of an index that a name is pinned to. It is no manifest there, and registries shall not look for what it lists.
+	mediaTypeNameIndex = "application/vnd.obx.name.index.v1+json"
 )
 
 // A Name is what the name of a base image meant.
@@ -85,7 +87,7 @@ func blobsOf(ls []ocispec.Descriptor) []digest.Digest {
 }
 
 // PublishName puts into a cache what a name meant, also under the name that it stands for here by Bases. It tells how many bytes it sent: none,
-// where the cache says so already.
+// where the cache says so already. A name that is pinned to an index goes with that, and is left out where it cannot be had.
 func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent int64, err error) {
 	if err := im.init(); err != nil || name.Base.Digest == "" {
 		return 0, err
@@ -99,9 +101,21 @@ func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent i
 		names = append(names, other.String())
 	}
 	for _, s := range names {
+		var index []byte
+		if n, err := parseName(s); err != nil {
+			return sent, err
+		} else if n.digest != "" && n.digest != name.Base.Digest {
+			index, err = im.document(ctx, im.sources(n), n.digest)
+			if ctx.Err() != nil {
+				return sent, ctx.Err()
+			}
+			if err != nil || !lists(index, name.Base.Digest) {
+				continue // nobody would believe it
+			}
+		}
 		more, err := to.putName(ctx, resolution{
 			Name: s, For: normalizePlatform(name.For), Digest: name.Base.Digest, Platform: normalizePlatform(name.Base.Platform),
-		})
+		}, index)
 		sent += more
 		if err != nil {
 			return sent, fmt.Errorf("put the name %s into %s: %w", s, to.Repo.Name(), err)
@@ -110,9 +124,15 @@ func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent i
 	return sent, nil
 }
 
-// putName puts a name. The last writer wins.
-func (c *Cache) putName(ctx context.Context, res resolution) (int64, error) {
-	switch there, err := readName(ctx, c.Repo, res.tag()); {
+// lists reports whether an index has a manifest in its list.
+func lists(index []byte, d digest.Digest) bool {
+	entries, err := parseIndex(index)
+	return err == nil && slices.ContainsFunc(entries, func(e ocispec.Descriptor) bool { return e.Digest == d })
+}
+
+// putName puts a name, with the index that it is pinned to, if it is. The last writer wins.
+func (c *Cache) putName(ctx context.Context, res resolution, index []byte) (int64, error) {
+	switch there, _, err := readName(ctx, c.Repo, res.tag()); {
 	case err == nil && there.Digest == res.Digest && platformString(there.Platform) == platformString(res.Platform):
 		return 0, nil
 	case ctx.Err() != nil:
@@ -125,11 +145,18 @@ func (c *Cache) putName(ctx context.Context, res resolution) (int64, error) {
 			return err
 		}
 		desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b)), Data: b}
+		blobs := []blob{{desc: bare(desc), open: opener(b)}}
+		layers := []ocispec.Descriptor{}
+		if index != nil {
+			pin := ocispec.Descriptor{MediaType: mediaTypeNameIndex, Digest: digest.FromBytes(index), Size: int64(len(index))}
+			layers = append(layers, pin)
+			blobs = append(blobs, blob{desc: pin, open: opener(index)})
+		}
 		manifest, err := json.Marshal(ocispec.Manifest{
 			Versioned: specs.Versioned{SchemaVersion: 2},
 			MediaType: ocispec.MediaTypeImageManifest,
 			Config:    desc,
-			Layers:    []ocispec.Descriptor{},
+			Layers:    layers,
 			Annotations: map[string]string{
 				ocispec.AnnotationBaseImageName: res.Name, ocispec.AnnotationBaseImageDigest: res.Digest.String(),
 			},
@@ -137,7 +164,7 @@ func (c *Cache) putName(ctx context.Context, res resolution) (int64, error) {
 		if err != nil {
 			return err
 		}
-		return p.putWhole(ctx, res.tag(), ocispec.MediaTypeImageManifest, manifest, []blob{{desc: bare(desc), open: opener(b)}})
+		return p.putWhole(ctx, res.tag(), ocispec.MediaTypeImageManifest, manifest, blobs)
 	}
 	err := put(mediaTypeName, res)
 	if errors.Is(err, ErrRefused) {
@@ -166,39 +193,65 @@ func (p *push) putWhole(ctx context.Context, tag, mediaType string, manifest []b
 	})
 }
 
-// readName reads what a Repo says of a name.
-func readName(ctx context.Context, repo Repo, tag string) (resolution, error) {
-	var res resolution
+// readName reads what a Repo says of a name, and the index that the name is pinned to, if it is. Of a name with a digest, a Repo can only say what the
+// digest says.
+func readName(ctx context.Context, repo Repo, tag string) (resolution, []byte, error) {
+	res, layers, err := readMeaning(ctx, repo, tag)
+	if err != nil {
+		return res, nil, err
+	}
+	n, err := parseName(res.Name)
+	if err != nil {
+		return res, nil, err
+	}
+	if n.digest == "" || n.digest == res.Digest {
+		return res, nil, nil
+	}
+	if len(layers) != 1 || layers[0].Digest != n.digest {
+		return res, nil, fmt.Errorf("it does not show that %s is of %s", res.Digest, n.digest)
+	}
+	index, err := readBlob(ctx, repo, layers[0])
+	if err == nil {
+		err = checkBytes(index, n.digest)
+	}
+	if err == nil && !lists(index, res.Digest) {
+		err = fmt.Errorf("%s is not of %s", res.Digest, n.digest)
+	}
+	return res, index, err
+}
+
+func readMeaning(ctx context.Context, repo Repo, tag string) (res resolution, layers []ocispec.Descriptor, err error) {
+	fail := func(err error) (resolution, []ocispec.Descriptor, error) { return res, nil, err }
 	_, b, err := repo.Manifest(ctx, tag)
 	if err != nil {
-		return res, err
+		return fail(err)
 	}
 	doc, err := parseDocument(b)
 	if err != nil {
-		return res, err
+		return fail(err)
 	}
 	if doc.Config == nil {
-		return res, errors.New("it has no config")
+		return fail(errors.New("it has no config"))
 	}
 	data := doc.Config.Data
 	if data == nil {
 		if data, err = readBlob(ctx, repo, *doc.Config); err != nil {
-			return res, err
+			return fail(err)
 		}
 	}
 	if err := checkBytes(data, doc.Config.Digest); err != nil {
-		return res, err
+		return fail(err)
 	}
 	if err := json.Unmarshal(data, &res); err != nil {
-		return res, fmt.Errorf("read what a name means: %w", err)
+		return fail(fmt.Errorf("read what a name means: %w", err))
 	}
 	switch {
 	case res.tag() != tag:
-		return res, fmt.Errorf("it is what %s for %s means", res.Name, platformString(res.For))
+		return fail(fmt.Errorf("it is what %s for %s means", res.Name, platformString(res.For)))
 	case platformString(res.For) != platformString(normalizePlatform(res.For)), res.Platform.OS != res.For.OS:
-		return res, fmt.Errorf("%q for %q is no platform", platformString(res.Platform), platformString(res.For))
+		return fail(fmt.Errorf("%q for %q is no platform", platformString(res.Platform), platformString(res.For)))
 	}
-	return res, checkDigest(res.Digest)
+	return res, doc.Layers, checkDigest(res.Digest)
 }
 
 // PublishBase puts a base image into a cache, byte for byte. What is no longer in the store comes from where the image is. It tells how many
@@ -291,7 +344,7 @@ func (im *Images) Import(ctx context.Context, from *Cache, wanted func(layers []
 		}
 	}
 	for _, tag := range names {
-		res, err := readName(ctx, from.Repo, tag)
+		res, _, err := readName(ctx, from.Repo, tag)
 		switch {
 		case ctx.Err() != nil:
 			return bases, ctx.Err()
@@ -328,9 +381,9 @@ func CopyBases(ctx context.Context, from, to *Cache) (copied int, sent int64, er
 	}
 	for _, tag := range names {
 		var more int64
-		res, err := readName(ctx, from.Repo, tag)
+		res, index, err := readName(ctx, from.Repo, tag)
 		if err == nil {
-			more, err = to.putName(ctx, res)
+			more, err = to.putName(ctx, res, index)
 			sent += more
 		}
 		switch {
@@ -388,7 +441,7 @@ func (im *Images) remembered(ctx context.Context, res resolution) (resolution, e
 		return recorded, err
 	}
 	for _, repo := range im.Caches {
-		if found, err := readName(ctx, repo, res.tag()); err == nil {
+		if found, _, err := readName(ctx, repo, res.tag()); err == nil {
 			return found, nil
 		}
 	}

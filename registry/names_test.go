@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -401,4 +402,84 @@ func FuzzName(f *testing.F) {
 			t.Errorf("%s is %+v", ref, base)
 		}
 	})
+}
+
+// A name with the digest of an index means what the index lists, whatever a cache says.
+func TestPinnedNames(t *testing.T) {
+	t.Parallel()
+	addr := conformance.StartRegistry(t)
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})
+	bad := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "bad"})
+	arm := makeImage(t, false, linux("arm64"), testLayer{file: "a", text: "arm"})
+	for i, img := range []*testImage{img, bad, arm} {
+		img.push(t, addr, "base", fmt.Sprint(i))
+	}
+	desc, b := makeIndex(t, ocispec.MediaTypeImageIndex, img.on(linux("amd64")), arm.on(linux("arm64")))
+	if _, err := openRepo(t, addr+"/base", registry.RepoOptions{}).PutManifest(t.Context(), "multi", desc.MediaType, b); err != nil {
+		t.Fatal(err)
+	}
+	ref := addr + "/base@" + desc.Digest.String()
+
+	im := newImages(t)
+	to := &registry.Cache{Repo: &registry.Memory{}, Store: im.Store}
+	if base, _ := publish(t, im, to, ref); base.Digest != img.desc.Digest {
+		t.Fatalf("it means %s", base.Digest)
+	}
+	copied := &registry.Cache{Repo: openRepo(t, addr+"/copied", registry.RepoOptions{}), Store: openStore(t)}
+	if _, _, err := registry.CopyBases(t.Context(), to, copied); err != nil {
+		t.Fatal(err)
+	}
+	for _, repo := range []registry.Repo{to.Repo, copied.Repo} {
+		off := newImages(t)
+		off.Offline, off.Caches = true, []registry.Repo{repo}
+		got, err := pull(t.Context(), off, ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantPulled(t, off.Store, got, img)
+	}
+
+	// Another cache says that it is the bad image: with the index, with one that lists that, and without.
+	_, other := makeIndex(t, ocispec.MediaTypeImageIndex, bad.on(linux("amd64")))
+	for name, index := range map[string][]byte{"the index": b, "another index": other, "none": nil} {
+		t.Run(name, func(t *testing.T) {
+			repo := &registry.Memory{}
+			lying := &registry.Cache{Repo: repo, Store: openStore(t)}
+			publish(t, newImages(t), lying, addr+"/base:1")
+			_, m, err := to.Repo.Manifest(t.Context(), nameTag(ref))
+			if err != nil {
+				t.Fatal(err)
+			}
+			var manifest ocispec.Manifest
+			decode(t, m, &manifest)
+			data := bytes.ReplaceAll(manifest.Config.Data, []byte(img.desc.Digest.String()), []byte(bad.desc.Digest.String()))
+			manifest.Config = conformance.PutBytes(t, repo, manifest.Config.MediaType, data)
+			manifest.Config.Data = data
+			manifest.Layers = []ocispec.Descriptor{}
+			if index != nil {
+				manifest.Layers = append(manifest.Layers, conformance.PutBytes(t, repo, "application/vnd.obx.name.index.v1+json", index))
+			}
+			if m, err = json.Marshal(manifest); err == nil {
+				_, err = repo.PutManifest(t.Context(), nameTag(ref), manifest.MediaType, m)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			off := newImages(t)
+			off.Offline, off.Caches = true, []registry.Repo{repo}
+			if base, err := off.Resolve(t.Context(), ref, linux("amd64")); err == nil {
+				t.Errorf("offline it means %s", base.Digest)
+			}
+			imported := newImages(t)
+			from, warned := machine(t, repo)
+			from.Store = imported.Store
+			if n, err := imported.Import(t.Context(), from, nil, nil); n != 1 || err != nil || len(warned.take()) != 1 {
+				t.Errorf("imported %d, %v", n, err)
+			}
+			on := &registry.Images{Store: imported.Store}
+			if base, err := on.Resolve(t.Context(), ref, linux("amd64")); err != nil || base.Digest != img.desc.Digest {
+				t.Errorf("then it means %s, %v", base.Digest, err)
+			}
+		})
+	}
 }

@@ -123,7 +123,7 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 			return nil, err
 		}
 		if strings.HasPrefix(tag, nameTag) {
-			if _, err := readName(ctx, v.Repo, tag); err != nil && ctx.Err() == nil {
+			if _, _, err := readName(ctx, v.Repo, tag); err != nil && ctx.Err() == nil {
 				report("%v", err)
 			}
 			return found, ctx.Err()
