@@ -89,6 +89,24 @@ func (d *daemon) begin(ctx context.Context, run string) error {
 	return nil
 }
 
+// hold makes a lease for content that is there for a moment: what is made with the context that it gives, or was there, stays until drop is called, and
+// goes then unless somebody else holds it.
+func (d *daemon) hold(ctx context.Context) (held context.Context, drop func() error, err error) {
+	ctx = d.context(ctx)
+	ls := d.client.LeasesService()
+	l, err := ls.Create(ctx, leases.WithRandomID(), leases.WithLabel(runLabel, d.run))
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a lease: %w", err)
+	}
+	drop = func() error {
+		if err := ls.Delete(context.WithoutCancel(ctx), l, leases.SynchronousDelete); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("delete a lease: %w", err)
+		}
+		return nil
+	}
+	return leases.WithLease(ctx, l.ID), drop, nil
+}
+
 // end removes all that a run has in containerd: this one's, or a dead one's.
 func (d *daemon) end(ctx context.Context, run string) error {
 	ctx = namespaces.WithNamespace(context.WithoutCancel(ctx), namespace)
@@ -102,10 +120,16 @@ func (d *daemon) end(ctx context.Context, run string) error {
 			errs = append(errs, fmt.Errorf("remove container %s: %w", c.ID(), err))
 		}
 	}
-	// What the lease alone has kept goes with it, before the call returns.
-	err = d.client.LeasesService().Delete(ctx, leases.Lease{ID: run}, leases.SynchronousDelete)
-	if err != nil && !errdefs.IsNotFound(err) {
-		errs = append(errs, fmt.Errorf("delete the lease of run %s: %w", run, err))
+	// What a lease alone has kept goes with it, before the call returns.
+	ls, err := d.client.LeasesService().List(ctx, fmt.Sprintf("labels.%q==%s", runLabel, run))
+	if err != nil {
+		return errors.Join(append(errs, fmt.Errorf("list leases of run %s: %w", run, err))...)
+	}
+	for _, l := range ls {
+		err := d.client.LeasesService().Delete(ctx, l, leases.SynchronousDelete)
+		if err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("delete a lease of run %s: %w", run, err))
+		}
 	}
 	return errors.Join(errs...)
 }

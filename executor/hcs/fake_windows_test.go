@@ -428,6 +428,18 @@ func (l fakeLeases) Create(_ context.Context, r *leasesapi.CreateRequest) (*leas
 	return &leasesapi.CreateResponse{Lease: x}, nil
 }
 
+func (l fakeLeases) List(_ context.Context, r *leasesapi.ListRequest) (*leasesapi.ListResponse, error) {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	var all []*leasesapi.Lease
+	for _, x := range l.f.leases {
+		if strings.HasSuffix(r.Filters[0], "=="+x.Labels[runLabel]) {
+			all = append(all, x)
+		}
+	}
+	return &leasesapi.ListResponse{Leases: all}, nil
+}
+
 // Delete removes what the lease alone has kept: the run's snapshots that are not committed.
 func (l fakeLeases) Delete(_ context.Context, r *leasesapi.DeleteRequest) (*emptypb.Empty, error) {
 	l.f.mu.Lock()

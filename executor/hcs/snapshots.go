@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/layers"
@@ -34,6 +36,7 @@ type stacker struct {
 	d     *daemon
 	store *cas.Store
 	keys  atomic.Int64
+	puts  sync.Map // of names to *semaphore.Weighted: what two stages go on from is applied once
 }
 
 // key names an active snapshot of the run.
@@ -49,19 +52,27 @@ func chainID(parent string, l layers.Layer) string {
 
 // put makes a layer upon the snapshot parent a committed snapshot.
 func (s *stacker) put(ctx context.Context, parent string, l layers.Layer) (name string, err error) {
-	ctx = s.d.context(ctx)
 	name = chainID(parent, l)
+	one, _ := s.puts.LoadOrStore(name, semaphore.NewWeighted(1))
+	if err := one.(*semaphore.Weighted).Acquire(ctx, 1); err != nil {
+		return "", err
+	}
+	defer one.(*semaphore.Weighted).Release(1)
+	ctx = s.d.context(ctx)
 	switch info, err := s.d.snaps.Stat(ctx, name); {
 	case err == nil:
 		return name, s.touch(ctx, info)
 	case !errdefs.IsNotFound(err):
 		return "", fmt.Errorf("look for snapshot %s: %w", name, err)
 	}
+	ctx, drop, err := s.d.hold(ctx) // afterwards the snapshot has the data, and so has the store
+	if err != nil {
+		return "", err
+	}
+	defer func() { err = errors.Join(err, drop()) }()
 	if err := s.send(ctx, l); err != nil {
 		return "", fmt.Errorf("give layer %s to containerd: %w", l.Blob.Digest, err)
 	}
-	// The differ has the data now, and so has the store.
-	defer func() { err = errors.Join(err, s.forget(ctx, l.Blob.Digest)) }()
 	return name, s.apply(ctx, name, parent, l)
 }
 
@@ -73,14 +84,6 @@ func (s *stacker) send(ctx context.Context, l layers.Layer) error {
 	}
 	defer f.Close()
 	return content.WriteBlob(ctx, s.d.client.ContentStore(), s.key(), f, l.Blob)
-}
-
-func (s *stacker) forget(ctx context.Context, d digest.Digest) error {
-	err := s.d.client.ContentStore().Delete(context.WithoutCancel(ctx), d)
-	if err != nil && !errdefs.IsNotFound(err) { // another root may have used it too
-		return fmt.Errorf("delete content %s: %w", d, err)
-	}
-	return nil
 }
 
 // apply fills a snapshot with what the daemon has of a layer, as pulling would, and commits it.
@@ -129,13 +132,16 @@ func (s *stacker) drop(ctx context.Context, key string) error {
 // committed snapshot. It does what a push and a pull would, so the layer is known to be one that can be gone on from, and
 // no second copy of its data is kept.
 func (s *stacker) take(ctx context.Context, key, parent string) (l layers.Layer, name string, err error) {
-	ctx = s.d.context(ctx)
 	fail := func(err error) (layers.Layer, string, error) { return layers.Layer{}, "", err }
+	ctx, drop, err := s.d.hold(ctx)
+	if err != nil {
+		return fail(err)
+	}
+	defer func() { err = errors.Join(err, drop()) }()
 	desc, err := rootfs.CreateDiff(ctx, key, s.d.snaps, s.d.client.DiffService(), diff.WithMediaType(ocispec.MediaTypeImageLayerZstd), diff.WithReference(s.key()))
 	if err != nil {
 		return fail(fmt.Errorf("diff snapshot %s: %w", key, err))
 	}
-	defer func() { err = errors.Join(err, s.forget(ctx, desc.Digest)) }()
 	if l, err = s.fetch(ctx, desc); err != nil {
 		return fail(fmt.Errorf("take layer %s from containerd: %w", desc.Digest, err))
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -148,5 +149,53 @@ func TestSnapshotRoot(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "one")); err == nil {
 		t.Error("a step has written outside")
+	}
+}
+
+// TestStackersTogether has two runs put the same layer, and take equal ones, at once: neither takes the other's data away.
+func TestStackersTogether(t *testing.T) {
+	address := conformance.StartContainerd(t, "overlayfs")
+	st := conformance.OpenStore(t)
+	ctx := t.Context()
+	base, err := layers.Pack(ctx, st, conformance.Busybox(t, st), layers.Compression{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stackers []*stacker
+	for _, run := range []string{"run-1", "run-2"} {
+		d, err := connect(ctx, Options{Address: address, Snapshotter: "overlayfs"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.client.Close()
+		if err := d.begin(ctx, run); err != nil {
+			t.Fatal(err)
+		}
+		stackers = append(stackers, &stacker{d: d, store: st})
+	}
+	for range 10 {
+		var busy sync.WaitGroup
+		for range 2 {
+			for _, s := range stackers {
+				busy.Go(func() {
+					if _, err := s.put(ctx, "", base); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		}
+		busy.Wait()
+		d := stackers[0].d
+		if _, err := d.client.ContentStore().Info(d.context(ctx), base.Blob.Digest); !errdefs.IsNotFound(err) {
+			t.Errorf("content: %v", err)
+		}
+		if err := d.snaps.Remove(d.context(ctx), base.DiffID.String()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, run := range []string{"run-1", "run-2"} {
+		if err := stackers[i].d.end(ctx, run); err != nil {
+			t.Error(err)
+		}
 	}
 }
