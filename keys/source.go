@@ -16,6 +16,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/text/unicode/norm"
 
 	"github.com/ocurrent/obx/keys/spec"
 )
@@ -246,7 +247,8 @@ func (w *walk) entries(dir string, entries []fs.DirEntry, nodes []Node, level in
 	}
 }
 
-// checkWindowsNames refuses what a Windows file system would merge, refuse, or take for a path.
+// checkWindowsNames refuses what a Windows file system would merge, refuse, or take for a path; and names that differ in their Unicode form only, which
+// nobody can tell apart, and programs there do not.
 func (w *walk) checkWindowsNames(dir string, entries []fs.DirEntry) {
 	seen := make(map[string]string, len(entries))
 	for _, e := range entries {
@@ -255,7 +257,7 @@ func (w *walk) checkWindowsNames(dir string, entries []fs.DirEntry) {
 			w.fail(name, fmt.Errorf("%q cannot be copied: Windows has no such file names", name))
 			continue
 		}
-		upper := strings.ToUpper(e.Name())
+		upper := strings.ToUpper(norm.NFC.String(e.Name()))
 		if other, ok := seen[upper]; ok {
 			w.fail(name, fmt.Errorf("%q and %q cannot both be copied: Windows takes their names for the same",
 				path.Join(dir, other), name))

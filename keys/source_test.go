@@ -179,7 +179,7 @@ func (f hasherFunc) Digest(name string, _ fs.FileInfo, _ func() (io.ReadCloser, 
 }
 
 func TestWindowsNames(t *testing.T) {
-	tree := files("d/Make", "", "d/make", "", "d/a:b", "", "d/ok", "", "e/É", "", "e/é", "")
+	tree := files("d/Make", "", "d/make", "", "d/a:b", "", "d/ok", "", "e/É", "", "e/é", "", "e/u\u0308", "", "e/ü", "")
 	o := options(tree)
 	text := `((from servercore) (copy (src d e) (dst /a/)))`
 	plan(t, text, o)
@@ -187,7 +187,8 @@ func TestWindowsNames(t *testing.T) {
 	_, err := keys.New(context.Background(), parse(t, text), o)
 	want := `build.spec:1:20: "d/a:b" cannot be copied: Windows has no such file names
 build.spec:1:20: "d/Make" and "d/make" cannot both be copied: Windows takes their names for the same
-build.spec:1:20: "e/É" and "e/é" cannot both be copied: Windows takes their names for the same`
+build.spec:1:20: "e/É" and "e/é" cannot both be copied: Windows takes their names for the same
+build.spec:1:20: "e/` + "u\u0308" + `" and "e/ü" cannot both be copied: Windows takes their names for the same`
 	if err == nil || err.Error() != want {
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
