@@ -40,9 +40,7 @@ Check "3. there is a NAT network" {
 }
 Check "4. obx builds" { go build -o bin\obx.exe .\cmd\obx }
 Check "5. obx healthcheck finds nothing missing" { bin\obx.exe healthcheck --executor hcs }
-Check "6. the tests of the portable packages pass, also where Wine is not Windows" {
-	go test ./keys/... ./cas ./layers ./registry ./executor/hcs ./cmd/obx
-}
+Check "6. the tests that pass under Wine pass here" { go test ./keys/... ./layers ./executor/hcs }
 
 $dir = Join-Path $env:TEMP "obx-windows"
 New-Item -ItemType Directory -Force $dir | Out-Null
@@ -60,17 +58,20 @@ Set-Content $spec @"
  (run (shell "whoami && if exist first.txt exit 1")))
 "@
 Set-Content (Join-Path $dir "token") "secret"
-$run = { bin\obx.exe run $spec $dir --executor hcs --cache $Cache --secret "token=$dir\token" }
+$run = { bin\obx.exe run $spec $dir --executor hcs --cache $Cache --secret "token=$dir\token" @args }
+# Build fails unless so many steps run.
+function Build([int] $runs) {
+	$done = & $run --progress json | ForEach-Object { $_ | ConvertFrom-Json } | Where-Object event -eq "done"
+	if ($LASTEXITCODE -eq 0 -and $done.runs -ne $runs) { throw "$($done.runs) steps ran, $($done.hits) hit, want $runs to run" }
+}
 if ($Second) {
-	Check "7. the second machine runs nothing: it finds all steps in the cache" {
-		$out = & $run --progress json | ForEach-Object { $_ | ConvertFrom-Json } | Where-Object event -eq "done"
-		if ($out.runs -ne 0 -or $out.hits -ne 6) { throw "$($out.runs) steps ran, $($out.hits) hit" }
-	}
-	Set-Content $spec ((Get-Content $spec -Raw).TrimEnd().TrimEnd(")") + ")`n (run (shell `"echo more`")))")
-	Check "8. it goes on from what the first machine has built" { & $run }
+	Check "7. the second machine runs nothing: it finds all steps in the cache" { Build 0 }
+	$text = (Get-Content $spec -Raw).TrimEnd()
+	Set-Content $spec ($text.Substring(0, $text.Length - 1) + "`n (run (shell `"echo more`")))")
+	Check "8. it goes on from what the first machine has built" { Build 1 }
 } else {
-	Check "7. a build runs: steps, a copy, a cache, a network, a secret, another user" $run
-	Check "8. again, nothing runs" { & $run }
+	Check "7. a build runs: steps, a copy, a cache, a network, a secret, another user" { & $run }
+	Check "8. again, nothing runs" { Build 0 }
 	foreach ($isolation in "process", "hyperv") {
 		Check "9. a step runs with --isolation $isolation" {
 			bin\obx.exe run $spec $dir --executor hcs --isolation $isolation --secret "token=$dir\token" --no-cache
@@ -83,8 +84,14 @@ if ($Second) {
 		Start-Sleep 20
 		Stop-Process -Force $p
 		& $run
-		$left = & (Join-Path (Split-Path $Containerd) "ctr.exe") -n obx containers ls -q
-		if ($left) { throw "containers $left" }
+		$ctr = Join-Path (Split-Path $Containerd) "ctr.exe"
+		foreach ($what in "containers", "leases") {
+			$left = & $ctr -n obx $what ls -q
+			if ($left) { throw "$what $left" }
+		}
+		$left = & $ctr -n obx snapshots --snapshotter windows ls | Where-Object { $_ -match "Active" }
+		if ($left) { throw "snapshots $left" }
+		if (Get-Process containerd-shim-runhcs-v1 -ErrorAction SilentlyContinue) { throw "a shim is left" }
 		if (Get-HnsEndpoint | Where-Object Name -like "hcs-*") { throw "endpoints are left" }
 	}
 }
