@@ -6,6 +6,7 @@
 package executor
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -114,6 +115,16 @@ type Cache struct {
 	Domain  string
 	Name    string
 	Sharing string // "" or "private" (copy-on-write; the first to finish wins), "shared" or "locked"
+}
+
+// Caches lists the mounts of caches in the order in which their use begins: some have to be waited for, and one order keeps two processes from waiting
+// for each other. Mounts of the same cache follow each other.
+func (p *Process) Caches() []Mount {
+	caches := slices.DeleteFunc(slices.Clone(p.Mounts), func(m Mount) bool { return m.Cache == nil })
+	slices.SortStableFunc(caches, func(a, b Mount) int {
+		return cmp.Or(cmp.Compare(a.Cache.Domain, b.Cache.Domain), cmp.Compare(a.Cache.Name, b.Cache.Name))
+	})
+	return caches
 }
 
 // A Secret is a read-only file whose bytes live in memory only.

@@ -18,7 +18,7 @@ type cacheMount struct {
 	dir string
 }
 
-// openCache begins a use. Where it has to copy, it copies to dir, which does not exist.
+// openCache begins a use. Where it has to copy, it copies to dir, which does not exist and is on the file system of the store.
 func openCache(ctx context.Context, st *cas.Store, which executor.Cache, dir string) (*cacheMount, error) {
 	use, err := st.OpenCache(ctx, which.Domain, which.Name, which.Sharing)
 	if err != nil {
@@ -33,7 +33,7 @@ func openCache(ctx context.Context, st *cas.Store, which executor.Cache, dir str
 	// Each generation is whole: the newest directory has all.
 	if n := len(use.Lower); n > 0 {
 		if err := copyDir(ctx, dir, use.Lower[n-1]); err != nil {
-			return nil, errors.Join(err, use.Close())
+			return nil, errors.Join(err, os.RemoveAll(dir), use.Close())
 		}
 	}
 	return &cacheMount{use, dir}, nil
@@ -92,6 +92,9 @@ func (c *cacheMount) close(keep bool) error {
 		errs = append(errs, c.use.Commit(c.dir, func(dst string, dirs []string) error {
 			return os.Rename(dirs[len(dirs)-1], dst)
 		}))
+	}
+	if c.use.Shared == "" {
+		errs = append(errs, os.RemoveAll(c.dir)) // nothing, if it was kept
 	}
 	return errors.Join(append(errs, c.use.Close())...)
 }

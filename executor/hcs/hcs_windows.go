@@ -184,15 +184,17 @@ func (c containers) run(ctx context.Context, p executor.Process, mounts []mount.
 	if run.mounts, err = writeSecrets(dir, p); err != nil {
 		return err
 	}
-	for i, m := range p.Mounts {
-		if m.Cache == nil {
-			continue
+	caches := p.Caches()
+	var cache *cacheMount
+	for i, m := range caches {
+		if twice := i > 0 && *caches[i-1].Cache == *m.Cache && m.Cache.Sharing == "locked"; !twice {
+			// Where the store is: what is kept of it is moved there.
+			cache, err = openCache(ctx, e.options.Store, *m.Cache, filepath.Join(e.options.Store.TempDir(), id+"-cache"+strconv.Itoa(i)))
+			if err != nil {
+				return fmt.Errorf("cache %q: %w", m.Cache.Name, err)
+			}
+			undo = append(undo, cache.close)
 		}
-		cache, err := openCache(ctx, e.options.Store, *m.Cache, filepath.Join(dir, "cache"+strconv.Itoa(i)))
-		if err != nil {
-			return fmt.Errorf("cache %q: %w", m.Cache.Name, err)
-		}
-		undo = append(undo, cache.close)
 		run.mounts = append(run.mounts, windowsMount(cache.dir, m.Target, false))
 	}
 	if p.Network == executor.NetworkHost {

@@ -5,11 +5,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,7 +33,8 @@ type rig struct {
 	st   *cas.Store
 	e    *Executor
 	base layers.Layer
-	open map[string]bool // mounts
+	mu   sync.Mutex
+	open map[string]bool // mounts; guarded by mu
 }
 
 func newRig(t *testing.T) *rig {
@@ -64,10 +67,14 @@ func (r *rig) newExecutor() *Executor {
 	e, err := newExecutor(r.t.Context(), Options{Store: r.st, Address: r.f.pipe}, windows{
 		hcn: r.hcn,
 		mount: func(_ []mount.Mount, dir string) error {
+			r.mu.Lock()
+			defer r.mu.Unlock()
 			r.open[dir] = true
 			return nil
 		},
 		unmount: func(dir string) error {
+			r.mu.Lock()
+			defer r.mu.Unlock()
 			delete(r.open, dir)
 			return os.RemoveAll(filepath.Join(dir, "src"))
 		},
@@ -217,6 +224,47 @@ func TestSteps(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(runsDir(), "*", "*")); err != nil || len(left) > 0 {
 		t.Errorf("left over: %v, %v", left, err)
 	}
+}
+
+// Locked caches are taken in one order, whatever the order of a spec, and once a step: two steps that have both do not wait for each other.
+func TestLockedCaches(t *testing.T) {
+	r := newRig(t)
+	r.f.program = func(s *specs.Spec, _, _ io.Writer, _ <-chan struct{}) uint32 {
+		time.Sleep(50 * time.Millisecond)
+		if len(s.Mounts) != 3 {
+			return 9
+		}
+		return 0
+	}
+	a, b := executor.Cache{Domain: "default", Name: "a", Sharing: "locked"}, executor.Cache{Domain: "default", Name: "b", Sharing: "locked"}
+	done := make(chan error, 2)
+	var roots []executor.Root
+	for _, caches := range [][]executor.Cache{{a, b, a}, {b, a, b}} {
+		root, err := r.e.Open(t.Context(), []layers.Layer{r.base})
+		if err != nil {
+			t.Fatal(err)
+		}
+		roots = append(roots, root)
+		p := executor.Process{Argv: []string{"x"}, Dir: "/"}
+		for i, c := range caches {
+			p.Mounts = append(p.Mounts, executor.Mount{Target: fmt.Sprintf(`C:\c%d`, i), Cache: &c})
+		}
+		go func() { done <- root.Run(t.Context(), p, io.Discard) }()
+	}
+	for range 2 {
+		select {
+		case err := <-done:
+			if err != nil {
+				t.Error(err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Fatal("they wait for each other")
+		}
+	}
+	if err := errors.Join(roots[0].Close(), roots[1].Close(), r.e.Close()); err != nil {
+		t.Error(err)
+	}
+	r.clean(1)
 }
 
 func TestIsolation(t *testing.T) {

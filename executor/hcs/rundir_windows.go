@@ -70,7 +70,11 @@ func (r *runDir) remove() error {
 		return errors.Join(err, r.lock.Close())
 	}
 	err := r.lock.Close()
-	if rerr := os.Remove(r.lock.Name()); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
+	// Who looks for dead runs at this moment has it open, sees that nothing is left, and removes it.
+	taken := func(err error) bool {
+		return errors.Is(err, sys.ERROR_SHARING_VIOLATION) || errors.Is(err, sys.ERROR_ACCESS_DENIED)
+	}
+	if rerr := os.Remove(r.lock.Name()); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) && !taken(rerr) {
 		err = errors.Join(err, rerr)
 	}
 	return err

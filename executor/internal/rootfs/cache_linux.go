@@ -41,18 +41,9 @@ type cacheSet struct {
 	list []*cacheMount
 }
 
-// openCaches begins the use of all caches of a process. Those that have to be waited for are taken in one order, so that
-// two runs never wait for each other.
+// openCaches begins the use of all caches of a process.
 func (mc *Machine) openCaches(ctx context.Context, p executor.Process, bundle string) (*cacheSet, error) {
-	var wanted []executor.Mount
-	for _, m := range p.Mounts {
-		if m.Cache != nil {
-			wanted = append(wanted, m)
-		}
-	}
-	slices.SortStableFunc(wanted, func(a, b executor.Mount) int {
-		return cmp.Or(cmp.Compare(a.Cache.Domain, b.Cache.Domain), cmp.Compare(a.Cache.Name, b.Cache.Name))
-	})
+	wanted := p.Caches()
 	set := &cacheSet{mc: mc}
 	for i, m := range wanted {
 		c := &cacheMount{target: m.Target, new: dirOwner{p.UID, p.GID}}
