@@ -48,9 +48,6 @@ func (d *Dir) ReadDir(name string) ([]fs.DirEntry, error) { return fs.ReadDir(d.
 // ReadLink gives a link's target.
 func (d *Dir) ReadLink(name string) (string, error) { return fs.ReadLink(d.fsys, name) }
 
-// Xattrs gives nothing: extended attributes are read on Linux only.
-func (d *Dir) Xattrs(name string) (map[string]string, error) { return nil, nil }
-
 func addSys(*tar.Header, any) inode { return inode{} }
 
 var errNoOverlay = errors.New("layer directories are overlayfs's: they need Linux")

@@ -37,8 +37,11 @@ const (
 	winReparse   = 0x400
 )
 
-// securityXattr is the name under which a Tree of Windows gives a file's security descriptor.
-const securityXattr = winSecurity
+// The names under which a Tree of Windows gives a file's security descriptor, in bytes, and its attributes, in decimal digits.
+const (
+	securityXattr   = winSecurity
+	attributesXattr = winAttributes
+)
 
 // MakeWindowsCopy makes the layer of a copy step for Windows, by the rules of MakeCopy. Nothing runs in a container for
 // it, so it works for images that have no shell. What differs from other systems:
@@ -46,8 +49,8 @@ const securityXattr = winSecurity
 //   - Dst is on drive C, whether it says so or not.
 //   - Files belong to User, and give access as files do that are made below C:\, to the system, administrators and their
 //     owner all, to users reading. There is no execute bit.
-//   - A layer names the directories on the way to its files; existing ones are given the security descriptor that they
-//     have.
+//   - A layer names the directories on the way to its files; existing ones are given the attributes and the security descriptor
+//     that they have.
 func MakeWindowsCopy(ctx context.Context, st *cas.Store, c Copy, comp Compression) (Layer, error) {
 	fail := func(err error) (Layer, error) { return Layer{}, fmt.Errorf("copy: %w", err) }
 	dst, err := onDriveC(c.Dst)
@@ -165,7 +168,11 @@ func (t *windowsWriter) dirHeader(d *target) (*tar.Header, error) {
 		if len(sd) == 0 {
 			sd = t.sd.ofDirs(false)
 		}
-		return windowsHeader(tar.TypeDir, winDirectory, sd, d.old.ModTime()), nil
+		h := windowsHeader(tar.TypeDir, winDirectory, sd, d.old.ModTime())
+		if a, ok := x[attributesXattr]; ok {
+			h.PAXRecords[winAttributes] = a
+		}
+		return h, nil
 	case d.item != nil:
 		info, err := t.c.source(d)
 		if err != nil {
