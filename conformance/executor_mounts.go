@@ -355,6 +355,11 @@ func testCacheShared(t *testing.T, b *rig) {
 	}
 	wantOutput(t, r, with(script("ls /c"), c), "a\nb\n")
 	wantOutput(t, r, with(script("ls /c"), b.cache("/c", "things", "")), "") // private uses are apart
+
+	// A file that takes another's name is the one that a later step sees, also of one that has read the old one.
+	wantOutput(t, r, with(script("echo old > /c/index"), c), "")
+	wantOutput(t, r, with(script("cat /c/index; echo new content > /c/new; mv /c/new /c/index"), c), "old\n")
+	wantOutput(t, r, with(script("cat /c/index"), c), "new content\n")
 }
 
 func testCacheLocked(t *testing.T, b *rig) {

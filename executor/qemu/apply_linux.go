@@ -46,7 +46,11 @@ func applyDir(to, from int) error {
 			return fmt.Errorf("%s: %w", e.Name(), err)
 		}
 	}
-	// The directory's own attributes, as far as a cache needs them.
+	return copyAttributes(to, from)
+}
+
+// copyAttributes gives a directory the attributes of another, as far as a cache needs them.
+func copyAttributes(to, from int) error {
 	var st unix.Stat_t
 	if err := unix.Fstat(from, &st); err != nil {
 		return err

@@ -1,11 +1,12 @@
 package qemu
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/ocurrent/obx/executor"
@@ -16,8 +17,8 @@ import (
 // A cacheSet is all caches of one run, each once: the machine sees what they have as directories of an image, and sends
 // back what has changed.
 //
-// A cache that is shared or locked is one directory on the host. A machine cannot mount it: it sees it as it was when the
-// step began, and what the step has changed is put into it at its end.
+// A cache that is shared or locked is one directory on the host. A machine cannot mount it: it sees a snapshot of it, of when the step
+// began, and what the step has changed is put into it at its end.
 type cacheSet struct {
 	e      *Executor
 	list   []*cacheUse
@@ -31,23 +32,18 @@ type cacheUse struct {
 	which executor.Cache
 	use   *rootfs.CacheUse
 	dirs  []int    // in the image
+	seen  string   // the snapshot; "" if there is none
 	tars  []string // directories with what has changed, of each mount of it
 }
 
-// openCaches begins the use of all caches of a process. Those that have to be waited for are taken in one order, so that
-// two runs never wait for each other.
+// openCaches begins the use of all caches of a process.
 func (r *root) openCaches(ctx context.Context, p executor.Process) (*cacheSet, error) {
 	set := &cacheSet{e: r.e, disk: r.m.layers}
-	var wanted []executor.Cache
-	for _, m := range p.Mounts {
-		if m.Cache != nil && !slices.Contains(wanted, *m.Cache) {
-			wanted = append(wanted, *m.Cache)
+	for _, m := range p.Caches() {
+		c := *m.Cache
+		if slices.ContainsFunc(set.list, func(u *cacheUse) bool { return u.which == c }) {
+			continue
 		}
-	}
-	slices.SortFunc(wanted, func(a, b executor.Cache) int {
-		return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Name, b.Name), cmp.Compare(a.Sharing, b.Sharing))
-	})
-	for _, c := range wanted {
 		use, err := rootfs.StoreCache(ctx, r.e.options.Store, c)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("cache %q: %w", c.Name, err), set.close(false))
@@ -63,14 +59,22 @@ func (r *root) attachCaches(ctx context.Context, c *cacheSet) error {
 	for _, u := range c.list {
 		dirs := u.use.Lower
 		if u.use.Shared != "" {
-			dirs = []string{u.use.Shared}
+			dir, err := os.MkdirTemp(r.e.tmp, "cache-")
+			if err != nil {
+				return fmt.Errorf("cache %q: %w", u.which.Name, err)
+			}
+			u.seen = dir
+			dirs = []string{filepath.Join(dir, "fs")}
+			if err := snapshot(dirs[0], u.use.Shared); err != nil {
+				return fmt.Errorf("cache %q: %w", u.which.Name, err)
+			}
 		}
 		for _, d := range dirs {
 			l, err := metaOf(d)
 			if err != nil {
 				return fmt.Errorf("cache %q: %w", u.which.Name, err)
 			}
-			l.changing = u.use.Shared != ""
+			l.changing = u.seen != ""
 			u.dirs = append(u.dirs, len(list))
 			list = append(list, l)
 		}
@@ -125,6 +129,9 @@ func (c *cacheSet) close(keep bool) error {
 	if c.in != nil {
 		c.in.abort(c.e)
 	}
+	if c.offset > 0 {
+		c.disk.remove(c.offset)
+	}
 	for _, u := range c.list {
 		for _, dir := range u.tars {
 			if keep {
@@ -134,10 +141,10 @@ func (c *cacheSet) close(keep bool) error {
 			}
 			errs = append(errs, c.e.options.Store.Trash(dir))
 		}
+		if u.seen != "" {
+			errs = append(errs, c.e.options.Store.Trash(u.seen))
+		}
 		errs = append(errs, u.use.Close())
-	}
-	if c.offset > 0 {
-		c.disk.remove(c.offset)
 	}
 	return errors.Join(errs...)
 }

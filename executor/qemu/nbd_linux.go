@@ -71,7 +71,8 @@ func (d *layerDisk) readAt(p []byte, off int64) error {
 		if from >= to {
 			continue
 		}
-		if err := img.readAt(p[from-off:to-off], from-img.at, d.files.open); err != nil {
+		open := func(name string) (*os.File, error) { return d.files.open(openFile{img.at, name}) }
+		if err := img.readAt(p[from-off:to-off], from-img.at, open); err != nil {
 			return err
 		}
 	}
@@ -80,34 +81,41 @@ func (d *layerDisk) readAt(p []byte, off int64) error {
 
 // A fileCache keeps the files that were read last open: a machine reads in small pieces.
 type fileCache struct {
-	files map[string]*os.File
-	order []string
+	files map[openFile]*os.File
+	order []openFile
+}
+
+// An openFile is a file of an image. Another image may have another file of that name; no two ever have the same place.
+type openFile struct {
+	at   int64
+	name string
 }
 
 const maxOpenFiles = 64
 
 // open is called by one goroutine.
-func (c *fileCache) open(name string) (*os.File, error) {
-	if f := c.files[name]; f != nil {
+func (c *fileCache) open(which openFile) (*os.File, error) {
+	if f := c.files[which]; f != nil {
 		return f, nil
 	}
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NOATIME, 0)
+	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
+	fd, err := unix.Open(which.name, flags|unix.O_NOATIME, 0)
 	if err == unix.EPERM { // another's file
-		fd, err = unix.Open(name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		fd, err = unix.Open(which.name, flags, 0)
 	}
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+		return nil, &os.PathError{Op: "open", Path: which.name, Err: err}
 	}
 	if c.files == nil {
-		c.files = map[string]*os.File{}
+		c.files = map[openFile]*os.File{}
 	}
 	if len(c.order) == maxOpenFiles {
 		c.files[c.order[0]].Close()
 		delete(c.files, c.order[0])
 		c.order = c.order[1:]
 	}
-	f := os.NewFile(uintptr(fd), name)
-	c.files[name], c.order = f, append(c.order, name)
+	f := os.NewFile(uintptr(fd), which.name)
+	c.files[which], c.order = f, append(c.order, which)
 	return f, nil
 }
 
