@@ -85,13 +85,13 @@ func TestDiskImages(t *testing.T) {
 	disk, key := testDisk(t)
 	cache := f.reg.Addr + "/disks"
 	const begun = `(build vm ((from debian) (shell /bin/sh -c)
- (run (shell "echo step one; cat /etc/debian_version; echo one > /one"))
+ (run (shell "echo step one; cat /etc/debian_version; hostname; echo $HOME; echo one > /one"))
  (env NAME value) (workdir /srv/dir)
  (run (secrets (s (target /run/secrets/s))) (shell "echo $NAME; pwd; cat /run/secrets/s; echo two > two"))
  (copy (src file) (dst /copied/))
  (run (shell "cat /copied/file /one two; rm /one; test ! -e /run/secrets/s"))
  (user (uid 1000) (gid 1000))
- (run (shell "id -u; id -g; test ! -e /one; echo done > /var/tmp/done"))`
+ (run (shell "id -u; id -g; echo $HOME; test ! -e /one; echo done > /var/tmp/done"))`
 	finish := `
  (user (uid 0) (gid 0))
  (run (shell "stat -c '%U %a' /copied/file; cat /var/tmp/done; mkdir /out; ln -s file /out/link; echo made > /out/file; chmod 4750 /out/file"))`
@@ -112,7 +112,7 @@ func TestDiskImages(t *testing.T) {
 	}
 	a := f.machine()
 	first := run(a, 7, 0, build(begun))
-	for _, want := range []string{"step one\n12.", "value\n/srv/dir\nsecret\n", "copied\none\ntwo\n", "1000\n1000\n"} {
+	for _, want := range []string{"step one\n12.", "\nbuilder\n/root\n", "value\n/srv/dir\nsecret\n", "copied\none\ntwo\n", "1000\n1000\n/\n"} {
 		if !strings.Contains(first.logs, want) {
 			t.Errorf("%q is not in what was printed:\n%s", want, first.logs)
 		}

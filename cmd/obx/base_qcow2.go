@@ -74,14 +74,14 @@ The disk must stand alone, boot by itself, and let obx in by ssh. The image is o
 }
 
 // A diskBase is a base image that --base NAME=qcow2:FILE makes of a file. It is kept in the store as a layout: the file's
-// name, size and time say which.
+// name, size and time say which, with the platform.
 type diskBase struct {
 	file, layout string
 }
 
 const diskPrefix = "qcow2:"
 
-func newDiskBase(store, file string) (*diskBase, error) {
+func newDiskBase(store, file string, p ocispec.Platform) (*diskBase, error) {
 	abs, err := filepath.Abs(file)
 	if err != nil {
 		return nil, err
@@ -100,7 +100,7 @@ func newDiskBase(store, file string) (*diskBase, error) {
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(fmt.Appendf(nil, "1\n%s\n%d\n%v\n", abs, info.Size(), info.ModTime().UTC()))
+	sum := sha256.Sum256(fmt.Appendf(nil, "2\n%s\n%d\n%v\n%q\n", abs, info.Size(), info.ModTime().UTC(), []string{p.OS, p.Architecture, p.Variant, p.OSVersion}))
 	return &diskBase{abs, filepath.Join(dir, "qemu", "disks", fmt.Sprintf("%x", sum[:16]))}, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cas"
@@ -61,7 +62,11 @@ func (f *executorFlags) open(ctx context.Context, p *project) error {
 	if err != nil {
 		return err
 	}
-	f.settle(p)
+	var platform ocispec.Platform
+	if p.plan != nil {
+		platform = p.plan.Platform
+	}
+	f.settle(platform, p.notices.warn)
 	e, err := kind.open(ctx, p.builder.Store, f)
 	if err != nil {
 		return fmt.Errorf("%w\n  obx healthcheck --executor %s says what is missing", err, kind.name)

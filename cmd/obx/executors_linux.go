@@ -76,12 +76,9 @@ func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	fixedValues(cmd, "snapshotter", "overlayfs", "btrfs")
 }
 
-// settle tells the executors what a project is.
-func (f *executorFlags) settle(p *project) {
-	f.qemu.warn = p.notices.warn
-	if p.plan != nil {
-		f.qemu.arch = p.plan.Platform.Architecture
-	}
+// settle tells the executors what they are for, and whom to tell what is not as it should be. A zero platform is this machine's.
+func (f *executorFlags) settle(p ocispec.Platform, warn func(string)) {
+	f.qemu.arch, f.qemu.warn = p.Architecture, warn
 }
 
 const defaultPlatformText = "Linux on this machine's processor"

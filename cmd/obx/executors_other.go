@@ -19,7 +19,7 @@ var executorKinds = []executorKind{overlayKind}
 
 func (f *executorFlags) addOfPlatform(*cobra.Command) {}
 
-func (*executorFlags) settle(*project) {}
+func (*executorFlags) settle(ocispec.Platform, func(string)) {}
 
 const defaultPlatformText = "Linux on this machine's processor"
 

@@ -8,7 +8,7 @@ import (
 )
 
 func healthcheckCommand() *cobra.Command {
-	var store string
+	var store, platform string
 	var box executorFlags
 	var install bool
 	cmd := &cobra.Command{
@@ -24,6 +24,11 @@ Exit status: 0 all is well, 3 something is missing.`,
 			if err != nil {
 				return err
 			}
+			of, err := parsePlatform(platform)
+			if err != nil {
+				return err
+			}
+			box.settle(of, nil)
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			bad := false
 			line := func(name, detail string, err error) {
@@ -60,6 +65,7 @@ Exit status: 0 all is well, 3 something is missing.`,
 		},
 	}
 	addStore(cmd, &store)
+	addPlatform(cmd, &platform)
 	box.add(cmd)
 	cmd.Flags().BoolVar(&install, "install", false, "install what the executor needs and this machine lacks, as far as obx knows how (qemu: on Debian)")
 	return cmd

@@ -108,13 +108,17 @@ func (in *inputs) images() (*registry.Images, error) {
 		Offline:   in.offline,
 		UserAgent: userAgent(),
 	}
+	platform, err := parsePlatform(in.platform)
+	if err != nil {
+		return nil, err
+	}
 	bases, err := pairs("base", in.bases, "NAME=REF")
 	if err != nil {
 		return nil, err
 	}
 	for _, p := range bases {
 		if file, ok := strings.CutPrefix(p[1], diskPrefix); ok {
-			d, err := newDiskBase(in.store, file)
+			d, err := newDiskBase(in.store, file, platform)
 			if err != nil {
 				return nil, usage("", "--base %s=%s: %w", p[0], p[1], err)
 			}

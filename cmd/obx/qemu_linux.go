@@ -18,6 +18,7 @@ type qemuFlags struct {
 	accel  string
 	memory string
 	cpus   int
+	boot   time.Duration
 	guest  qemu.Guest
 
 	arch string // of the build
@@ -33,12 +34,12 @@ func (q *qemuFlags) add(cmd *cobra.Command) {
 	f.StringVar(&q.guest.User, "qemu-ssh-user", "root", "log in to machines of disk images as `USER`; another than root needs sudo without a password")
 	f.StringVar(&q.guest.Key, "qemu-ssh-key", "", "log in to machines of disk images with the private key in `FILE`")
 	f.IntVar(&q.guest.Port, "qemu-ssh-port", 22, "reach sshd in machines of disk images on `PORT`")
-	f.DurationVar(&q.guest.BootTime, "qemu-boot-time", 2*time.Minute, "wait up to `TIME` for sshd of a machine")
+	f.DurationVar(&q.boot, "qemu-boot-time", 2*time.Minute, "wait up to `TIME` for a machine to boot; of a disk image, for its sshd to answer")
 	fixedValues(cmd, "qemu-accel", "auto", "kvm", "tcg")
 }
 
 func (q *qemuFlags) options(st *cas.Store) (qemu.Options, error) {
-	o := qemu.Options{Store: st, Arch: q.arch, Kernel: q.kernel, Accel: q.accel, CPUs: q.cpus, Guest: q.guest, Warn: q.warn}
+	o := qemu.Options{Store: st, Arch: q.arch, Kernel: q.kernel, Accel: q.accel, CPUs: q.cpus, BootTimeout: q.boot, Guest: q.guest, Warn: q.warn}
 	if o.Kernel == "" {
 		o.Kernel = os.Getenv("OBX_QEMU_KERNEL")
 	}

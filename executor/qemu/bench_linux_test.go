@@ -28,7 +28,7 @@ func BenchmarkStep(b *testing.B) {
 		b.Fatal(err)
 	}
 	dir := filepath.Join(cache, "obx-test")
-	ssh := newExecutor(b, qemu.Options{Store: st, Guest: qemu.Guest{Key: filepath.Join(dir, "debian.key"), BootTime: 5 * time.Minute}})
+	ssh := newExecutor(b, qemu.Options{Store: st, BootTimeout: 5 * time.Minute, Guest: qemu.Guest{Key: filepath.Join(dir, "debian.key")}})
 	defer ssh.Close()
 	disk := conformance.DiskLayer(b, st, filepath.Join(dir, "debian.qcow2"))
 

@@ -42,7 +42,7 @@ func findQEMU(arch string) (string, error) {
 	}
 	p, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("%s is not installed: run `obx healthcheck --executor qemu --install`", name)
+		return "", fmt.Errorf("%s is not installed: run `%s`", name, installCommand(arch))
 	}
 	return p, nil
 }

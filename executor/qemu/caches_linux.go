@@ -31,6 +31,7 @@ type cacheSet struct {
 type cacheUse struct {
 	which executor.Cache
 	use   *rootfs.CacheUse
+	times int      // how often it is mounted
 	dirs  []int    // in the image
 	seen  string   // the snapshot; "" if there is none
 	tars  []string // directories with what has changed, of each mount of it
@@ -41,14 +42,15 @@ func (r *root) openCaches(ctx context.Context, p executor.Process) (*cacheSet, e
 	set := &cacheSet{e: r.e, disk: r.m.layers}
 	for _, m := range p.Caches() {
 		c := *m.Cache
-		if slices.ContainsFunc(set.list, func(u *cacheUse) bool { return u.which == c }) {
+		if i := slices.IndexFunc(set.list, func(u *cacheUse) bool { return u.which == c }); i >= 0 {
+			set.list[i].times++
 			continue
 		}
 		use, err := rootfs.StoreCache(ctx, r.e.options.Store, c)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("cache %q: %w", c.Name, err), set.close(false))
 		}
-		set.list = append(set.list, &cacheUse{which: c, use: use})
+		set.list = append(set.list, &cacheUse{which: c, use: use, times: 1})
 	}
 	return set, nil
 }
@@ -102,6 +104,9 @@ func (c *cacheSet) frame(ctx context.Context, k wire.Kind, b []byte) error {
 		var change wire.CacheChange
 		if err := json.Unmarshal(b, &change); err != nil || change.Number < 0 || change.Number >= len(c.list) {
 			return errors.New("the machine's agent speaks of an unknown cache")
+		}
+		if u := c.list[change.Number]; len(u.tars) == u.times {
+			return fmt.Errorf("cache %q: the machine's agent sends more changes than there are mounts", u.which.Name)
 		}
 		in, err := c.e.receive(ctx)
 		if err != nil {

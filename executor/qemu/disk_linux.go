@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -35,53 +36,82 @@ const (
 	maxChain = 24
 )
 
-// diskFiles finds the disk in a chain of layer directories (paths, base first). files is empty if there is none; rest
-// are the layers that are not on the disk yet.
+// diskFiles finds the disk in a chain of layer directories (paths, base first). The lowest one tells whether there is one: what an
+// ordinary image has in disk/ are files like any. files is empty if there is none; rest are the layers that are not on the disk yet.
 func diskFiles(dirs []string) (files, rest []string, err error) {
-	known := map[string]string{}
+	known := map[string]*diskHeader{}
+	paths := map[string]string{}
 	top := ""
-	for _, d := range dirs {
-		found, err := filepath.Glob(filepath.Join(d, diskDir, "*.qcow2"))
+	for i, d := range dirs {
+		file, h, err := diskIn(d, i == 0)
 		if err != nil {
 			return nil, nil, err
 		}
-		if len(found) == 0 {
-			if top != "" {
-				rest = append(rest, d)
+		if h == nil {
+			if i == 0 {
+				return nil, nil, nil
 			}
+			rest = append(rest, d)
 			continue
 		}
-		if len(found) > 1 {
-			return nil, nil, fmt.Errorf("a layer has %d disks", len(found))
+		name := filepath.Base(file)
+		if i == 0 && !layerName.MatchString(name) {
+			name = diskName(0) // containerDisks name theirs as they like
 		}
-		name := filepath.Base(found[0])
-		if top == "" && len(known) == 0 && !layerName.MatchString(name) {
-			name = "000.qcow2" // containerDisks name theirs as they like
-		}
-		if !layerName.MatchString(name) || known[name] != "" {
+		if known[name] != nil {
 			return nil, nil, fmt.Errorf("a layer has a disk with the name %s", name)
 		}
-		known[name], top, rest = found[0], name, nil
+		known[name], paths[name], top, rest = h, file, name, nil
 	}
 	for name := top; name != ""; {
-		file, ok := known[name]
-		if !ok {
+		h := known[name]
+		if h == nil {
 			return nil, nil, fmt.Errorf("the disk %s is in no layer", name)
 		}
 		delete(known, name) // so that no chain is a circle
-		f, err := os.OpenFile(file, os.O_RDONLY|unix.O_NOFOLLOW, 0)
-		if err != nil {
-			return nil, nil, err
-		}
-		h, err := parseDisk(f)
-		f.Close()
-		if err != nil {
-			return nil, nil, fmt.Errorf("disk image %s: %w", name, err)
-		}
-		files = append([]string{file}, files...)
+		files = append([]string{paths[name]}, files...)
 		name = h.backing
 	}
 	return files, rest, nil
+}
+
+// diskIn finds the file of a disk in a layer directory and reads its header, which is nil if there is none. A layer may have anything
+// in the file's place: no link is followed, and nothing but a regular file is opened.
+func diskIn(dir string, base bool) (string, *diskHeader, error) {
+	d, err := openDir(unix.AT_FDCWD, filepath.Join(dir, diskDir))
+	switch err {
+	case nil:
+	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
+		return "", nil, nil
+	default:
+		return "", nil, &fs.PathError{Op: "open", Path: filepath.Join(dir, diskDir), Err: err}
+	}
+	defer unix.Close(d)
+	entries, err := os.ReadDir(procFD(d))
+	if err != nil {
+		return "", nil, err
+	}
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
+		return !e.Type().IsRegular() || path.Ext(e.Name()) != ".qcow2" || !base && !layerName.MatchString(e.Name())
+	})
+	switch {
+	case len(entries) == 0:
+		return "", nil, nil
+	case len(entries) > 1:
+		return "", nil, fmt.Errorf("a layer has %d disks", len(entries))
+	}
+	name := entries[0].Name()
+	fd, err := unix.Openat(d, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	h, err := parseDisk(f)
+	if err != nil {
+		return "", nil, fmt.Errorf("disk image %s: %w", name, err)
+	}
+	return filepath.Join(dir, diskDir, name), &h, nil
 }
 
 // A diskRoot is a machine that runs from a disk.
@@ -97,6 +127,7 @@ type diskRoot struct {
 	active  string           // the file that m writes to, in the store's TempDir
 	node    int              // number of m's topmost node
 	dirty   bool
+	there   int // how many of rest m has
 }
 
 func (e *Executor) newDiskRoot(files, rest []string) (*diskRoot, error) {
@@ -140,6 +171,9 @@ func qemuImg(ctx context.Context, args ...string) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
+	if errors.Is(err, exec.ErrNotFound) {
+		return fmt.Errorf("disk images need qemu-img: %w: try `apt-get install qemu-utils`", err)
+	}
 	if err != nil {
 		return fmt.Errorf("qemu-img %s: %w: %s", args[0], err, lastLines(string(out), 2))
 	}
@@ -163,6 +197,9 @@ func (r *diskRoot) run(ctx context.Context, p executor.Process, out io.Writer) e
 	}
 	if len(p.Argv) == 0 {
 		return &executor.StartError{Msg: "no command"}
+	}
+	if l := p.Limits; l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0 {
+		r.e.warn("limits of memory, processors and processes do not apply in machines that are reached by ssh: they have what the machine has")
 	}
 	for _, m := range p.Mounts {
 		if m.Cache != nil {
@@ -215,11 +252,11 @@ func (r *diskRoot) start(ctx context.Context, n executor.Network) error {
 			return err
 		}
 	}
-	for len(r.rest) > 0 {
-		if err := r.guest.add(ctx, r.rest[0]); err != nil {
+	for _, dir := range r.rest[r.there:] {
+		if err := r.guest.add(ctx, dir); err != nil {
 			return r.why(ctx, err)
 		}
-		r.rest = r.rest[1:]
+		r.there++
 	}
 	return nil
 }
@@ -245,7 +282,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network) (err error) {
 	if err := r.m.unlock(ctx); err != nil {
 		return err
 	}
-	if r.guest, err = g.dial(ctx, addr, r.m.ended); err != nil {
+	if r.guest, err = g.dial(ctx, addr, r.e.options.BootTimeout, r.m.ended); err != nil {
 		var late *bootError
 		if errors.As(err, &late) {
 			late.console += " " + lastLines(r.m.console.String(), 2)
@@ -280,7 +317,7 @@ func (r *diskRoot) end() {
 		_ = r.e.options.Store.Trash(filepath.Dir(filepath.Dir(filepath.Dir(r.active))))
 		r.active = ""
 	}
-	r.dirty = false
+	r.dirty, r.there = false, 0
 }
 
 // Freeze makes the change a layer: the machine goes on with a new file above it.
@@ -315,7 +352,7 @@ func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 	}
 	r.active = next
 	r.node++
-	if err := os.Chmod(done, 0o644); err != nil {
+	if err := r.seal(done); err != nil {
 		return "", err
 	}
 	dir := filepath.Dir(filepath.Dir(filepath.Dir(done)))
@@ -332,8 +369,29 @@ func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 	if len(r.files) >= maxChain {
 		r.files = r.files[:1]
 	}
-	r.files = append(r.files, file)
+	r.files, r.rest, r.there = append(r.files, file), nil, 0 // the file has what was added
 	return name, nil
+}
+
+// seal puts a copy in the place of a file that QEMU has written to, for QEMU may write to its own for as long as it runs. A guest that
+// has broken out of it changes no result with that.
+func (r *diskRoot) seal(file string) error {
+	to, err := os.CreateTemp(r.e.tmp, "sealed-")
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	if err := errors.Join(to.Chmod(0o644), copySparse(to, file)); err != nil {
+		return err
+	}
+	h, err := parseDisk(to)
+	if err != nil {
+		return fmt.Errorf("QEMU has written a disk that is not whole: %w", err)
+	}
+	if h.backing != diskName(r.top-1) {
+		return fmt.Errorf("QEMU has written a disk upon %s", h.backing)
+	}
+	return os.Rename(to.Name(), file)
 }
 
 // squash makes file, the next of a chain, one that has all changes since the base. Who has it open goes on with the old one.

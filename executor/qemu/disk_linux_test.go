@@ -32,7 +32,7 @@ func TestLongDisk(t *testing.T) {
 	dir := filepath.Join(cache, "obx-test")
 	st := conformance.OpenStore(t)
 	open := func() *qemu.Executor {
-		return newExecutor(t, qemu.Options{Store: st, Guest: qemu.Guest{Key: filepath.Join(dir, "debian.key"), BootTime: 10 * time.Minute}})
+		return newExecutor(t, qemu.Options{Store: st, BootTimeout: 10 * time.Minute, Guest: qemu.Guest{Key: filepath.Join(dir, "debian.key")}})
 	}
 	chain := []layers.Layer{conformance.DiskLayer(t, st, filepath.Join(dir, "debian.qcow2"))}
 	e := open()

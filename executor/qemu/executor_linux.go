@@ -13,6 +13,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/semaphore"
+
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/executor"
@@ -31,16 +33,18 @@ type Executor struct {
 
 	preparing sync.WaitGroup
 	prepare   sync.Once
+	life      context.Context // ends with Close
+	endLife   context.CancelFunc
 
-	ready   sync.Mutex // held while what all machines need is made
+	ready   *semaphore.Weighted // held while what all machines need is made
 	initrd  string
 	image   string // the kernel, readable for QEMU
 	scratch string // a new file system
 	accel   string
 	chains  rootfs.Chains
 
-	saving sync.Mutex // held while a state is looked for or made
-	states map[int64]*savedState
+	saving *semaphore.Weighted // held while a state is looked for or made
+	states map[int64]foundState
 
 	mu       sync.Mutex
 	metas    map[string]*layerMeta // of layer directories
@@ -79,7 +83,7 @@ func New(o Options) (*Executor, error) {
 		return nil, err
 	}
 	k, err := findKernel(o.Store, o.Kernel, o.Arch)
-	if err != nil && o.Guest.Key == "" { // disk images have kernels of their own
+	if err != nil && !(errors.Is(err, errNoKernel) && o.Guest.Key != "") { // disk images have kernels of their own
 		return nil, err
 	}
 	tmp, err := os.MkdirTemp(o.Store.TempDir(), "qemu-")
@@ -88,10 +92,11 @@ func New(o Options) (*Executor, error) {
 	}
 	e := &Executor{
 		options: o, qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"), void: filepath.Join(tmp, "void"),
-		states: map[int64]*savedState{}, metas: map[string]*layerMeta{},
+		ready: semaphore.NewWeighted(1), saving: semaphore.NewWeighted(1), states: map[int64]foundState{}, metas: map[string]*layerMeta{},
 		chains: rootfs.Chains{Store: o.Store, Max: maxLayers, Block: flattenBlock},
 		warned: map[string]bool{}, machines: map[*machine]struct{}{},
 	}
+	e.life, e.endLife = context.WithCancel(context.Background())
 	for _, dir := range []string{e.empty, e.void} {
 		if err := makeEmpty(dir); err != nil {
 			return nil, fmt.Errorf("make an executor: %w", err)
@@ -109,9 +114,8 @@ func (e *Executor) Platform() ocispec.Platform {
 func (e *Executor) Prepare() {
 	e.prepare.Do(func() {
 		e.preparing.Go(func() {
-			ctx := context.Background()
-			if e.getReady(ctx) == nil {
-				_, _ = e.state(ctx, e.options.Memory) // it comes again with Run
+			if e.getReady(e.life) == nil {
+				_, _ = e.state(e.life, e.options.Memory) // it comes again with Run
 			}
 		})
 	})
@@ -127,10 +131,12 @@ func (e *Executor) getReadyForDisks(ctx context.Context) error {
 	if e.kernel.image != "" {
 		return e.getReady(ctx)
 	}
-	e.ready.Lock()
-	defer e.ready.Unlock()
+	if err := e.ready.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer e.ready.Release(1)
 	if e.accel = e.options.Accel; e.accel == "auto" {
-		e.warn("virtual machines are slow, without KVM, since it cannot be tried: " + errNoKernel.Error())
+		e.warn("virtual machines are slow, without KVM, since it cannot be tried: " + noKernel(e.options.Arch).Error())
 		e.accel = "tcg"
 	}
 	return nil
@@ -149,13 +155,15 @@ func (e *Executor) warn(msg string) {
 
 // getReady makes what all machines need.
 func (e *Executor) getReady(ctx context.Context) error {
-	e.ready.Lock()
-	defer e.ready.Unlock()
+	if err := e.ready.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer e.ready.Release(1)
+	if e.kernel.image == "" {
+		return noKernel(e.options.Arch)
+	}
 	if e.accel != "" {
 		return nil
-	}
-	if e.kernel.image == "" {
-		return errNoKernel
 	}
 	agent, err := agentOf(e.options.Arch)
 	if err != nil {
@@ -210,7 +218,7 @@ func makeScratch(ctx context.Context, name string) error {
 		return fmt.Errorf("%w: try `apt-get install e2fsprogs`", err)
 	}
 	cmd := exec.CommandContext(ctx, program, "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-I", "256", "-i", "65536",
-		"-O", "^has_journal,^resize_inode,^metadata_csum,^huge_file,sparse_super2", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", name, scratchSize)
+		"-O", "^has_journal,^resize_inode,^metadata_csum,^huge_file,sparse_super2,uninit_bg", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", name, scratchSize)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("make a file system: mke2fs: %w: %s", err, strings.TrimSpace(string(out)))
 	}
@@ -323,6 +331,7 @@ func (e *Executor) Close() error {
 		return nil
 	}
 	e.closed = true
+	e.endLife()
 	var running []*machine
 	for m := range e.machines {
 		running = append(running, m)

@@ -38,9 +38,16 @@ func Health(ctx context.Context, o Options) []executor.Check {
 	check("kernel", func() (string, error) {
 		k, err := findKernel(o.Store, o.Kernel, arch)
 		if err == nil && k.modules == "" {
-			return k.image, fmt.Errorf("there are no modules for Linux %s", k.release)
+			return k.image + ", without modules: it must have all that machines need", nil
 		}
 		return k.image, err
+	})
+	check("qemu-img", func() (string, error) {
+		program, err := exec.LookPath("qemu-img")
+		if err != nil {
+			return "not there: only disk images need it (apt-get install qemu-utils)", nil
+		}
+		return program, nil
 	})
 	check("mke2fs", func() (string, error) { return lookSbin("mke2fs") })
 	for _, c := range checks {

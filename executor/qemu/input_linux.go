@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
@@ -29,16 +31,27 @@ type input struct {
 	ended bool
 }
 
+// inputPatience is what a machine has to take what was sent before its process ended.
+const inputPatience = 2 * time.Second
+
 // An inputEnd is where an input goes.
 type inputEnd struct {
 	put    func([]byte) error
 	end    func() error
+	within func(time.Duration)           // limits what is on its way, if that may be held up for good; 0 takes the limit away
 	resize func(rows, cols uint16) error // of a terminal
 }
 
 // portInput goes to the agent.
-func portInput(port io.Writer) inputEnd {
+func portInput(port net.Conn) inputEnd {
 	return inputEnd{
+		within: func(d time.Duration) {
+			var limit time.Time
+			if d > 0 {
+				limit = time.Now().Add(d)
+			}
+			_ = port.SetWriteDeadline(limit)
+		},
 		put: func(b []byte) error { return wire.Write(port, wire.KindInput, b) },
 		end: func() error { return wire.Write(port, wire.KindInput, nil) },
 		resize: func(rows, cols uint16) error {
@@ -138,6 +151,10 @@ func (in *input) size() (rows, cols uint16) {
 func (in *input) close() {
 	if in.file == nil {
 		return
+	}
+	if in.to.within != nil {
+		in.to.within(inputPatience)
+		defer in.to.within(0)
 	}
 	in.mu.Lock()
 	in.ended = true

@@ -29,8 +29,20 @@ type kernel struct {
 	modules string // directory; "" if there is none: then all that is needed must be built in
 }
 
-// errNoKernel says what to do.
-var errNoKernel = errors.New("no Linux kernel for virtual machines: give one with --qemu-kernel or $OBX_QEMU_KERNEL, or run `obx healthcheck --executor qemu --install`")
+var errNoKernel = errors.New("no Linux kernel for virtual machines")
+
+// noKernel is errNoKernel, with what to do.
+func noKernel(arch string) error {
+	return fmt.Errorf("%w: give one with --qemu-kernel or $OBX_QEMU_KERNEL, or run `%s`", errNoKernel, installCommand(arch))
+}
+
+// installCommand is what installs all that machines of an architecture need.
+func installCommand(arch string) string {
+	if arch == hostArch {
+		return "obx healthcheck --executor qemu --install"
+	}
+	return "obx healthcheck --executor qemu --platform linux/" + arch + " --install"
+}
 
 // findKernel looks where want says, or in the store and then in /boot.
 func findKernel(st *cas.Store, want, arch string) (kernel, error) {
@@ -70,7 +82,7 @@ func findKernel(st *cas.Store, want, arch string) (kernel, error) {
 			}
 		}
 	}
-	return kernel{}, errNoKernel
+	return kernel{}, noKernel(arch)
 }
 
 // compareVersions orders names with numbers in them.

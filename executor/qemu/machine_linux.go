@@ -17,6 +17,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"golang.org/x/sys/unix"
 
@@ -78,7 +79,8 @@ type machine struct {
 	cause error // why it is of no use any more
 }
 
-// unprivileged is who QEMU runs as, if obx is root: what breaks out of a machine owns nothing.
+// unprivileged is who QEMU runs as, if obx is root: what breaks out of a machine owns nothing but the memory that machines are copied
+// from, which QEMU before 8.2 cannot map without being allowed to write to it.
 const unprivileged = 65534
 
 // startMachine starts QEMU. It does not wait for anything.
@@ -367,9 +369,9 @@ func (m *machine) why(err error) error {
 	said := m.console.String()
 	if i := strings.LastIndex(said, "Kernel panic"); i >= 0 {
 		line, _, _ := strings.Cut(said[i:], "\n")
-		return fmt.Errorf("the machine's kernel has crashed: %s", strings.TrimSpace(line))
+		return fmt.Errorf("the machine's kernel has crashed: %s", printable(strings.TrimSpace(line)))
 	}
-	words := strings.TrimSpace(m.stderr.String())
+	words := printable(strings.TrimSpace(m.stderr.String()))
 	if words == "" {
 		words = lastLines(said, 3)
 	}
@@ -385,7 +387,26 @@ func lastLines(s string, n int) string {
 	for i := range lines {
 		lines[i] = strings.TrimSpace(lines[i])
 	}
-	return strings.Join(lines, "; ")
+	return printable(strings.Join(lines, "; "))
+}
+
+// maxWords is how much of a machine's words is in an error, in bytes.
+const maxWords = 2 << 10
+
+// printable makes words of a machine fit for an error that is printed: printable characters on one line, and not too many.
+func printable(s string) string {
+	if len(s) > maxWords {
+		s = s[:maxWords] + "..."
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsPrint(r):
+			return r
+		case unicode.IsSpace(r):
+			return ' '
+		}
+		return -1
+	}, s)
 }
 
 // unlock makes the monitor take commands and tell events.
@@ -427,7 +448,7 @@ func (m *machine) hello(ctx context.Context, limit time.Duration) error {
 		return fmt.Errorf("the machine's agent has version %d instead of %d", hello.Version, wire.Version)
 	}
 	if hello.Err != "" {
-		return fmt.Errorf("the machine cannot be made ready: %s", hello.Err)
+		return fmt.Errorf("the machine cannot be made ready: %s", printable(hello.Err))
 	}
 	return m.control.SetReadDeadline(time.Time{})
 }
@@ -439,7 +460,7 @@ type bootError struct {
 }
 
 func (e *bootError) Error() string {
-	s := fmt.Sprintf("the machine did not boot within %v", e.limit)
+	s := fmt.Sprintf("the machine did not boot within %v (--qemu-boot-time)", e.limit)
 	if e.console != "" {
 		s += "; its console says: " + e.console
 	}
@@ -463,7 +484,7 @@ func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Ki
 				return reply, fmt.Errorf("the machine's agent: %w", err)
 			}
 			if reply.Err != "" {
-				return reply, errors.New(reply.Err)
+				return reply, errors.New(printable(reply.Err))
 			}
 			return reply, nil
 		}

@@ -21,7 +21,7 @@ func (o *openedRoot) use(ctx context.Context) (executor.Root, error) {
 	if o.root != nil {
 		return o.root, nil
 	}
-	paths, err := o.files.paths(ctx)
+	paths, err := o.files.chain.All(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -42,7 +42,7 @@ type Options struct {
 	Accel       string        // "kvm", "tcg" or "auto"
 	Memory      int64         // of a machine, in bytes; a process whose limit is higher gets a larger one
 	CPUs        int           // of a machine
-	BootTimeout time.Duration // for the agent to greet
+	BootTimeout time.Duration // for the agent to greet, or sshd of a disk image to answer
 	NoState     bool          // boot every machine
 	Guest       Guest         // of disk images
 
@@ -52,14 +52,12 @@ type Options struct {
 
 const (
 	defaultMemory      = 1 << 30
-	defaultBootTimeout = time.Minute
-	defaultBootTime    = 2 * time.Minute
+	defaultBootTimeout = 2 * time.Minute
 )
 
 // A Guest is how a machine that boots from a disk image is reached: by ssh, as OBuilder does.
 type Guest struct {
-	User     string        // to log in as; the default is root. Another one needs sudo without a password
-	Key      string        // file of the private key
-	Port     int           // of the guest's sshd; the default is 22
-	BootTime time.Duration // for sshd to answer
+	User string // to log in as; the default is root. Another one needs sudo without a password
+	Key  string // file of the private key
+	Port int    // of the guest's sshd; the default is 22
 }

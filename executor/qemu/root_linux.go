@@ -29,6 +29,9 @@ const (
 	// ownMemory is what the machine needs beside its processes.
 	ownMemory = 192 << 20
 
+	// maxMemory is more than any host has.
+	maxMemory = 1 << 44
+
 	// timeoutGrace is what a machine has to end a process itself that has run too long.
 	timeoutGrace = 20 * time.Second
 )
@@ -102,9 +105,9 @@ func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error
 
 // start makes sure that there is a machine with all of the chain that is large enough for a process.
 func (r *root) start(ctx context.Context, p executor.Process, paths []string) error {
-	size := r.e.options.Memory
-	for size < p.Limits.Memory+ownMemory && p.Limits.Memory > 0 {
-		size *= 2
+	size, err := machineMemory(r.e.options.Memory, p.Limits.Memory)
+	if err != nil {
+		return err
 	}
 	if r.m != nil && !r.dirty && (r.memory < size || r.depth >= maxLayers) {
 		r.end()
@@ -133,6 +136,18 @@ func (r *root) start(ctx context.Context, p executor.Process, paths []string) er
 		paths = []string{r.e.empty}
 	}
 	return r.attach(ctx, paths)
+}
+
+// machineMemory is what a machine has whose processes may have so much: of few sizes, since each is saved.
+func machineMemory(least, limit int64) (int64, error) {
+	if limit <= least-ownMemory {
+		return least, nil
+	}
+	if limit > maxMemory {
+		return 0, fmt.Errorf("a limit of %s of memory is more than a virtual machine can have", units.BytesSize(float64(limit)))
+	}
+	const unit = 1 << 30
+	return (limit + ownMemory + unit - 1) / unit * unit, nil
 }
 
 // attach gives the machine more layers.
@@ -225,8 +240,9 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	case err != nil:
 		return err
 	case reply.Start != "":
-		return &executor.StartError{Msg: reply.Start}
+		return &executor.StartError{Msg: printable(reply.Start)}
 	case reply.Exit != nil:
+		reply.Exit.Limit = printable(reply.Exit.Limit)
 		if reply.Exit.Reason == executor.OOM && p.Limits.Memory == 0 {
 			reply.Exit.Limit = units.BytesSize(float64(r.memory)) + ", all of its virtual machine"
 		}

@@ -9,13 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copySparse copies a file without its holes.
+// copySparse copies a file without its holes, and shares the blocks where the file system can.
 func copySparse(to *os.File, name string) error {
 	from, err := os.Open(name)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
+	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
+		return nil
+	}
 	info, err := from.Stat()
 	if err != nil {
 		return err

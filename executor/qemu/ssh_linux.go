@@ -10,6 +10,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/crypto/ssh"
@@ -25,17 +26,18 @@ func (g Guest) orDefault() Guest {
 	if g.Port == 0 {
 		g.Port = 22
 	}
-	if g.BootTime == 0 {
-		g.BootTime = defaultBootTime
-	}
 	return g
 }
 
 // A shellGuest is a Linux machine behind ssh.
 type shellGuest struct {
-	client *ssh.Client
-	sudo   string
+	client  *ssh.Client
+	sudo    string
+	scratch bool // mountsDir is there
 }
+
+// mountsDir is a tmpfs of the guest, with what must not get onto its disk.
+const mountsDir = "/run/obx"
 
 // signer reads the private key.
 func (g Guest) signer() (ssh.Signer, error) {
@@ -55,7 +57,7 @@ func (g Guest) signer() (ssh.Signer, error) {
 
 // dial waits until sshd lets obx in. The machine's host key means nothing: nobody else listens on the port, and the disk is
 // where the key comes from.
-func (g Guest) dial(ctx context.Context, addr string, ended <-chan struct{}) (*shellGuest, error) {
+func (g Guest) dial(ctx context.Context, addr string, limit time.Duration, ended <-chan struct{}) (*shellGuest, error) {
 	key, err := g.signer()
 	if err != nil {
 		return nil, err
@@ -63,7 +65,7 @@ func (g Guest) dial(ctx context.Context, addr string, ended <-chan struct{}) (*s
 	config := &ssh.ClientConfig{
 		User: g.User, Auth: []ssh.AuthMethod{ssh.PublicKeys(key)}, HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 30 * time.Second,
 	}
-	deadline := time.Now().Add(g.BootTime)
+	deadline := time.Now().Add(limit)
 	var last error
 	for wait := 50 * time.Millisecond; time.Now().Before(deadline); wait = min(2*wait, time.Second) {
 		client, err := dialSSH(ctx, addr, config)
@@ -86,7 +88,7 @@ func (g Guest) dial(ctx context.Context, addr string, ended <-chan struct{}) (*s
 		case <-time.After(wait):
 		}
 	}
-	return nil, &bootError{limit: g.BootTime, console: fmt.Sprintf("(no answer by ssh: %v)", last)}
+	return nil, &bootError{limit: limit, console: fmt.Sprintf("(no answer by ssh: %v)", last)}
 }
 
 func dialSSH(ctx context.Context, addr string, config *ssh.ClientConfig) (*ssh.Client, error) {
@@ -110,37 +112,78 @@ func dialSSH(ctx context.Context, addr string, config *ssh.ClientConfig) (*ssh.C
 // quote quotes a word for the guest's shell.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
 
-// run runs a script of the guest's shell as root. Its error is *ssh.ExitError if the script failed.
+// sshPatience is what a guest has to end a session that nobody wants any more. Then the connection ends, and with it all that waits for it.
+const sshPatience = 2 * time.Second
+
+// session opens a session that ends with ctx. The caller ends it too.
+func (g *shellGuest) session(ctx context.Context) (_ *ssh.Session, end func(), err error) {
+	var s *ssh.Session
+	opened, ended := make(chan struct{}), make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		patience := time.After(sshPatience)
+		select {
+		case <-opened:
+		case <-patience:
+			g.client.Close()
+			return
+		}
+		if s == nil {
+			return
+		}
+		s.Close()
+		select {
+		case <-ended:
+		case <-patience:
+			g.client.Close()
+		}
+	})
+	s, err = g.client.NewSession()
+	close(opened)
+	if err != nil {
+		stop()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, nil, err
+	}
+	return s, func() {
+		stop()
+		close(ended)
+		s.Close()
+	}, nil
+}
+
+// run runs a script of the guest's shell as root. Its error is *ssh.ExitError if the script failed. It ends when out takes no more.
 func (g *shellGuest) run(ctx context.Context, script string, in io.Reader, out io.Writer) error {
-	s, err := g.client.NewSession()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s, end, err := g.session(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
-	one := &oneWriter{w: out}
+	defer end()
+	one := &oneWriter{w: out, failed: cancel}
 	s.Stdin, s.Stdout, s.Stderr = in, one, one
 	err = s.Run(g.sudo + "/bin/sh -c " + quote(script))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return errors.Join(one.err, err)
+	return err
 }
 
 // process runs a process, on a terminal if it wants one.
 func (g *shellGuest) process(ctx context.Context, p executor.Process, out io.Writer) error {
-	s, err := g.client.NewSession()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s, end, err := g.session(ctx)
 	if err != nil {
 		return err
 	}
-	defer s.Close()
-	stop := context.AfterFunc(ctx, func() { s.Close() })
-	defer stop()
+	defer end()
 	if p.Terminal {
 		out = p.Stdin
 	}
-	one := &oneWriter{w: out}
+	one := &oneWriter{w: out, failed: cancel}
 	s.Stdout, s.Stderr = one, one
 	var stdin io.WriteCloser
 	if p.Stdin != nil {
@@ -173,7 +216,7 @@ func (g *shellGuest) process(ctx context.Context, p executor.Process, out io.Wri
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return errors.Join(one.err, err)
+	return err
 }
 
 // quiet runs a script of obx's own.
@@ -186,26 +229,24 @@ func (g *shellGuest) quiet(ctx context.Context, script string, in io.Reader) (st
 	return out.String(), err
 }
 
-// script is a process as a command line of the guest's shell, which does not return.
+// script is a process as a command line of the guest's shell, which does not return. The hostname is the process's only, where the guest
+// has unshare.
 func (g *shellGuest) script(p executor.Process) string {
+	hostname := p.Hostname
+	if hostname == "" {
+		hostname = "builder"
+	}
 	var b strings.Builder
 	dir := quote(p.Dir)
-	fmt.Fprintf(&b, "mkdir -p %s && cd %s || exit 125; umask 022; exec ", dir, dir)
+	fmt.Fprintf(&b, "umask 022; mkdir -p %s && cd %s || exit 125; ", dir, dir)
+	fmt.Fprintf(&b, `h=$(sed -n 's/^[^:]*:[^:]*:%d:[^:]*:[^:]*:\([^:]*\).*/\1/p' /etc/passwd 2>/dev/null | sed q); `, p.UID)
+	fmt.Fprintf(&b, `if command -v unshare >/dev/null; then set -- unshare -u /bin/sh -c 'hostname "$0" 2>/dev/null; exec "$@"' %s; else set --; fi; exec "$@" `, quote(hostname))
 	if p.UID != 0 || p.GID != 0 {
 		fmt.Fprintf(&b, "setpriv --reuid=%d --regid=%d --clear-groups ", p.UID, p.GID)
 	}
-	b.WriteString("env -i")
-	home := true
+	b.WriteString(`env -i HOME="${h:-/}"`)
 	for _, v := range p.Env {
 		b.WriteString(" " + quote(v))
-		home = home && !strings.HasPrefix(v, "HOME=")
-	}
-	if home {
-		h := "/"
-		if p.UID == 0 {
-			h = "/root"
-		}
-		b.WriteString(" HOME=" + h)
 	}
 	for _, a := range p.Argv {
 		b.WriteString(" " + quote(a))
@@ -238,32 +279,39 @@ func signalNumber(name string) int {
 	return 9
 }
 
-// A oneWriter takes both of a session's streams and remembers the first error, which package ssh drops.
+// A oneWriter takes both of a session's streams and tells of the first error, which package ssh drops.
 type oneWriter struct {
-	w   io.Writer
-	err error
+	mu     sync.Mutex
+	w      io.Writer
+	failed func(error)
 }
 
 func (o *oneWriter) Write(p []byte) (int, error) {
-	if o.w == nil || o.err != nil {
-		return len(p), nil
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, err := o.w.Write(p)
+	if err != nil {
+		o.failed(fmt.Errorf("take what the machine prints: %w", err))
 	}
-	if _, err := o.w.Write(p); err != nil {
-		o.err = fmt.Errorf("write the log: %w", err)
-	}
-	return len(p), nil
+	return n, err
 }
 
-// mounts puts secrets and caches in their places, and returns the script that takes them away. Secrets lie on a tmpfs.
+// mounts puts secrets and caches in their places, and returns the script that takes them away.
 func (g *shellGuest) mounts(ctx context.Context, list []executor.Mount) (undo string, err error) {
+	if len(list) > 0 && !g.scratch {
+		if _, err := g.quiet(ctx, fmt.Sprintf("mkdir -p %s && mount -t tmpfs -o mode=700,nosuid,nodev obx %s", mountsDir, mountsDir), nil); err != nil {
+			return "", err
+		}
+		g.scratch = true
+	}
 	for i, m := range list {
 		target := path.Clean(m.Target)
 		if !path.IsAbs(target) || target == "/" {
 			return undo, &executor.StartError{Msg: fmt.Sprintf("cannot mount on %q", m.Target)}
 		}
 		// What is made for the mount goes with it: "made" is the topmost directory that was not there.
-		made := fmt.Sprintf("/run/obx/made%d", i)
-		prepare := fmt.Sprintf("set -e; mkdir -p /run/obx; d=%s; top=; while [ ! -e \"$d\" ]; do top=$d; d=${d%%/*}; [ -n \"$d\" ] || d=/; done; printf %%s \"$top\" > %s; ", quote(target), made)
+		made := fmt.Sprintf("%s/made%d", mountsDir, i)
+		prepare := fmt.Sprintf("set -e; d=%s; top=; while [ ! -e \"$d\" ]; do top=$d; d=${d%%/*}; [ -n \"$d\" ] || d=/; done; printf %%s \"$top\" > %s; ", quote(target), made)
 		undo = fmt.Sprintf("umount %s; t=$(cat %s); [ -z \"$t\" ] || rm -rf \"$t\"; rm -f %s; ", quote(target), made, made) + undo
 		var in io.Reader
 		if m.Secret != nil {
@@ -271,7 +319,7 @@ func (g *shellGuest) mounts(ctx context.Context, list []executor.Mount) (undo st
 			if mode == 0 {
 				mode = 0o644
 			}
-			file := fmt.Sprintf("/run/obx/secret%d", i)
+			file := fmt.Sprintf("%s/secret%d", mountsDir, i)
 			prepare += fmt.Sprintf("mkdir -p %s; [ -e %s ] || : > %s; umask 077; cat > %s; chmod %o %s; mount --bind %s %s; mount -o remount,bind,ro %s",
 				quote(path.Dir(target)), quote(target), quote(target), file, mode, file, file, quote(target), quote(target))
 			undo += "rm -f " + file + "; "
@@ -282,6 +330,9 @@ func (g *shellGuest) mounts(ctx context.Context, list []executor.Mount) (undo st
 		if _, err := g.quiet(ctx, prepare, in); err != nil {
 			return undo, err
 		}
+	}
+	if undo != "" {
+		undo = "set -e; " + undo // no file below a mount is removed that stays
 	}
 	return undo, nil
 }

@@ -14,12 +14,18 @@ import (
 	"time"
 )
 
-// stateDir is where the store keeps saved machines: qemu/state/KEY/{memory,disk,devices}. A state appears by one rename, and
-// is as good as lost after a power cut: then it is made again.
+// stateDir is where the store keeps saved machines: qemu/state/BOOT-KEY/{memory,disk,devices}. A state appears by one rename, and
+// is as good as lost when the host boots: a file may be short after a power cut. Then it is made again.
 const stateDir = "qemu/state"
 
 // maxStateAge is how long a state is kept that nobody uses.
 const maxStateAge = 30 * 24 * time.Hour
+
+// A foundState is what was found out about a size of machines: they cannot be saved, if err is there.
+type foundState struct {
+	state *savedState
+	err   error
+}
 
 // A savedState is a machine whose agent has greeted.
 type savedState struct{ dir string }
@@ -27,6 +33,15 @@ type savedState struct{ dir string }
 func (s *savedState) memory() string  { return filepath.Join(s.dir, "memory") }
 func (s *savedState) disk() string    { return filepath.Join(s.dir, "disk") }
 func (s *savedState) devices() string { return filepath.Join(s.dir, "devices") }
+
+// bootID begins the names of states of this boot of the host.
+func bootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	return strings.ReplaceAll(strings.TrimSpace(string(id)), "-", "")[:16], nil
+}
 
 // stateKey names everything that a state depends on.
 func (e *Executor) stateKey(h hardware) (string, error) {
@@ -45,12 +60,10 @@ func (e *Executor) stateKey(h hardware) (string, error) {
 	}
 	b, _ := boardOf(h)
 	fmt.Fprintf(sum, "1\n%s %d %v\n%s %s %d %d\n%+v\n%s\n", h.qemu, info.Size(), info.ModTime().UTC(), h.arch, h.accel, h.memory, h.cpus, b, host)
-	// A file may be short after a power cut.
-	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	boot, err := bootID()
 	if err != nil {
 		return "", err
 	}
-	sum.Write(id)
 	for _, name := range []string{h.kernel, h.initrd} {
 		f, err := os.Open(name)
 		if err != nil {
@@ -62,7 +75,7 @@ func (e *Executor) stateKey(h hardware) (string, error) {
 			return "", err
 		}
 	}
-	return hex.EncodeToString(sum.Sum(nil))[:32], nil
+	return boot + "-" + hex.EncodeToString(sum.Sum(nil))[:32], nil
 }
 
 // firstProcessor is what cpuinfo says of the first, less what changes.
@@ -86,10 +99,12 @@ func (e *Executor) state(ctx context.Context, memory int64) (*savedState, error)
 	if e.options.NoState {
 		return nil, nil
 	}
-	e.saving.Lock()
-	defer e.saving.Unlock()
-	if s, ok := e.states[memory]; ok {
-		return s, nil
+	if err := e.saving.Acquire(ctx, 1); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	defer e.saving.Release(1)
+	if f, ok := e.states[memory]; ok {
+		return f.state, f.err
 	}
 	h := e.hardware(memory)
 	key, err := e.stateKey(h)
@@ -101,7 +116,7 @@ func (e *Executor) state(ctx context.Context, memory int64) (*savedState, error)
 	if _, err := os.Stat(s.devices()); err != nil {
 		if err := e.save(ctx, h, dir); err != nil {
 			if ctx.Err() == nil {
-				e.states[memory] = nil // once is enough
+				e.states[memory] = foundState{err: err} // once is enough
 			}
 			return nil, err
 		}
@@ -109,24 +124,29 @@ func (e *Executor) state(ctx context.Context, memory int64) (*savedState, error)
 	}
 	now := time.Now()
 	_ = os.Chtimes(dir, now, now)
-	e.states[memory] = s
+	e.states[memory] = foundState{state: s}
 	return s, nil
 }
 
 // forgetState drops a state that does not work.
 func (e *Executor) forgetState(memory int64, s *savedState) {
-	e.saving.Lock()
-	defer e.saving.Unlock()
-	if e.states[memory] == s {
-		e.states[memory] = nil
+	_ = e.saving.Acquire(context.Background(), 1) // always succeeds
+	defer e.saving.Release(1)
+	if e.states[memory].state == s {
+		e.states[memory] = foundState{}
 		_ = e.options.Store.Trash(s.dir)
 	}
 }
 
+// dropOldStates drops those that nobody has used for long, or that are of no use since the host has booted.
 func (e *Executor) dropOldStates() {
+	boot, err := bootID()
+	if err != nil {
+		return
+	}
 	dirs, _ := filepath.Glob(filepath.Join(e.options.Store.Dir(), stateDir, "*"))
 	for _, d := range dirs {
-		if info, err := os.Stat(d); err == nil && time.Since(info.ModTime()) > maxStateAge {
+		if info, err := os.Stat(d); err == nil && (time.Since(info.ModTime()) > maxStateAge || !strings.HasPrefix(filepath.Base(d), boot+"-")) {
 			_ = e.options.Store.Trash(d)
 		}
 	}

@@ -55,7 +55,7 @@ const findFormat = `%y\0%m\0%U\0%G\0%s\0%T@\0%l\0%f\0`
 
 func (t *guestTree) find(name string, depth string) ([]*guestInfo, error) {
 	at := "/" + strings.TrimPrefix(path.Clean(name), ".")
-	var out strings.Builder
+	var out boundedBuilder
 	err := t.guest.run(t.ctx, fmt.Sprintf("find %s %s -printf '%s' 2>/dev/null", quote(path.Clean(at)), depth, findFormat), nil, &out)
 	fields := strings.Split(strings.TrimSuffix(out.String(), "\x00"), "\x00")
 	if out.Len() == 0 {
@@ -73,6 +73,19 @@ func (t *guestTree) find(name string, depth string) ([]*guestInfo, error) {
 		all = append(all, i)
 	}
 	return all, nil
+}
+
+// maxFound is how much a machine may say of one directory, in bytes.
+const maxFound = 256 << 20
+
+// A boundedBuilder takes maxFound bytes.
+type boundedBuilder struct{ strings.Builder }
+
+func (b *boundedBuilder) Write(p []byte) (int, error) {
+	if b.Len()+len(p) > maxFound {
+		return 0, errors.New("a directory's list is too long")
+	}
+	return b.Builder.Write(p)
 }
 
 func parseFound(f []string) (*guestInfo, error) {
@@ -213,13 +226,26 @@ func (t *guestTree) Open(name string) (fs.File, error) {
 	ctx, cancel := context.WithCancel(t.ctx)
 	in, out := io.Pipe()
 	go func() { out.CloseWithError(t.guest.run(ctx, "cat "+quote("/"+name), nil, out)) }()
-	return &guestFile{i, bufio.NewReader(in), func() error { cancel(); return in.Close() }}, nil
+	return &guestFile{i, bufio.NewReader(in), i.Size(), func() error { cancel(); return in.Close() }}, nil
 }
 
+// A guestFile is read to the size that it had when it was looked at, and no further.
 type guestFile struct {
-	info fs.FileInfo
-	io.Reader
+	info  fs.FileInfo
+	from  *bufio.Reader
+	left  int64
 	close func() error
+}
+
+func (f *guestFile) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := f.from.Read(p[:min(int64(len(p)), f.left+1)])
+	if f.left -= int64(n); f.left < 0 {
+		return 0, fmt.Errorf("%s has grown in the machine while it was read", f.info.Name())
+	}
+	return n, err
 }
 
 func (f *guestFile) Stat() (fs.FileInfo, error) { return f.info, nil }

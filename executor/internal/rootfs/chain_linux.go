@@ -50,20 +50,17 @@ func (c *Chain) Add(l layers.Layer) {
 // Grow puts a layer directory of the store on top, of which whoever uses the chain knows already.
 func (c *Chain) Grow(dir string) { c.dirs = append(c.dirs, dir) }
 
-// Paths makes all layers directories, and gives their paths, base first, and the names of those that were added since the last call.
+// All makes all layers directories, and gives their paths, base first.
+func (c *Chain) All(ctx context.Context) ([]string, error) {
+	_, err := c.unpack(ctx)
+	return c.paths(), err
+}
+
+// Paths makes all layers directories, not more of them than can be merged, and gives their paths, base first, and the names of those that
+// were added since the last call.
 func (c *Chain) Paths(ctx context.Context) (paths, added []string, err error) {
-	st := c.of.Store
-	for len(c.pending) > 0 {
-		l := c.pending[0]
-		if l.Dir == "" || !st.HasLayer(l.Dir) {
-			if l, err = layers.Unpack(ctx, st, l); err != nil {
-				return nil, added, err
-			}
-		}
-		// Equal layers are one directory, and overlayfs takes none twice. The upper one says all that the lower one says.
-		c.dirs = append(slices.DeleteFunc(c.dirs, func(d string) bool { return d == l.Dir }), l.Dir)
-		added = append(added, l.Dir)
-		c.pending = c.pending[1:]
+	if added, err = c.unpack(ctx); err != nil {
+		return nil, added, err
 	}
 	for len(c.dirs) >= c.of.Max {
 		one, err := c.of.flatten(ctx, c.dirs[:c.of.Block])
@@ -72,10 +69,33 @@ func (c *Chain) Paths(ctx context.Context) (paths, added []string, err error) {
 		}
 		c.dirs = append([]string{one}, c.dirs[c.of.Block:]...)
 	}
-	for _, d := range c.dirs {
-		paths = append(paths, st.LayerPath(d))
+	return c.paths(), added, nil
+}
+
+func (c *Chain) paths() []string {
+	paths := make([]string, len(c.dirs))
+	for i, d := range c.dirs {
+		paths[i] = c.of.Store.LayerPath(d)
 	}
-	return paths, added, nil
+	return paths
+}
+
+// unpack makes layers directories that were not looked at yet, and gives their names.
+func (c *Chain) unpack(ctx context.Context) (added []string, err error) {
+	st := c.of.Store
+	for len(c.pending) > 0 {
+		l := c.pending[0]
+		if l.Dir == "" || !st.HasLayer(l.Dir) {
+			if l, err = layers.Unpack(ctx, st, l); err != nil {
+				return added, err
+			}
+		}
+		// Equal layers are one directory, and overlayfs takes none twice. The upper one says all that the lower one says.
+		c.dirs = append(slices.DeleteFunc(c.dirs, func(d string) bool { return d == l.Dir }), l.Dir)
+		added = append(added, l.Dir)
+		c.pending = c.pending[1:]
+	}
+	return added, nil
 }
 
 // flatten makes one layer directory of several. Every root with the same long chain begins with the same.

@@ -54,7 +54,7 @@ func (s *server) openCache(ctx context.Context, which executor.Cache) (*rootfs.C
 		Lower: lower,
 		Close: func() error { return nil },
 		Commit: func(upper string) error {
-			if err := wire.WriteJSON(s.control, wire.KindCache, wire.CacheChange{Number: n, Commit: true}); err != nil {
+			if err := wire.WriteJSON(s.control, wire.KindCache, wire.CacheChange{Number: n}); err != nil {
 				return err
 			}
 			return s.send(ctx, upper)
@@ -109,7 +109,7 @@ func (s *server) closeCaches(ctx context.Context) error {
 		}
 		err := unix.Unmount(c.merged(), unix.MNT_DETACH)
 		if err == nil {
-			err = wire.WriteJSON(s.control, wire.KindCache, wire.CacheChange{Number: n, Commit: true})
+			err = wire.WriteJSON(s.control, wire.KindCache, wire.CacheChange{Number: n})
 		}
 		if err == nil {
 			err = s.send(ctx, c.upper())

@@ -54,7 +54,7 @@ func serve() error {
 	if bootErr == nil {
 		bootErr = s.getReady(context.Background())
 	}
-	hello := wire.Hello{Version: wire.Version, Kernel: release()}
+	hello := wire.Hello{Version: wire.Version}
 	if bootErr != nil {
 		hello.Err = bootErr.Error()
 	}
@@ -121,7 +121,7 @@ func (s *server) getReady(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mount(scratch, scratchDir, "ext4", unix.MS_NOATIME, ""); err != nil {
+	if err := unix.Mount(scratch, scratchDir, "ext4", unix.MS_NOATIME, "noinit_itable"); err != nil {
 		return fmt.Errorf("mount the writable disk: %w", err)
 	}
 	if s.store, err = cas.Open(filepath.Join(scratchDir, "store")); err != nil {

@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"time"
 	"unsafe"
 
@@ -183,13 +182,4 @@ func changePartition(disk string, op int32, p partition) error {
 	}
 	runtime.KeepAlive(&p)
 	return nil
-}
-
-// release is the kernel's.
-func release() string {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return "unknown"
-	}
-	return strings.TrimSpace(unix.ByteSliceToString(u.Release[:]))
 }

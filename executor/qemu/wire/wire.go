@@ -47,7 +47,6 @@ const (
 // Hello is the agent's greeting, once it is ready for requests.
 type Hello struct {
 	Version int
-	Kernel  string // release
 	Err     string // what went wrong while it started
 }
 
@@ -90,8 +89,6 @@ type Cache struct {
 // A CacheChange announces the tar of what a process has changed in the cache with a number in Run.Caches.
 type CacheChange struct {
 	Number int
-	// Commit says that the process came to its own end.
-	Commit bool
 }
 
 // Freeze ends a step. The tar of its change comes, unless nothing has changed.
