@@ -179,7 +179,21 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 	default:
 		if err := checkBytes(b, rec.Image.Digest.digest()); err != nil {
 			report("its image: %v", err)
-		} else if err := v.image(ctx, b, report); err != nil {
+			break
+		}
+		if config, ls, err := parseManifest(b); err == nil { // else image says what is wrong
+			var want []ocispec.Descriptor
+			for _, l := range rec.Layers {
+				want = append(want, l.layer())
+			}
+			if config.Digest != rec.Config.Digest.digest() {
+				report("its image has another configuration, %s", config.Digest)
+			}
+			if !slices.Equal(blobsOf(ls), blobsOf(want)) {
+				report("its image has other layers than the record")
+			}
+		}
+		if err := v.image(ctx, b, report); err != nil {
 			return nil, err
 		}
 	}
@@ -193,6 +207,14 @@ func (v *verification) image(ctx context.Context, b []byte, report func(string, 
 		return nil
 	}
 	return v.all(ctx, append(ls, config), report)
+}
+
+// alive reports whether the Repo still answers: then it is the blob that cannot be read.
+func (v *verification) alive(ctx context.Context) bool {
+	for _, err := range v.Repo.Tags(ctx) {
+		return err == nil
+	}
+	return true
 }
 
 // all verifies blobs.
@@ -222,27 +244,35 @@ func (v *verification) blob(ctx context.Context, desc ocispec.Descriptor) (wrong
 	if ok {
 		return wrong, nil
 	}
-	rc, err := v.Repo.Blob(ctx, desc)
+	n, got, err := v.sum(ctx, desc)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		wrong = fmt.Errorf("blob %s is gone", desc.Digest)
 	case err != nil:
-		return nil, err
-	default:
-		defer rc.Close()
-		h := sha256.New()
-		n, err := io.Copy(h, ctxReader{ctx, rc})
-		if err != nil {
-			return nil, fmt.Errorf("read blob %s: %w", desc.Digest, err)
+		err = fmt.Errorf("read blob %s: %w", desc.Digest, err)
+		if !v.alive(ctx) {
+			return nil, err
 		}
-		if got := digest.NewDigest(digest.SHA256, h); got != desc.Digest {
-			wrong = fmt.Errorf("blob %s has the %d bytes of %s", desc.Digest, n, got)
-		}
+		wrong = err
+	case got != desc.Digest:
+		wrong = fmt.Errorf("blob %s has the %d bytes of %s", desc.Digest, n, got)
 	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.blobs[desc.Digest] = wrong
 	return wrong, nil
+}
+
+// sum reads a blob.
+func (v *verification) sum(ctx context.Context, desc ocispec.Descriptor) (int64, digest.Digest, error) {
+	rc, err := v.Repo.Blob(ctx, desc)
+	if err != nil {
+		return 0, "", err
+	}
+	defer rc.Close()
+	h := sha256.New()
+	n, err := io.Copy(h, ctxReader{ctx, rc})
+	return n, digest.NewDigest(digest.SHA256, h), err
 }
 
 // GCOptions says what GC removes.

@@ -77,6 +77,40 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// A blob that cannot be read does not keep the others from being looked at, and a record's image is held against what the record says.
+func TestVerifyGoesOn(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	build.step("1\n")
+	build.step("2\n")
+	push(t, a, build.results...)
+	key := func(i int) string { return build.results[i].Key.String() }
+	forge(t, repo, key(2)+".rec", key(2)+".rec", func(env map[string]any) {
+		statement(t, env, func(s map[string]any) {
+			p := s["predicate"].(map[string]any)
+			p["config"] = p["image"]
+			ls := p["layers"].([]any)
+			ls[1], ls[2] = ls[2], ls[1]
+		})
+	})
+	b, _ := machine(t, repo)
+	unreadable, gone := build.last().Layers[1].Blob, build.last().Layers[2].Blob
+	b.Repo = &changed{spy: repo, bytes: map[digest.Digest]string{unreadable.Digest: "error", gone.Digest: ""}}
+	found := problems(t, b)
+	for _, want := range []string{
+		key(1) + ".rec: read blob " + unreadable.Digest.String() + ": the disk is broken",
+		key(2) + ".rec: its image has another configuration",
+		key(2) + ".rec: its image has other layers than the record",
+		key(2) + ".rec: blob " + gone.Digest.String() + " is gone",
+	} {
+		if !slices.ContainsFunc(found, func(s string) bool { return strings.HasPrefix(s, want) }) {
+			t.Errorf("%q was not found in %q", want, found)
+		}
+	}
+}
+
 // Whoever goes on from a result puts its image under its tag again.
 func TestRestoreImage(t *testing.T) {
 	needRoot(t)
@@ -450,6 +484,8 @@ func (c *changed) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadClo
 		return c.spy.Blob(ctx, desc)
 	case text == "":
 		return nil, fmt.Errorf("blob %s: %w", desc.Digest, registry.ErrNotFound)
+	case text == "error":
+		return nil, errors.New("the disk is broken")
 	default:
 		return io.NopCloser(strings.NewReader(text)), nil
 	}

@@ -26,8 +26,8 @@ func cacheCopyCommand() *cobra.Command {
 Results stay as they are, with dates and signatures. What is there already is not sent again; between repositories of
 one registry, bytes are not sent at all.
 
-KEY is the key of a result, or the first 6 digits of it or more. obx cache export takes results from the store of this
-machine, with the base images and their names, and obx cache import brings them there.`,
+KEY is the key of a result, or the first 6 digits of it or more. With --all, base images and what their names mean are
+copied too. obx cache export takes results from the store of this machine, and obx cache import brings them there.`,
 		Example: `  obx cache copy registry.example/cache oci:/media/usb --all
   obx cache copy old.example/cache new.example/cache 3f9a1c2b`,
 		Args: args(2, -1, "FROM TO and KEYs"),
@@ -74,7 +74,16 @@ machine, with the base images and their names, and obx cache import brings them 
 			if len(r.Missing) > 0 && !all {
 				return usage("", "%s has no result of %s that can be used", from.Name(), r.Missing[0])
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "copied %s, %s\n", progress.Count(r.Copied, "result"), progress.Bytes(r.Sent))
+			what := progress.Count(r.Copied, "result")
+			if all {
+				bases, sent, err := registry.CopyBases(cmd.Context(), source, target)
+				if err != nil {
+					return err
+				}
+				what += " and " + progress.Count(bases, "base image")
+				r.Sent += sent
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "copied %s, %s\n", what, progress.Bytes(r.Sent))
 			return err
 		},
 	}
