@@ -302,8 +302,11 @@ func try[T any](ctx context.Context, srcs []source, ask func(source) (T, error))
 	return zero, err
 }
 
-// maxNesting bounds indexes in indexes.
-const maxNesting = 4
+// Bounds of what is read to choose an image.
+const (
+	maxNesting = 4   // indexes in indexes
+	maxChoice  = 500 // documents in all
+)
 
 // choose finds the manifest for a platform. The result's Platform is set.
 func (im *Images) choose(ctx context.Context, srcs []source, entries []ocispec.Descriptor, p ocispec.Platform) (ocispec.Descriptor, error) {
@@ -323,7 +326,8 @@ func (im *Images) choose(ctx context.Context, srcs []source, entries []ocispec.D
 		}
 		return only, nil
 	}
-	all, err := im.expand(ctx, srcs, entries, maxNesting)
+	left := maxChoice
+	all, err := im.expand(ctx, srcs, entries, maxNesting, &left)
 	if err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -342,10 +346,15 @@ func (im *Images) choose(ctx context.Context, srcs []source, entries []ocispec.D
 	return slices.MaxFunc(fit, func(a, b ocispec.Descriptor) int { return comparePlatforms(*a.Platform, *b.Platform) }), nil
 }
 
-// expand lists the images of entries and of the indexes among them, with their platforms.
-func (im *Images) expand(ctx context.Context, srcs []source, entries []ocispec.Descriptor, nesting int) ([]ocispec.Descriptor, error) {
+// expand lists the images of entries and of the indexes among them, with their platforms. left is how many documents may be read yet.
+func (im *Images) expand(ctx context.Context, srcs []source, entries []ocispec.Descriptor, nesting int, left *int) ([]ocispec.Descriptor, error) {
 	var all []ocispec.Descriptor
 	for _, d := range entries {
+		if isIndex(d.MediaType) || d.Platform == nil {
+			if *left--; *left < 0 {
+				return nil, fmt.Errorf("more than %d documents would have to be read to choose one of its images", maxChoice)
+			}
+		}
 		switch {
 		case isIndex(d.MediaType):
 			if nesting == 0 {
@@ -359,7 +368,7 @@ func (im *Images) expand(ctx context.Context, srcs []source, entries []ocispec.D
 			if err != nil {
 				return nil, err
 			}
-			if inner, err = im.expand(ctx, srcs, inner, nesting-1); err != nil {
+			if inner, err = im.expand(ctx, srcs, inner, nesting-1, left); err != nil {
 				return nil, err
 			}
 			all = append(all, inner...)

@@ -437,6 +437,16 @@ func TestLayout(t *testing.T) {
 	index.Annotations = map[string]string{ocispec.AnnotationRefName: "latest"}
 	writeIndex(t, multi, index)
 
+	// An index that has another one 300 times, which has an image of unknown platform twice.
+	bomb := t.TempDir()
+	a.writeBlobs(t, bomb)
+	inner, bytes := makeIndex(t, ocispec.MediaTypeImageIndex, a.desc, a.desc)
+	writeFile(t, filepath.Join(bomb, "blobs/sha256", inner.Digest.Encoded()), bytes)
+	outer, bytes := makeIndex(t, ocispec.MediaTypeImageIndex, slices.Repeat([]ocispec.Descriptor{inner}, 300)...)
+	writeFile(t, filepath.Join(bomb, "blobs/sha256", outer.Digest.Encoded()), bytes)
+	outer.Annotations = map[string]string{ocispec.AnnotationRefName: "latest"}
+	writeIndex(t, bomb, outer)
+
 	broken := layoutDir(t, map[string]*testImage{"": b})
 	writeFile(t, filepath.Join(broken, "blobs/sha256", b.layers[0].Digest.Encoded()), make([]byte, b.layers[0].Size))
 
@@ -451,6 +461,7 @@ func TestLayout(t *testing.T) {
 		{"digest", two + "@" + b.desc.Digest.String(), b, ""},
 		{"nested index without platforms", multi + ":latest", a, ""},
 		{"digest of an index", multi + "@" + index.Digest.String(), a, ""},
+		{"too many documents", bomb + ":latest", nil, "more than 500 documents"},
 		{"no such tag", two + ":c", nil, `no tag "c": not found: it has a, docker.io/library/b:b`},
 		{"which?", two, nil, "holds 2 images, name one by its tag: a, docker.io/library/b:b"},
 		{"no such digest", two + "@" + arm.desc.Digest.String(), nil, "not found"},
