@@ -9,7 +9,8 @@ import (
 
 const (
 	teeBlock  = 256 << 10
-	teeBlocks = 16 // in flight: 4 MiB a tee
+	teeFirst  = 16 << 10 // the first one: most streams need no other, and to touch new memory is what is slow then
+	teeBlocks = 16       // in flight: 4 MiB a tee
 )
 
 // A tee passes one stream to several readers, each in a goroutine of its own, so that decompressing, hashing and
@@ -17,6 +18,7 @@ const (
 type tee struct {
 	readers []*teeReader
 	free    chan *teeBuf
+	made    int // blocks
 	cur     *teeBuf
 	err     error // what readers see at the end; set before their channels are closed
 
@@ -49,7 +51,12 @@ func (t *tee) Write(p []byte) (int, error) {
 			select {
 			case b := <-t.free:
 				if b == nil {
-					b = &teeBuf{data: make([]byte, 0, teeBlock)}
+					size := teeBlock
+					if t.made == 0 {
+						size = teeFirst
+					}
+					t.made++
+					b = &teeBuf{data: make([]byte, 0, size)}
 				}
 				b.data = b.data[:0]
 				t.cur = b

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"math/bits"
 	"os"
 	"path"
 	"strings"
@@ -298,7 +299,8 @@ func (u *untarrer) hardLink(parent *node, name, target string) error {
 	return nil
 }
 
-// buffer waits for room in memory, or for a writer's error: then it gives nil.
+// buffer waits for room in memory, or for a writer's error: then it gives nil. It is not made larger than it has to be: most layers have a
+// few small files, and memory that is used for the first time costs more than writing them.
 func (u *untarrer) buffer(n int64) []byte {
 	var b []byte
 	select {
@@ -307,7 +309,7 @@ func (u *untarrer) buffer(n int64) []byte {
 		return nil
 	}
 	if int64(cap(b)) < n {
-		b = make([]byte, n, untarChunk)
+		b = make([]byte, n, min(untarChunk, max(4<<10, int64(1)<<bits.Len64(uint64(n-1)))))
 	}
 	return b[:n]
 }
