@@ -93,6 +93,7 @@ func (s *Store) blobSize(path string, d digest.Digest) (int64, error) {
 // know notes that a large file was seen to be right, or was just written: until a power cut, after which this process is no more.
 func (s *Store) know(d digest.Digest, info fs.FileInfo) {
 	if info.Size() > smallBlob {
+		_ = os.SameFile(info, info) // Windows looks which file it is when it is asked: now, before it is moved
 		s.known.Store(d, info)
 	}
 }

@@ -328,11 +328,11 @@ func (c *CacheMount) add(top string, below []string) error {
 		if err := c.store.note(path); err != nil {
 			return err
 		}
-		if err := rename(top, dir); err != nil {
+		if err := Rename(top, dir); err != nil {
 			return err
 		}
-		if err := rename(tmp, path); err != nil {
-			return errors.Join(err, rename(dir, top))
+		if err := Rename(tmp, path); err != nil {
+			return errors.Join(err, Rename(dir, top))
 		}
 		return nil
 	})

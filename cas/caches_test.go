@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -113,6 +114,9 @@ func TestCacheGenerations(t *testing.T) {
 	closeCache(t, c)
 	if n := len(openCache(t, s, name, "").Lower); n != 3 {
 		t.Errorf("%d directories", n)
+	}
+	if runtime.GOOS == "windows" { // where files have neither
+		return
 	}
 	// But a changed owner or mode of the root counts.
 	c = openCache(t, s, name, "")

@@ -25,14 +25,17 @@ func (s *Store) flush(files []*os.File) error {
 
 func (s *Store) flushOne(path string) error {
 	top, _, _ := strings.Cut(s.rel(path), "/")
-	if top != layersDir && top != cachesDir {
+	if top != layersDir && top != cachesDir && filepath.Base(path) != epochFile {
 		return syncFile(path)
 	}
 	return filepath.WalkDir(filepath.Dir(path), func(p string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() {
-			return err
+		if err == nil && e.Type().IsRegular() {
+			err = syncFile(p)
 		}
-		return syncFile(p)
+		if errors.Is(err, fs.ErrNotExist) { // removed meanwhile: a pruned layer
+			return nil
+		}
+		return err
 	})
 }
 

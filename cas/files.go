@@ -30,12 +30,12 @@ func writeFile(path string, b []byte) error {
 
 // install renames tmp to path, making path's directory when it is missing.
 func install(tmp, path string) error {
-	err := rename(tmp, path)
+	err := Rename(tmp, path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		err = rename(tmp, path)
+		err = Rename(tmp, path)
 	}
 	return err
 }
@@ -133,4 +133,16 @@ func reserved(s string) bool {
 		return len(base) == 4
 	}
 	return false
+}
+
+// OpenFile opens a file for reading that others may replace by Rename at that moment.
+func OpenFile(name string) (*os.File, error) { return openFile(name, os.O_RDONLY) }
+
+// openFile is os.OpenFile for a file that others may replace or remove at that moment.
+func openFile(name string, flags int) (f *os.File, err error) {
+	err = whileBusy(func() error {
+		f, err = os.OpenFile(name, flags, 0o644)
+		return err
+	})
+	return f, err
 }

@@ -1,6 +1,7 @@
 package cas
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,13 +89,18 @@ func (s *Store) commitLayer(dir, name string) error {
 	if err := writeFile(epochPath, []byte(s.epoch)); err != nil {
 		return err
 	}
+	if s.epoch == "" { // others would take it for spoiled until it has the mark
+		if err := s.seal(epochPath); err != nil {
+			return err
+		}
+	}
 	path := s.path(layersDir, name)
 	for try := 0; ; try++ {
 		err := s.commit([]string{layerRef(name)}, func() error {
 			if err := s.note(filepath.Join(path, epochFile)); err != nil {
 				return err
 			}
-			return rename(dir, path)
+			return Rename(dir, path)
 		})
 		if err == nil {
 			return nil
@@ -110,6 +116,16 @@ func (s *Store) commitLayer(dir, name string) error {
 			return err
 		}
 	}
+}
+
+// seal makes a layer durable that is not in its place yet, and marks it.
+func (s *Store) seal(epochPath string) error {
+	f, err := os.Open(epochPath)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return cmp.Or(s.flush([]*os.File{f}), mark(f))
 }
 
 // discardSpoiled makes way for a layer whose directory is there, but was not durable when its epoch ended. Without

@@ -149,7 +149,7 @@ func (s *Store) bury(f *os.File, run string) {
 		return
 	}
 	// A rename takes no space on a full disk.
-	_ = rename(f.Name(), s.path(deadDir, run))
+	_ = Rename(f.Name(), s.path(deadDir, run))
 	_ = f.Close()
 }
 

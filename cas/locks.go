@@ -86,7 +86,7 @@ func (s *Store) RunningLog(domain, key string) string {
 // emptyLog replaces the log of a holder that died. Its followers keep the old file.
 func emptyLog(path string) error {
 	_ = os.Remove(path) // fails on Windows while it is followed
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	f, err := openFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func emptyLog(path string) error {
 // tryAcquire opens and locks a file, which it makes if it is missing; nil if another has the lock.
 func tryAcquire(path string, exclusive bool) (*os.File, error) {
 	for {
-		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o644)
+		f, err := openFile(path, os.O_RDWR|os.O_CREATE)
 		if errors.Is(err, fs.ErrNotExist) {
 			if err = os.MkdirAll(filepath.Dir(path), 0o755); err == nil {
 				continue
@@ -132,7 +132,7 @@ func acquire(ctx context.Context, path string, exclusive bool) (*os.File, error)
 
 // tryExisting locks a file that is there; nil if another has the lock or the file is gone.
 func tryExisting(path string) *os.File {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	f, err := openFile(path, os.O_RDWR)
 	if err != nil {
 		return nil
 	}
@@ -145,7 +145,7 @@ func tryExisting(path string) *os.File {
 
 // createLocked makes a file and locks it; nil if somebody has removed it between.
 func createLocked(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|os.O_APPEND, 0o644)
+	f, err := openFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|os.O_APPEND)
 	if err != nil {
 		return nil, err
 	}

@@ -150,7 +150,7 @@ func exists(path string) bool {
 // lastUsed sets when a result was last used.
 func lastUsed(t testing.TB, s *Store, domain, key string, ago time.Duration) {
 	t.Helper()
-	if err := os.Chtimes(s.resultPath(domain, key), time.Time{}, time.Now().Add(-ago)); err != nil {
+	if err := setTime(s.resultPath(domain, key), time.Now().Add(-ago)); err != nil {
 		t.Fatal(err)
 	}
 }

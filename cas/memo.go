@@ -183,7 +183,7 @@ func (m *HashMemo) Save() error {
 	if err := writeFile(tmp, encodeMemo(all)); err != nil {
 		return fmt.Errorf("save hash memo: %w", err)
 	}
-	if err := rename(tmp, m.path); err != nil {
+	if err := Rename(tmp, m.path); err != nil {
 		_ = os.Remove(tmp)
 		return fmt.Errorf("save hash memo: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 	"testing"
@@ -258,11 +259,17 @@ func flattenForTest(dst string, dirs []string) error {
 		}
 		for _, e := range entries {
 			to := filepath.Join(dst, e.Name())
-			if err := os.Remove(to); err != nil && !errors.Is(err, os.ErrNotExist) {
-				return err
-			}
-			if err := os.Link(filepath.Join(d, e.Name()), to); err != nil {
-				return err
+			// On Windows, a file that somebody has open is there for a moment after it was removed.
+			for try := 0; ; try++ {
+				if err := whileBusy(func() error { return os.Remove(to) }); err != nil && !errors.Is(err, os.ErrNotExist) {
+					return err
+				}
+				if err := os.Link(filepath.Join(d, e.Name()), to); err == nil {
+					break
+				} else if try == 100 || !errors.Is(err, os.ErrExist) {
+					return err
+				}
+				time.Sleep(time.Millisecond)
 			}
 		}
 	}
@@ -270,6 +277,9 @@ func flattenForTest(dst string, dirs []string) error {
 }
 
 func TestDeadRunIsCleanedAway(t *testing.T) {
+	if durableAtOnce {
+		t.Skip("dead runs are told of where boots are told apart")
+	}
 	dir := filepath.Join(t.TempDir(), "store")
 	cmd, run := startHelper(t, "hold", dir)
 	s := openStore(t, dir)
@@ -325,7 +335,7 @@ func TestLockIsHandedOverByKill(t *testing.T) {
 		t.Errorf("log %q, %v", b, err)
 	}
 	var b [64]byte
-	if n, _ := log.Read(b[:]); string(b[:n]) != "half a line" {
+	if n, _ := log.Read(b[:]); string(b[:n]) != "half a line" && runtime.GOOS != "windows" { // where an open file is not removed, but emptied
 		t.Errorf("a follower of the old log reads %q", b[:n])
 	}
 }

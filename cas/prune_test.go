@@ -88,7 +88,7 @@ func TestPruneGarbage(t *testing.T) {
 	if r != dry {
 		t.Errorf("dry run said %+v, not %+v", dry, r)
 	}
-	if r.Results != 5 || r.Layers != 4 || r.Blobs != 5 || r.Bytes < 40<<10 {
+	if r.Results != 5 || r.Layers != 4 || r.Blobs != 5 || r.Bytes < 40_000 {
 		t.Errorf("%+v", r)
 	}
 	if got := keysOf(t, s, "default"); got != "a0 a1 a2" {
@@ -131,7 +131,7 @@ func TestPruneBySize(t *testing.T) {
 		t.Fatal(err)
 	}
 	total := u.Blobs + u.Layers + u.Caches
-	if u.Results != 9 || u.Blobs == 0 || u.Layers < 9*20<<10 || u.Caches == 0 || u.Other == 0 {
+	if u.Results != 9 || u.Blobs == 0 || u.Layers < 9*20_000 || u.Caches == 0 || u.Other == 0 {
 		t.Errorf("%+v", u)
 	}
 	if r := prune(t, s, PruneOptions{KeepBytes: total}); r != (PruneReport{}) {

@@ -244,7 +244,7 @@ func (s *Store) Touch(domain, key string) { touch(s.resultPath(domain, key)) }
 
 func touch(path string) {
 	if info, err := os.Lstat(path); err == nil && ageOf(info) > touchEvery {
-		_ = os.Chtimes(path, time.Time{}, time.Now())
+		_ = setTime(path, time.Now())
 	}
 }
 

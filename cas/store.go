@@ -155,7 +155,7 @@ func prepare(dir string) error {
 	if err := writeFile(tmp, []byte(format+"\n")); err != nil {
 		return err
 	}
-	if err := rename(tmp, version); err != nil {
+	if err := Rename(tmp, version); err != nil {
 		_ = os.Remove(tmp)
 		return err
 	}

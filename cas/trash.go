@@ -28,7 +28,7 @@ func (s *Store) Trash(path string) error {
 
 // discard makes path vanish at once, and its bytes some time later.
 func (s *Store) discard(path string) error {
-	err := rename(path, s.path(trashDir, s.fresh()))
+	err := Rename(path, s.path(trashDir, s.fresh()))
 	if isFull(err) {
 		// Even a rename may need a block for the directory. Nothing of the store is valid when its epoch is gone.
 		_ = os.Remove(filepath.Join(path, epochFile))

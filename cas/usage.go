@@ -111,7 +111,7 @@ func (s *Store) layerSize(ctx context.Context, name string) (int64, error) {
 	// Only to save time: without it, the layer is walked again.
 	tmp := s.temp(sizeFile)
 	if err := writeFile(tmp, strconv.AppendInt(nil, n, 10)); err == nil {
-		if err := rename(tmp, path); err != nil {
+		if err := Rename(tmp, path); err != nil {
 			_ = os.Remove(tmp)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -24,6 +25,7 @@ type Registry struct {
 // of distribution 3 where that alone is installed.
 func StartRegistry(t testing.TB) (addr string) {
 	t.Helper()
+	skipRegistries(t)
 	program, err := exec.LookPath("docker-registry")
 	if err != nil {
 		return NewDistribution(t).Addr
@@ -43,9 +45,18 @@ func StartDistribution(t testing.TB) (addr string) {
 	return NewDistribution(t).Addr
 }
 
+// skipRegistries skips a test on Windows: the registries that are installed are programs for Linux.
+func skipRegistries(t testing.TB) {
+	t.Helper()
+	if runtime.GOOS == "windows" {
+		t.Skip("no registry runs on Windows")
+	}
+}
+
 // NewDebian starts Debian's docker-registry, which is distribution 2.8.
 func NewDebian(t testing.TB) *Registry {
 	t.Helper()
+	skipRegistries(t)
 	program, err := exec.LookPath("docker-registry")
 	if err != nil {
 		t.Fatalf("%v: make deps, or apt-get install docker-registry", err)
@@ -56,6 +67,7 @@ func NewDebian(t testing.TB) *Registry {
 // NewDistribution starts distribution 3. No package has it: the program is $OBX_DISTRIBUTION, or where `make deps` puts it.
 func NewDistribution(t testing.TB) *Registry {
 	t.Helper()
+	skipRegistries(t)
 	program := testProgram(t, "OBX_DISTRIBUTION", "registry")
 	return NewRegistry(t, program)
 }

@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
 )
 
 // A Lockfile pins names to digests: JSON, sorted, made if missing. Safe for concurrent use.
@@ -150,5 +152,5 @@ func writeFile(path string, b []byte) (err error) {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	return cas.Rename(f.Name(), path)
 }

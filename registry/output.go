@@ -340,5 +340,5 @@ func (o *output) writeDirBlob(ctx context.Context, dir string, st *cas.Store, d 
 	if err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), to)
+	return cas.Rename(f.Name(), to)
 }

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
 )
 
 // dirFiles is a layout in a directory.
@@ -47,7 +49,7 @@ func (d *dirFiles) open(name string) (io.ReadCloser, fileStamp, error) {
 	if err != nil {
 		return nil, stamp, err
 	}
-	f, err := os.Open(d.path(name))
+	f, err := cas.OpenFile(d.path(name))
 	if err != nil {
 		return nil, stamp, err
 	}
@@ -103,7 +105,7 @@ func (d *dirFiles) create(name string, write func(io.Writer) error) (err error) 
 	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), to)
+	return cas.Rename(f.Name(), to)
 }
 
 func (d *dirFiles) remove(name string) error { return os.Remove(d.path(name)) }

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
 )
 
 // tarFiles is a layout in a tar archive. Nothing is unpacked to read it. What is written goes into a directory beside the archive, until publish
@@ -298,7 +300,7 @@ func (t *tarFiles) publish(ctx context.Context) (err error) {
 	if err := errors.Join(tar.NewWriter(out).Close(), out.Chmod(0o644), out.Sync(), out.Close()); err != nil {
 		return err
 	}
-	return os.Rename(out.Name(), t.file)
+	return cas.Rename(out.Name(), t.file)
 }
 
 // names lists the members of the new archive in their order.
