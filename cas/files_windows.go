@@ -11,7 +11,7 @@ import (
 // whileBusy does something with a file again as long as Windows refuses for what others do with it: readers of a file that is replaced, who
 // removes it, and virus scanners have it open for moments.
 func whileBusy(do func() error) (err error) {
-	for wait := time.Millisecond; wait < 500*time.Millisecond; wait *= 2 {
+	for wait := time.Millisecond; wait <= 1024*time.Millisecond; wait *= 2 {
 		err = do()
 		if !errors.Is(err, windows.ERROR_ACCESS_DENIED) && !errors.Is(err, windows.ERROR_SHARING_VIOLATION) {
 			return err

@@ -33,12 +33,6 @@ func StartRegistry(t testing.TB) (addr string) {
 	return NewRegistry(t, program).Addr
 }
 
-// StartRegistryProgram is StartRegistry for a given program of the distribution project, of version 2 or 3.
-func StartRegistryProgram(t testing.TB, program string) (addr string) {
-	t.Helper()
-	return NewRegistry(t, program).Addr
-}
-
 // StartDistribution is StartRegistry for distribution 3.
 func StartDistribution(t testing.TB) (addr string) {
 	t.Helper()

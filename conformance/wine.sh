@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # Runs the tests of what has to be right on Windows as Windows programs, under Wine.
 #
-#   conformance/wine.sh [PACKAGE...]     default: keys, keys/spec, layers, executor/hcs, and plans
+#   conformance/wine.sh [PACKAGE...]     default: keys, keys/spec, cas, layers, registry, executor/hcs, plans, and caches
 #
-# cas and registry are run by name only: several of their tests still expect what Linux alone has.
-#
-# plans is no package: obx.exe has to print the plan, with all keys, that obx prints on Linux for the same platform, of each
-# spec in keys/spec/testdata/realworld.
+# Two are no packages. plans: obx.exe has to print the plan, with all keys, that obx prints on Linux for the same platform, of
+# each spec in keys/spec/testdata/realworld. caches: results go from obx to obx.exe and back by export and import, and all are
+# hits then.
 #
 # Wine is version 10, of Debian 13, in a directory of its own ($OBX_WINE, default ~/.cache/obx-test/wine), since older ones
 # lack what Go programs need. It is made by mmdebstrap when it is missing. Every failure, also that of making it, is one of
@@ -17,7 +16,7 @@ cd "$(dirname "$0")/.."
 wine=${OBX_WINE:-${XDG_CACHE_HOME:-$HOME/.cache}/obx-test/wine}
 packages=("$@")
 if [ ${#packages[@]} = 0 ]; then
-	packages=(keys keys/spec layers executor/hcs plans)
+	packages=(keys keys/spec cas layers registry executor/hcs plans caches)
 fi
 
 if [ "$(id -u)" != 0 ]; then
@@ -40,8 +39,9 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 export GOOS=windows GOARCH=amd64 CGO_ENABLED=0
 go build -o "$scratch/obx.exe" ./cmd/obx
+GOOS=linux go build -o "$scratch/obx" ./cmd/obx
 for p in "${packages[@]}"; do
-	[ "$p" = plans ] || go test -c -o "$scratch/${p//\//-}.test.exe" "./$p"
+	[ "$p" = plans ] || [ "$p" = caches ] || go test -c -o "$scratch/${p//\//-}.test.exe" "./$p"
 done
 
 # inside CURRENT PROGRAM ARGUMENT...: runs a Windows program in Wine's root file system. All that it starts ends with it.
@@ -81,7 +81,6 @@ layout() {
 # plans compares what obx and obx.exe plan.
 plans() {
 	local spec name p n src
-	GOOS=linux go build -o "$scratch/obx" ./cmd/obx
 	mkdir -p "$scratch/plans/src"
 	layout "$scratch/plans/base-linux" linux
 	layout "$scratch/plans/base-windows" windows 10.0.26100.1
@@ -119,12 +118,37 @@ plans() {
 	done
 }
 
+# caches sends results to obx.exe and back.
+caches() {
+	local dir=$scratch/caches run
+	mkdir -p "$dir/src"
+	layout "$dir/base" linux
+	echo one >"$dir/src/one"
+	echo two >"$dir/src/two"
+	cat >"$dir/spec" <<-'END'
+		((build other ((from base) (copy (src one) (dst /dir/one))))
+		 (from base)
+		 (copy (from (build other)) (src /dir) (dst /dir))
+		 (copy (src two) (dst /dir/two)))
+	END
+	run=("$scratch/obx" run "$dir/spec" "$dir/src" --base "base=oci:$dir/base:latest" --progress json)
+	"${run[@]}" --store "$dir/first" && "$scratch/obx" cache export --store "$dir/first" --to "$dir/there.tar" --all || return
+	for args in 'import there.tar' 'verify there.tar' 'verify' 'export --to back.tar --all'; do
+		# shellcheck disable=SC2086
+		inside /tmp/scratch/caches env OBX_STORE='Z:\tmp\scratch\caches\store' /usr/lib/wine/wine64 'Z:\tmp\scratch\obx.exe' cache $args || return
+		echo "--- PASS: obx.exe cache $args"
+	done
+	"$scratch/obx" cache import --store "$dir/last" "$dir/back.tar" && "${run[@]}" --store "$dir/last" --offline >"$dir/out" || return
+	cat "$dir/out"
+	grep -q '"hits":3,"runs":0' "$dir/out" && echo "--- PASS: what came back hits"
+}
+
 total=0 failed=()
 for p in "${packages[@]}"; do
 	out="$scratch/out"
 	status=0
-	if [ "$p" = plans ]; then
-		plans >"$out" 2>&1 </dev/null || status=$?
+	if [ "$p" = plans ] || [ "$p" = caches ]; then
+		$p >"$out" 2>&1 </dev/null || status=$?
 	else
 		inside "/tmp/src/$p" /usr/lib/wine/wine64 "Z:\\tmp\\scratch\\${p//\//-}.test.exe" -test.v -test.timeout "${OBX_WINE_TIMEOUT:-10m}" >"$out" 2>&1 </dev/null || status=$?
 	fi

@@ -860,6 +860,7 @@ func TestFailureGivesWay(t *testing.T) {
 
 // A failure has an exit status that a program can give by itself.
 func TestCleanFailures(t *testing.T) {
+	needRoot(t)
 	c, _ := machine(t, newSpy())
 	r := newChain(t, c.Store, "one").result("(obx/1 base/1 (digest " + digest.FromString("x").String() + ") (os linux) (arch amd64))")
 	for exit, want := range map[int]bool{1: true, 128: true, 129: false, 137: false, -1: false} {

@@ -15,7 +15,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -281,20 +280,10 @@ func wantPulled(t testing.TB, st *cas.Store, got *registry.Image, want *testImag
 	}
 }
 
-// eachRegistry runs a test against each kind of registry that is installed.
+// eachRegistry runs a test against each kind of registry.
 func eachRegistry(t *testing.T, test func(t *testing.T, addr string)) {
-	for _, program := range []string{"docker-registry", "registry"} {
-		t.Run(program, func(t *testing.T) {
-			path, err := exec.LookPath(program)
-			if err != nil && program == "registry" {
-				t.Skip("distribution 3 is not installed: go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2")
-			}
-			if err != nil {
-				t.Fatalf("%v: apt-get install docker-registry", err)
-			}
-			test(t, conformance.StartRegistryProgram(t, path))
-		})
-	}
+	t.Run("debian", func(t *testing.T) { test(t, conformance.NewDebian(t).Addr) })
+	t.Run("distribution", func(t *testing.T) { test(t, conformance.NewDistribution(t).Addr) })
 }
 
 // A front stands before a registry, counts requests and injects faults.

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -36,6 +37,9 @@ func TestNormalize(t *testing.T) {
 		{"oci:a:t@" + someDigest, layout("a") + ":t@" + someDigest},
 	}
 	for _, tt := range tests {
+		if runtime.GOOS == "windows" && strings.Contains(tt.ref, "a:b") {
+			continue // no directory has such a name
+		}
 		got, err := Normalize(tt.ref)
 		if err != nil || got != tt.want {
 			t.Errorf("Normalize(%q) = %q, %v; want %q", tt.ref, got, err, tt.want)

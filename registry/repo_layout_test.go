@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -143,7 +144,11 @@ func TestLayoutGrows(t *testing.T) {
 		if got := readIndex(t, dir); !slices.Equal(got, []string{"x", "y"}) {
 			t.Errorf("index.json has %q", got)
 		}
-		if entries, err := os.ReadDir(filepath.Dir(strings.TrimPrefix(ref, "oci:"))); len(entries) != 1 {
+		want := 1
+		if runtime.GOOS == "windows" && strings.HasSuffix(ref, ".tar") { // with the file that is locked
+			want++
+		}
+		if entries, err := os.ReadDir(filepath.Dir(strings.TrimPrefix(ref, "oci:"))); len(entries) != want {
 			t.Errorf("beside it: %v, %v", entries, err)
 		}
 	})
@@ -166,6 +171,9 @@ func sizeOf(t testing.TB, ref string) (sum int64) {
 // TestLayoutManyWriters has several writers, as separate as processes are, and readers meanwhile.
 func TestLayoutManyWriters(t *testing.T) {
 	layoutForms(t, func(t *testing.T, ref string) {
+		if runtime.GOOS == "windows" && strings.HasSuffix(ref, ".tar") {
+			t.Skip("Windows does not replace an archive that others read")
+		}
 		const writers, each = 6, 8
 		inLayout(t, ref, func(r registry.Repo) { conformance.PutImage(t, r, "first") })
 		var wg sync.WaitGroup
@@ -279,7 +287,11 @@ func TestLayoutBroken(t *testing.T) {
 		if err := os.Remove(filepath.Join(dir, "blobs/sha256", config.Digest.Encoded())); err != nil {
 			t.Fatal(err)
 		}
-		if strings.HasSuffix(ref, ".tar") {
+		if runtime.GOOS == "windows" {
+			if strings.HasSuffix(ref, ".tar") {
+				t.Skip("there is no tar")
+			}
+		} else if strings.HasSuffix(ref, ".tar") {
 			packDir(t, dir, ref)
 		} else if out, err := exec.Command("mkfifo", filepath.Join(dir, "blobs/sha256", config.Digest.Encoded())).CombinedOutput(); err != nil {
 			t.Fatalf("mkfifo: %v: %s", err, out)

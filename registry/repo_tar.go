@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -300,7 +301,21 @@ func (t *tarFiles) publish(ctx context.Context) (err error) {
 	if err := errors.Join(tar.NewWriter(out).Close(), out.Chmod(0o644), out.Sync(), out.Close()); err != nil {
 		return err
 	}
-	return cas.Rename(out.Name(), t.file)
+	if runtime.GOOS != "windows" {
+		return os.Rename(out.Name(), t.file)
+	}
+	// Windows replaces no file that is open. Who reads from the old one meanwhile has a failed read, and tries again or goes without.
+	for _, a := range append(t.retired, t.old) {
+		_ = a.close()
+	}
+	err = cas.Rename(out.Name(), t.file)
+	now, openErr := openTar(t.file)
+	if openErr != nil {
+		now = &tarArchive{}
+	}
+	t.old, t.retired = now, nil
+	t.reads++
+	return errors.Join(err, openErr)
 }
 
 // names lists the members of the new archive in their order.

@@ -4,6 +4,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -102,12 +103,15 @@ func TestOpenRepo(t *testing.T) {
 		{"oci:file", "", "read the archive"},
 	}
 	for _, tt := range tests {
+		if runtime.GOOS == "windows" && strings.HasPrefix(strings.TrimPrefix(tt.ref, "oci:"), "/") {
+			continue // it has no drive
+		}
 		r, err := registry.OpenRepo(tt.ref, registry.RepoOptions{})
 		switch {
 		case tt.err == "" && err != nil:
 			t.Errorf("%q: %v", tt.ref, err)
 		case tt.err == "":
-			if r.Name() != tt.name {
+			if got := filepath.ToSlash(r.Name()); got != filepath.ToSlash(tt.name) {
 				t.Errorf("%q is named %q, want %q", tt.ref, r.Name(), tt.name)
 			}
 		case err == nil || !strings.Contains(err.Error(), tt.err):
