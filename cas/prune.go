@@ -26,13 +26,25 @@ type PruneOptions struct {
 // A PruneReport says what went.
 type PruneReport struct {
 	Results, Blobs, Layers, Caches int
+	Machines                       int // saved machines and their disks
 	Bytes                          int64
 	Kept                           int // results in use
 }
 
-// Prune evicts. A result is used when any result that needs it is, and goes after those.
+const (
+	machinesDir = "qemu"
+
+	// machineInUse is how long whoever needs a directory of machines may take from its use to the last file that it opens.
+	machineInUse = time.Hour
+)
+
+// Prune evicts. A result is used when any result that needs it is, and goes after those. Directories of machines go by their
+// times: whoever uses one sets it.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
 	report, err := s.prune(ctx, o)
+	if err == nil {
+		err = s.pruneMachines(ctx, o, &report)
+	}
 	if err != nil {
 		return report, fmt.Errorf("prune %s: %w", s.dir, err)
 	}
@@ -78,6 +90,34 @@ func (s *Store) prune(ctx context.Context, o PruneOptions) (PruneReport, error) 
 	p.choose()
 	p.makeRoom()
 	return p.report, p.remove()
+}
+
+func (s *Store) pruneMachines(ctx context.Context, o PruneOptions, r *PruneReport) error {
+	for _, kind := range []string{"state", "disks"} {
+		for path, err := range filesBelow(s.path(machinesDir, kind), 1) {
+			if err != nil {
+				return err
+			}
+			info, err := os.Lstat(path)
+			if err != nil {
+				continue // another has removed it
+			}
+			age := ageOf(info)
+			if !(o.All && age > machineInUse || o.OlderThan > 0 && age > o.OlderThan) {
+				continue
+			}
+			n, err := diskSize(ctx, path)
+			if err == nil && !o.DryRun {
+				err = s.Trash(path)
+			}
+			if err != nil {
+				return err
+			}
+			r.Machines++
+			r.Bytes += n
+		}
+	}
+	return nil
 }
 
 // readAll reads all files of results.

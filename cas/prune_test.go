@@ -2,6 +2,7 @@ package cas
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -99,6 +100,48 @@ func TestPruneGarbage(t *testing.T) {
 	}
 	if ps := problems(t, s); len(ps) > 0 {
 		t.Errorf("Verify finds %v", ps)
+	}
+}
+
+// What machines have saved is counted, and goes by its time of last use.
+func TestPruneMachines(t *testing.T) {
+	s := newStore(t)
+	for name, age := range map[string]time.Duration{"qemu/state/new": 0, "qemu/state/old": 48 * time.Hour, "qemu/disks/old": 2 * time.Hour, "qemu/amd64": 1000 * time.Hour} {
+		dir := s.path(filepath.FromSlash(name))
+		at := time.Now().Add(-age)
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "file"), make([]byte, 10_000), 0o644), os.Chtimes(dir, at, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if u, err := s.Usage(t.Context()); err != nil || u.Machines < 40_000 {
+		t.Errorf("%+v, %v", u, err)
+	}
+	for _, c := range []struct {
+		o    PruneOptions
+		want int
+		left string
+	}{
+		{PruneOptions{}, 0, "disks/old state/new state/old"},
+		{PruneOptions{All: true, DryRun: true}, 2, "disks/old state/new state/old"},
+		{PruneOptions{OlderThan: 24 * time.Hour}, 1, "disks/old state/new"},
+		{PruneOptions{All: true}, 1, "state/new"},
+	} {
+		r := prune(t, s, c.o)
+		if r.Machines != c.want || r.Bytes < int64(c.want)*10_000 {
+			t.Errorf("%+v: %+v", c.o, r)
+		}
+		var left []string
+		for _, kind := range []string{"disks", "state"} {
+			for path := range filesBelow(s.path("qemu", kind), 1) {
+				left = append(left, kind+"/"+filepath.Base(path))
+			}
+		}
+		if got := strings.Join(left, " "); got != c.left {
+			t.Errorf("%+v left %s, want %s", c.o, got, c.left)
+		}
+	}
+	if !exists(s.path("qemu", "amd64", "file")) {
+		t.Error("a kernel is gone")
 	}
 }
 

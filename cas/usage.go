@@ -16,8 +16,8 @@ import (
 
 // Usage is what the store holds, in bytes of disk.
 type Usage struct {
-	Blobs, Layers, Caches, Other int64
-	Results                      int
+	Blobs, Layers, Caches, Machines, Other int64
+	Results                                int
 }
 
 // Usage measures the store. Layer directories are walked once; their sizes are remembered.
@@ -28,6 +28,9 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 		return u, fmt.Errorf("usage of %s: %w", s.dir, err)
 	}
 	u.Blobs, u.Layers, u.Caches = sum(sz.blobs), sum(sz.layers), sum(sz.caches)
+	if u.Machines, err = diskSize(ctx, s.path(machinesDir)); err != nil {
+		return u, fmt.Errorf("usage of %s: %w", s.dir, err)
+	}
 	for _, d := range []string{resultsDir, locksDir, leasesDir, deadDir, unsyncedDir, hashesDir, tmpDir, trashDir} {
 		n, err := diskSize(ctx, s.path(d))
 		if err != nil {

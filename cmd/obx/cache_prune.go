@@ -21,7 +21,8 @@ func cachePruneCommand() *cobra.Command {
 		Use:   "prune [flags]",
 		Short: "Remove results that are not used",
 		Long: `Remove results that are not used, least recently used first. What a running build uses stays, whatever the flags say.
-With several flags, a result goes if one of them says so; without any, only what is broken or belongs to no result.`,
+With several flags, a result goes if one of them says so; without any, only what is broken or belongs to no result.
+--older-than also removes virtual machines and disks that were saved, --all those that were not used for an hour.`,
 		Example: `  obx cache prune --keep-bytes 20GB
   obx cache prune --older-than 7d
   obx cache prune --all --dry-run`,
@@ -49,8 +50,12 @@ With several flags, a result goes if one of them says so; without any, only what
 			if o.DryRun {
 				verb = "would remove"
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %d results, %d layers, %d blobs, %d cache mounts: %s; %d results are in use\n",
-				verb, r.Results, r.Layers, r.Blobs, r.Caches, progress.Bytes(r.Bytes), r.Kept)
+			machines := ""
+			if r.Machines > 0 {
+				machines = fmt.Sprintf(", %d saved machines and disks", r.Machines)
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %d results, %d layers, %d blobs, %d cache mounts%s: %s; %d results are in use\n",
+				verb, r.Results, r.Layers, r.Blobs, r.Caches, machines, progress.Bytes(r.Bytes), r.Kept)
 			return err
 		},
 	}

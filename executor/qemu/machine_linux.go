@@ -467,6 +467,10 @@ func (e *bootError) Error() string {
 	return s
 }
 
+// agentPatience is how long an agent may say nothing while no process runs: the longest that it takes is to look for what a step has
+// changed, file by file.
+const agentPatience = 10 * time.Minute
+
 // ask sends a request and gives every frame before the reply to handle.
 func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Kind, []byte) error) (reply wire.Reply, err error) {
 	defer context.AfterFunc(ctx, func() { m.fail(fmt.Errorf("the process was stopped: %w", context.Cause(ctx))) })()
@@ -474,9 +478,16 @@ func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Ki
 	if err := wire.WriteJSON(m.control, wire.KindRequest, req); err != nil {
 		return reply, m.why(err)
 	}
+	defer func() { _ = m.control.SetReadDeadline(time.Time{}) }()
 	for {
+		if req.Run == nil {
+			_ = m.control.SetReadDeadline(time.Now().Add(agentPatience))
+		}
 		kind, b, err := m.in.Next()
 		if err != nil {
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				m.fail(fmt.Errorf("the machine's agent has said nothing for %v", agentPatience))
+			}
 			return reply, m.why(err)
 		}
 		if kind == wire.KindReply {
