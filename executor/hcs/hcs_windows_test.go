@@ -19,6 +19,7 @@ import (
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	sys "golang.org/x/sys/windows"
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
@@ -223,6 +224,27 @@ func TestSteps(t *testing.T) {
 	r.clean(2)
 	if left, err := filepath.Glob(filepath.Join(runsDir(), "*", "*")); err != nil || len(left) > 0 {
 		t.Errorf("left over: %v, %v", left, err)
+	}
+}
+
+// The directory that has secrets while steps run is the system's and administrators', but for who knows the way. Wine makes modes of an
+// access list, so this shows that the calls are right, and not who gets in.
+func TestRunsAccess(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	if err := makeRunsDir(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := makeRunsDir(dir); err != nil {
+		t.Error(err)
+	}
+	sd, err := sys.GetNamedSecurityInfo(dir, sys.SE_FILE_OBJECT, sys.DACL_SECURITY_INFORMATION)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Log(sd)
+	want, err := sys.SecurityDescriptorFromString(runsAccess)
+	if err != nil || !strings.HasPrefix(want.String(), "D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICIIO;") {
+		t.Errorf("%v, %v", want, err)
 	}
 }
 

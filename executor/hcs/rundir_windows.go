@@ -2,6 +2,7 @@ package hcs
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -32,8 +33,34 @@ type runDir struct {
 
 func (r *runDir) name() string { return filepath.Base(r.dir) }
 
+// runsAccess is who may use the directory of all runs: the system and administrators. What is in it has names that cannot be guessed, and
+// who knows one may read it: a user of a container needs that, for a secret.
+const runsAccess = "D:P(A;OICI;FA;;;SY)(A;OICI;FA;;;BA)(A;OICIIO;GRGX;;;BU)"
+
+// makeRunsDir makes the directory of all runs. One that a user has made before is taken away from them.
+func makeRunsDir(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	sd, err := sys.SecurityDescriptorFromString(runsAccess)
+	if err != nil {
+		return err
+	}
+	acl, _, err := sd.DACL()
+	if err == nil {
+		err = sys.SetNamedSecurityInfo(dir, sys.SE_FILE_OBJECT, sys.DACL_SECURITY_INFORMATION|sys.PROTECTED_DACL_SECURITY_INFORMATION, nil, nil, acl, nil)
+	}
+	if err != nil {
+		return fmt.Errorf("keep others out of %s: %w", dir, err)
+	}
+	return nil
+}
+
 // newRunDir makes one in top, whose name begins with prefix.
 func newRunDir(top, prefix string) (*runDir, error) {
+	if err := makeRunsDir(filepath.Dir(top)); err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(top, 0o700); err != nil {
 		return nil, err
 	}
