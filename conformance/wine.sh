@@ -143,20 +143,32 @@ caches() {
 	grep -q '"hits":3,"runs":0' "$dir/out" && echo "--- PASS: what came back hits"
 }
 
+# one PACKAGE: its output goes to PACKAGE.out in the scratch directory, its exit status to PACKAGE.status.
+one() {
+	local status=0 file=${1//\//-}
+	case $1 in
+	plans | caches) "$1" ;;
+	*) inside "/tmp/src/$1" /usr/lib/wine/wine64 "Z:\\tmp\\scratch\\$file.test.exe" -test.v -test.timeout "${OBX_WINE_TIMEOUT:-10m}" ;;
+	esac >"$scratch/$file.out" 2>&1 </dev/null || status=$?
+	echo $status >"$scratch/$file.status"
+}
+
+# Two at a time: much of it is waiting for Wine to start.
+for p in "${packages[@]}"; do
+	while [ "$(jobs -pr | wc -l)" -ge 2 ]; do wait -n; done
+	one "$p" &
+done
+wait
+
 total=0 failed=()
 for p in "${packages[@]}"; do
-	out="$scratch/out"
-	status=0
-	if [ "$p" = plans ] || [ "$p" = caches ]; then
-		$p >"$out" 2>&1 </dev/null || status=$?
-	else
-		inside "/tmp/src/$p" /usr/lib/wine/wine64 "Z:\\tmp\\scratch\\${p//\//-}.test.exe" -test.v -test.timeout "${OBX_WINE_TIMEOUT:-10m}" >"$out" 2>&1 </dev/null || status=$?
-	fi
+	out=$scratch/${p//\//-}.out
+	status=$(cat "$scratch/${p//\//-}.status")
 	passed=$(grep -c -- '--- PASS' "$out" || true)
 	skipped=$(grep -c -- '--- SKIP' "$out" || true)
 	total=$((total + passed))
 	echo "$p: $passed passed, $skipped skipped"
-	if [ $status != 0 ] || [ "$passed" = 0 ]; then
+	if [ "$status" != 0 ] || [ "$passed" = 0 ]; then
 		failed+=("$p")
 		grep -v -E -- '^ *(=== |--- (PASS|SKIP))' "$out" | sed '/^goroutine /,$d' | tail -n 60 || true
 		echo "$p: exit status $status" >&2
