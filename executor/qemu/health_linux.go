@@ -142,9 +142,22 @@ func installKernel(ctx context.Context, o Options, name, arch string) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	out, err := exec.CommandContext(ctx, "apt-cache", "depends", "--important", name+":"+arch).Output()
+	apt := []string{"-q", "-o", "APT::Sandbox::User=root"}
+	if o.Arch != hostArch {
+		// This machine's lists have no packages of another architecture: there are others for it, as long as they are needed.
+		for _, dir := range []string{"lists/partial", "archives/partial"} {
+			if err := os.MkdirAll(filepath.Join(tmp, "apt", dir), 0o755); err != nil {
+				return err
+			}
+		}
+		apt = append(apt, "-o", "Dir::State::Lists="+tmp+"/apt/lists", "-o", "Dir::Cache="+tmp+"/apt", "-o", "APT::Architecture="+arch, "-o", "APT::Architectures="+arch)
+		if err := run(ctx, tmp, "apt-get", append(apt, "update")...); err != nil {
+			return err
+		}
+	}
+	out, err := exec.CommandContext(ctx, "apt-cache", append(apt, "depends", "--important", name+":"+arch)...).Output()
 	if err != nil {
-		return fmt.Errorf("apt-cache depends %s: %w", name, err)
+		return fmt.Errorf("this Debian has no package %s for %s (%w): give a kernel with --qemu-kernel", name, arch, err)
 	}
 	real := name
 	for line := range strings.Lines(string(out)) {
@@ -153,7 +166,7 @@ func installKernel(ctx context.Context, o Options, name, arch string) error {
 			break
 		}
 	}
-	if err := run(ctx, tmp, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", real+":"+arch); err != nil {
+	if err := run(ctx, tmp, "apt-get", append(apt, "download", real+":"+arch)...); err != nil {
 		return err
 	}
 	debs, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
