@@ -120,21 +120,13 @@ func (g *shellGuest) session(ctx context.Context) (_ *ssh.Session, end func(), e
 	var s *ssh.Session
 	opened, ended := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
-		patience := time.After(sshPatience)
-		select {
-		case <-opened:
-		case <-patience:
-			g.client.Close()
-			return
-		}
-		if s == nil {
-			return
-		}
-		s.Close()
-		select {
-		case <-ended:
-		case <-patience:
-			g.client.Close()
+		// To close a session is to write to the guest, which may wait too.
+		late := time.AfterFunc(sshPatience, func() { g.client.Close() })
+		defer late.Stop()
+		<-opened
+		if s != nil {
+			s.Close()
+			<-ended
 		}
 	})
 	s, err = g.client.NewSession()
@@ -147,9 +139,9 @@ func (g *shellGuest) session(ctx context.Context) (_ *ssh.Session, end func(), e
 		return nil, nil, err
 	}
 	return s, func() {
-		stop()
-		close(ended)
 		s.Close()
+		close(ended)
+		stop()
 	}, nil
 }
 
