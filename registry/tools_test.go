@@ -60,16 +60,21 @@ func TestVerify(t *testing.T) {
 	if _, err := repo.PutManifest(t.Context(), key(1), ocispec.MediaTypeImageManifest, image); err != nil {
 		t.Fatal(err)
 	}
-	found := problems(t, b)
-	for _, want := range []string{
-		key(0) + ".rec: it is not signed",
-		"note: " + key(1) + ".rec: the tag " + key(1) + " is another image's",
-		key(1) + ".rec: blob " + wrong.Digest.String() + " has the 4 bytes of",
-		key(2) + ".rec: blob " + gone.Digest.String() + " is gone",
-		key(2) + ": blob " + wrong.Digest.String(),
-	} {
-		if !slices.ContainsFunc(found, func(s string) bool { return strings.HasPrefix(s, want) }) {
-			t.Errorf("%q was not found", want)
+	wantProblems(t, problems(t, b),
+		key(0)+".rec: it is not signed",
+		"note: "+key(1)+".rec: the tag "+key(1)+" is another image's",
+		key(1)+".rec: blob "+wrong.Digest.String()+" has the 4 bytes of",
+		key(2)+".rec: blob "+gone.Digest.String()+" is gone",
+		key(2)+": blob "+wrong.Digest.String(),
+	)
+}
+
+// wantProblems wants problems that begin so, whatever else was found.
+func wantProblems(t *testing.T, found []string, want ...string) {
+	t.Helper()
+	for _, w := range want {
+		if !slices.ContainsFunc(found, func(s string) bool { return strings.HasPrefix(s, w) }) {
+			t.Errorf("%q was not found", w)
 		}
 	}
 	if t.Failed() {
@@ -98,17 +103,12 @@ func TestVerifyGoesOn(t *testing.T) {
 	b, _ := machine(t, repo)
 	unreadable, gone := build.last().Layers[1].Blob, build.last().Layers[2].Blob
 	b.Repo = &changed{spy: repo, bytes: map[digest.Digest]string{unreadable.Digest: "error", gone.Digest: ""}}
-	found := problems(t, b)
-	for _, want := range []string{
-		key(1) + ".rec: read blob " + unreadable.Digest.String() + ": the disk is broken",
-		key(2) + ".rec: its image has another configuration",
-		key(2) + ".rec: its image has other layers than the record",
-		key(2) + ".rec: blob " + gone.Digest.String() + " is gone",
-	} {
-		if !slices.ContainsFunc(found, func(s string) bool { return strings.HasPrefix(s, want) }) {
-			t.Errorf("%q was not found in %q", want, found)
-		}
-	}
+	wantProblems(t, problems(t, b),
+		key(1)+".rec: read blob "+unreadable.Digest.String()+": the disk is broken",
+		key(2)+".rec: its image has another configuration",
+		key(2)+".rec: its image has other layers than the record",
+		key(2)+".rec: blob "+gone.Digest.String()+" is gone",
+	)
 }
 
 // Whoever goes on from a result puts its image under its tag again.
