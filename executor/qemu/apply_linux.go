@@ -16,12 +16,12 @@ import (
 func applyChange(target, upper string) error {
 	to, err := openDir(unix.AT_FDCWD, target)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: target, Err: err}
+		return err
 	}
 	defer unix.Close(to)
 	from, err := openDir(unix.AT_FDCWD, upper)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: upper, Err: err}
+		return err
 	}
 	defer unix.Close(from)
 	if err := applyDir(to, from); err != nil {
@@ -30,8 +30,13 @@ func applyChange(target, upper string) error {
 	return nil
 }
 
+// openDir opens a directory, which must not be a link.
 func openDir(at int, name string) (int, error) {
-	return unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return fd, nil
 }
 
 func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

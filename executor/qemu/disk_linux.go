@@ -79,12 +79,11 @@ func diskFiles(dirs []string) (files, rest []string, err error) {
 // in the file's place: no link is followed, and nothing but a regular file is opened.
 func diskIn(dir string, base bool) (string, *diskHeader, error) {
 	d, err := openDir(unix.AT_FDCWD, filepath.Join(dir, diskDir))
-	switch err {
-	case nil:
-	case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return "", nil, nil
-	default:
-		return "", nil, &fs.PathError{Op: "open", Path: filepath.Join(dir, diskDir), Err: err}
+	}
+	if err != nil {
+		return "", nil, err
 	}
 	defer unix.Close(d)
 	entries, err := os.ReadDir(procFD(d))

@@ -17,7 +17,7 @@ import (
 func snapshot(dir, of string) error {
 	from, err := openDir(unix.AT_FDCWD, of)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: of, Err: err}
+		return err
 	}
 	defer unix.Close(from)
 	if err := snapshotDir(unix.AT_FDCWD, dir, from); err != nil {
@@ -32,7 +32,7 @@ func snapshotDir(at int, name string, from int) error {
 	}
 	to, err := openDir(at, name)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: name, Err: err}
+		return err
 	}
 	defer unix.Close(to)
 	entries, err := os.ReadDir(procFD(from))
