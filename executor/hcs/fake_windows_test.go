@@ -440,6 +440,16 @@ func (l fakeLeases) List(_ context.Context, r *leasesapi.ListRequest) (*leasesap
 	return &leasesapi.ListResponse{Leases: all}, nil
 }
 
+// AddResource refuses what no lease is for. The fake removes no content, so there is nothing to keep.
+func (l fakeLeases) AddResource(_ context.Context, r *leasesapi.AddResourceRequest) (*emptypb.Empty, error) {
+	l.f.mu.Lock()
+	defer l.f.mu.Unlock()
+	if l.f.leases[r.ID] == nil {
+		return nil, status.Errorf(codes.NotFound, "lease %q", r.ID)
+	}
+	return &emptypb.Empty{}, nil
+}
+
 // Delete removes what the lease alone has kept: the run's snapshots that are not committed.
 func (l fakeLeases) Delete(_ context.Context, r *leasesapi.DeleteRequest) (*emptypb.Empty, error) {
 	l.f.mu.Lock()

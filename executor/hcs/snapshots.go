@@ -12,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/diff"
+	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/containerd/v2/pkg/rootfs"
@@ -76,8 +77,14 @@ func (s *stacker) put(ctx context.Context, parent string, l layers.Layer) (name 
 	return name, s.apply(ctx, name, parent, l)
 }
 
-// send makes a layer's bytes content of the daemon.
+// send makes a layer's bytes content of the daemon, which the lease of ctx holds.
 func (s *stacker) send(ctx context.Context, l layers.Layer) error {
+	// A write that finds the bytes there, from another run, may end without a lease of them: so they are leased before.
+	id, _ := leases.FromContext(ctx)
+	bytes := leases.Resource{ID: l.Blob.Digest.String(), Type: "content"}
+	if err := s.d.client.LeasesService().AddResource(ctx, leases.Lease{ID: id}, bytes); err != nil {
+		return fmt.Errorf("lease: %w", err)
+	}
 	f, err := s.store.Blob(l.Blob.Digest)
 	if err != nil {
 		return err
