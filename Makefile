@@ -31,14 +31,22 @@ endef
 
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test
 
-# test-arm64 makes the test of another architecture run, which is skipped without.
-test-arm64: ## install what the test of virtual machines of another architecture needs
-	$(call install,qemu-system-aarch64:qemu-system-arm)
-	@dir="$(TEST_CACHE)/lists-arm64" && mkdir -p "$$dir/lists/partial" "$$dir/archives/partial" && \
-	apt="-q -o Dir::State::Lists=$$dir/lists -o Dir::Cache=$$dir -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root" && \
-	apt-get $$apt update && name=$$(apt-cache $$apt depends --important linux-image-cloud-arm64 | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -1) && \
-	cd "$$dir" && apt-get $$apt download $$name && dpkg-deb -x linux-image*.deb root && rm -rf root/usr "$(TEST_CACHE)/kernel-arm64" && \
-	mv root "$(TEST_CACHE)/kernel-arm64" && rm -rf "$$dir"
+# foreign ARCH,SUITE,PACKAGE: unpacks the kernel that a package depends on, of an architecture that this machine's lists do not have.
+define foreign
+	@dir="$(TEST_CACHE)/lists-$(1)" && mkdir -p "$$dir/lists/partial" "$$dir/archives/partial" && \
+	echo "deb $$(apt-get indextargets --format '$$(REPO_URI)' | head -1) $(2) main" >"$$dir/sources.list" && \
+	apt="-q -o Dir::Etc::SourceList=$$dir/sources.list -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists=$$dir/lists -o Dir::Cache=$$dir \
+		-o APT::Architecture=$(1) -o APT::Architectures=$(1) -o APT::Sandbox::User=root" && \
+	apt-get $$apt update && name=$$(apt-cache $$apt depends --important $(3) | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -1) && \
+	cd "$$dir" && apt-get $$apt download $$name && dpkg-deb -x linux-image*.deb root && if [ -d root/usr/lib/modules ]; then mkdir -p root/lib && mv root/usr/lib/modules root/lib/; fi && \
+	rm -rf root/usr "$(TEST_CACHE)/kernel-$(1)" && mv root "$(TEST_CACHE)/kernel-$(1)" && rm -rf "$$dir"
+endef
+
+# test-archs makes the tests of other architectures run, which are skipped without. Debian 12 has no riscv64: its kernel is 13's.
+test-archs: ## install what the tests of virtual machines of other architectures need
+	$(call install,qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc)
+	$(call foreign,arm64,bookworm,linux-image-cloud-arm64)
+	$(call foreign,riscv64,trixie,linux-image-riscv64)
 
 # test-disks makes the tests of disk images run, with OBX_TEST_MACHINES=all; benchmarks boot the disk too.
 test-disks: test-deps ## make the disk with Debian that tests of disk images boot
@@ -112,4 +120,4 @@ clean: ## remove what was built
 	rm -rf bin examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps test-deps test-arm64 test-disks example test agents check-agents wine lint cross bench clean FORCE
+.PHONY: help build deps test-deps test-archs test-disks example test agents check-agents wine lint cross bench clean FORCE

@@ -15,8 +15,8 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// TestArchitectures runs a program of another architecture: the agent, which complains of where it is. It needs qemu-system-arm and a kernel, and
-// is skipped without.
+// TestArchitectures runs a program of another architecture: the agent, which complains of where it is. It needs QEMU and a kernel for
+// it (make test-archs), and is skipped without.
 func TestArchitectures(t *testing.T) {
 	conformance.RequireRoot(t)
 	for _, arch := range []string{"arm64", "riscv64"} {

@@ -166,7 +166,7 @@ var moduleSets = []struct {
 	dir   string
 	names []string
 }{
-	{"boot", []string{"virtio_pci", "virtio_console", "virtio_blk", "overlay", "erofs"}},
+	{"boot", []string{"virtio_pci", "virtio_console", "virtio_blk", "ext4", "overlay", "erofs"}},
 	{"net", []string{"virtio_net"}},
 }
 
@@ -175,6 +175,9 @@ func (k kernel) findModules(names []string, known map[string]string, have map[st
 	for _, name := range names {
 		name = strings.ReplaceAll(name, "-", "_")
 		file, ok := known[name]
+		if !ok { // the name of an algorithm, which its plainest module has as an alias
+			file, ok = known[name+"_generic"]
+		}
 		if !ok || have[name] {
 			continue // built in, or the agent will say what is missing
 		}
@@ -235,7 +238,7 @@ func readModule(file string) ([]byte, error) {
 	return out, nil
 }
 
-// moduleNeeds reads which other modules one needs.
+// moduleNeeds reads which other modules one needs: whose symbols it uses, and what it asks for while it starts.
 func moduleNeeds(file string) ([]string, error) {
 	b, err := readModule(file)
 	if err != nil {
@@ -253,12 +256,20 @@ func moduleNeeds(file string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	for line := range strings.SplitSeq(string(info), "\x00") {
-		if needs, ok := strings.CutPrefix(line, "depends="); ok && needs != "" {
-			return strings.Split(needs, ","), nil
+	return modinfoNeeds(string(info)), nil
+}
+
+func modinfoNeeds(info string) (needs []string) {
+	for line := range strings.SplitSeq(info, "\x00") {
+		if list, ok := strings.CutPrefix(line, "depends="); ok && list != "" {
+			needs = append(needs, strings.Split(list, ",")...)
+		}
+		if list, ok := strings.CutPrefix(line, "softdep=pre:"); ok {
+			list, _, _ = strings.Cut(list, "post:")
+			needs = append(needs, strings.Fields(list)...)
 		}
 	}
-	return nil, nil
+	return needs
 }
 
 // writeInitrd writes the initial root file system: the agent and the modules.
