@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
@@ -115,7 +116,14 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 	case limited.Err() != nil:
 		return rootfs.TimedOut(p.Limits)
 	}
-	return runtimeError(last)
+	err = runtimeError(last)
+	var start *executor.StartError
+	if !r.Probe && !errors.As(err, &start) && b.e.untried() {
+		if terr := b.e.try(ctx, b.s, b.runtime); terr != nil {
+			return noRuntime(fmt.Errorf("%s: %w", b.runtime, terr))
+		}
+	}
+	return err
 }
 
 func runtimeError(r reply) error {

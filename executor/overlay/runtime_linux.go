@@ -79,6 +79,12 @@ func findRuntimes(want string) ([]string, error) {
 	return found, nil
 }
 
+// untried reports whether the runtime was chosen without a probe, since there is no other. A probe takes a third of the time in which a short
+// build goes on from a shared cache.
+func (e *Executor) untried() bool { return e.options.Runtime == "" && len(e.candidates) == 1 }
+
+func noRuntime(why error) error { return fmt.Errorf("no OCI runtime works here: %w", why) }
+
 // runtime chooses the runtime, once.
 func (e *Executor) runtime(ctx context.Context, s *supervisor) (string, error) {
 	e.choosing.Lock()
@@ -86,7 +92,7 @@ func (e *Executor) runtime(ctx context.Context, s *supervisor) (string, error) {
 	if e.chosen != "" {
 		return e.chosen, nil
 	}
-	if e.options.Runtime != "" { // the user's wish: it fails by itself if it does not work
+	if e.options.Runtime != "" || e.untried() { // the user's wish, or the only one: it fails by itself if it does not work
 		e.chosen = e.candidates[0]
 		return e.chosen, nil
 	}
@@ -118,7 +124,7 @@ func (e *Executor) runtime(ctx context.Context, s *supervisor) (string, error) {
 	}
 	// What does not work may be mended by something that a probe does not look at: try again next time.
 	_ = os.Remove(filepath.Join(e.options.Store.Dir(), probeFile))
-	return "", fmt.Errorf("no OCI runtime works here: %w", errors.Join(errs...))
+	return "", noRuntime(errors.Join(errs...))
 }
 
 func (p probe) sameAs(q probe) bool {
