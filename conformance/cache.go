@@ -586,6 +586,14 @@ func cacheBrokenRecords(c *cacheTest) {
 		})
 	}
 	c.hit("record without its hints", &sickRepo{Repo: c.repo, manifests: map[string]func([]byte) []byte{tag: bare}}, nil, "two")
+	wrong := func(b []byte) []byte {
+		return changed(b, func(m map[string]any) {
+			for _, l := range m["layers"].([]any) {
+				l.(map[string]any)["data"] = []byte("these are other bytes")
+			}
+		})
+	}
+	c.hit("record with wrong hints", &sickRepo{Repo: c.repo, manifests: map[string]func([]byte) []byte{tag: wrong}}, nil, "two")
 }
 
 // changed changes a JSON object.

@@ -218,25 +218,60 @@ func (c *Cache) lost(r *record) (digest.Digest, bool) {
 // maxRequests is how many requests a look-up has in flight.
 const maxRequests = 32
 
-// Find looks results up: keys of one chain of steps, deepest first. It asks for the first alone; when that misses, for all others at once
-// (HEAD, at most 32 requests in flight), and gives the deepest good one, through its alias if that is what it finds; nil
-// if there is none. A hit of the first key costs one request, or two through an alias.
+// nearby is how long Find waits for one answer before it asks for all others: what a registry nearby takes is less, and most builds that are not
+// there as a whole lack their last step alone.
+const nearby = 25 * time.Millisecond
+
+// Find looks results up: keys of one chain of steps, deepest first. It asks for the first alone; when that misses, for the second; and when
+// that misses or takes longer than a registry nearby, for all others at once (HEAD, at most 32 requests in flight). It gives the deepest good one,
+// through its alias if that is what it finds; nil if there is none. A hit of the first key costs one request, or two through an alias.
 func (c *Cache) Find(ctx context.Context, ids []keys.ID) (*Result, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
 	ctx = inPassing(ctx)
 	r, err := c.find(ctx, ids[0], c.domains(), c.inTurn)
-	if err == nil && r == nil {
-		var there [][]string
-		if there, err = c.heads(ctx, ids[1:]); err == nil {
-			r, err = c.deepest(ctx, ids[1:], there, c.inTurn)
-		}
+	if err == nil && r == nil && len(ids) > 1 {
+		r, err = c.findRest(ctx, ids[1], ids[2:])
 	}
 	if errors.Is(err, errNoAnswer) { // more questions would only wait for it
 		return nil, nil
 	}
 	return r, err
+}
+
+// findRest is Find after the first key has missed.
+func (c *Cache) findRest(ctx context.Context, next keys.ID, rest []keys.ID) (*Result, error) {
+	var r *Result
+	var err error
+	found := make(chan struct{})
+	go func() {
+		defer close(found)
+		r, err = c.find(ctx, next, c.domains(), c.inTurn)
+	}()
+	select {
+	case <-found:
+		if err != nil || r != nil {
+			return r, err
+		}
+	case <-time.After(nearby):
+	}
+	asking, stop := context.WithCancel(ctx)
+	defer stop()
+	go func() {
+		<-found
+		if err != nil || r != nil {
+			stop()
+		}
+	}()
+	there, herr := c.heads(asking, rest)
+	if <-found; err != nil || r != nil {
+		return r, err
+	}
+	if herr != nil {
+		return nil, herr
+	}
+	return c.deepest(ctx, rest, there, c.inTurn)
 }
 
 // Survey is Find for those who want to know soon rather than to ask seldom: it asks for all keys in all domains at once, which is one round

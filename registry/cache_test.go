@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -362,7 +363,7 @@ func TestPushAndResume(t *testing.T) {
 	if files := fetch(t, b, r); files["log"] != "one1\n2\n3\n" || files["base"] != "one" {
 		t.Errorf("got the files %q", files)
 	}
-	if lines := repo.seen(); len(lines) != 6 { // config, layers, a look at the tag of the image
+	if lines := repo.seen(); len(lines) != 3 { // config, the base's layer, a look at the tag of the image: its own layers are small
 		t.Errorf("fetching took %q", lines)
 	}
 	if len(r.Config.Config.Env) != 1 || len(r.Config.History) != 4 {
@@ -652,10 +653,10 @@ func TestCorruptBlobsAreReplaced(t *testing.T) {
 	needRoot(t)
 	repo := newSpy()
 	a, _ := machine(t, repo)
-	build := newChain(t, a.Store, "one")
-	push(t, a, build.step("1\n"))
 	noise := make([]byte, 1<<20)
 	rand.NewChaCha8([32]byte{}).Read(noise)
+	build := newChain(t, a.Store, hex.EncodeToString(noise[:4<<10])) // its layers are too large for records
+	push(t, a, build.step("1\n"))
 	push(t, a, build.step(string(noise)))
 	last := build.last()
 	log := find(t, a, last.Key).Steps[1].Log.Desc.Digest
@@ -1127,11 +1128,58 @@ func TestNoAnswerToRecords(t *testing.T) {
 		if r, err := ask(b); r != nil || err != nil {
 			t.Errorf("%s: found %+v, %v", name, r, err)
 		}
-		if lines := repo.seen(); len(lines) != len(ids)+1 {
+		want := len(ids) + 1
+		if name == "find" {
+			want = 2
+		}
+		if lines := repo.seen(); len(lines) != want {
 			t.Errorf("%s asked %q", name, lines)
 		}
 		if w := warned.take(); len(w) != 1 || !strings.Contains(w[0], "status 500") {
 			t.Errorf("%s warned %q", name, w)
+		}
+	}
+}
+
+// TestFindAsks tells what a look-up asks for when the last step is not there: of the one before alone, unless that misses or the registry is slow.
+func TestFindAsks(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	for range 6 {
+		build.step("")
+	}
+	push(t, a, build.results[:6]...)
+	ids := build.ids()
+	for name, c := range map[string]struct {
+		last, slow int // what of the chain is there, and which answer comes late
+		asks       int
+	}{
+		"the one before": {5, -1, 2},
+		"another":        {3, -1, 7 + 1},
+		"slow":           {5, 1, 7},
+	} {
+		gone := ids[1 : len(ids)-1-c.last]
+		repo.setFault(func(line string) error {
+			for _, id := range gone {
+				if strings.Contains(line, id.String()) {
+					return registry.ErrNotFound
+				}
+			}
+			if c.slow >= 0 && strings.Contains(line, ids[c.slow].String()) {
+				time.Sleep(200 * time.Millisecond)
+			}
+			return nil
+		})
+		b, warned := machine(t, repo)
+		repo.seen()
+		r := find(t, b, ids...)
+		if r == nil || r.Key != build.results[c.last].Key {
+			t.Errorf("%s: found %+v, warned %q", name, r, warned.take())
+		}
+		if lines := repo.seen(); len(lines) != c.asks {
+			t.Errorf("%s: asked %q", name, lines)
 		}
 	}
 }

@@ -54,7 +54,7 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) (
 			case unpack:
 				form = layers.Files
 			}
-			if ls[i], err = c.fetchLayer(gctx, l, form, p); err != nil {
+			if ls[i], err = c.fetchLayer(gctx, l, r.record.data(l.Blob), form, p); err != nil {
 				err = fmt.Errorf("layer %d of %d: %w", i+1, len(ls), err)
 			}
 			return err
@@ -148,8 +148,8 @@ func (c *Cache) here(l layers.Layer) (found layers.Layer, hasBlob bool) {
 	return l, ok && size == l.Blob.Size
 }
 
-// fetchLayer brings one layer. Processes that want the same one fetch it once.
-func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, form layers.Form, p Progress) (layers.Layer, error) {
+// fetchLayer brings one layer, whose bytes are data if that is not nil. Processes that want the same one fetch it once.
+func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, data []byte, form layers.Form, p Progress) (layers.Layer, error) {
 	unpack := form != layers.Bytes
 	enough := func() (layers.Layer, bool, error) {
 		switch l, hasBlob := c.here(l); {
@@ -172,9 +172,11 @@ func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, form layers.Form
 	if l, ok, err := enough(); ok && err == nil {
 		return l, nil
 	}
-	rc, err := c.Repo.Blob(ctx, l.Blob)
-	if err != nil {
-		return l, c.gone(ctx, l.Blob.Digest, err, err)
+	rc := io.NopCloser(bytes.NewReader(data))
+	if data == nil {
+		if rc, err = c.Repo.Blob(ctx, l.Blob); err != nil {
+			return l, c.gone(ctx, l.Blob.Digest, err, err)
+		}
 	}
 	defer rc.Close()
 	src := &sourceReader{r: rc}

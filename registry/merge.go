@@ -212,7 +212,7 @@ func (c *Cache) flatten(ctx context.Context, g []part) (layers.Layer, error) {
 		l := p.Layer
 		if l.Dir == "" || !c.Store.HasLayer(l.Dir) {
 			l.Dir = ""
-			if l, err = c.fetchLayer(ctx, l, layers.Files, nil); err != nil {
+			if l, err = c.fetchLayer(ctx, l, nil, layers.Files, nil); err != nil {
 				return layers.Layer{}, err
 			}
 		}

@@ -129,7 +129,7 @@ func decodeMountManifest(b []byte) (*recordManifest, error) {
 
 // FetchMount brings what FindMount gave into the store, unpacked. An error that wraps ErrGone says that it is lost.
 func (c *Cache) FetchMount(ctx context.Context, m Mount, p Progress) (layers.Layer, error) {
-	return c.fetchLayer(ctx, m.Layer, layers.Files, p)
+	return c.fetchLayer(ctx, m.Layer, nil, layers.Files, p)
 }
 
 // PushMount publishes the content of a cache mount, a packed layer. If over is not nil, it is put in the place of that alone, as FindMount

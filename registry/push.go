@@ -131,7 +131,7 @@ func (p *push) prepare(ctx context.Context) (*imageDocs, *recordDocs, error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("sign the record: %w", err)
 	}
-	rec := &recordDocs{manifest: recordOf(pred, envelope, logs, p.now()), envelope: envelope, logs: logs}
+	rec := &recordDocs{manifest: p.recordOf(pred, envelope, logs), envelope: envelope, logs: logs}
 	if p.refuses() {
 		err = rec.disguise()
 	}
@@ -444,8 +444,8 @@ func (p *push) logs(ctx context.Context, pred *predicate) (all []Log, err error)
 }
 
 // recordOf makes the manifest of a record.
-func recordOf(pred *predicate, envelope []byte, logs []Log, now time.Time) *recordManifest {
-	at := now.UTC().Format(time.RFC3339)
+func (p *push) recordOf(pred *predicate, envelope []byte, logs []Log) *recordManifest {
+	at := p.now().UTC().Format(time.RFC3339)
 	m := &recordManifest{
 		Versioned:   specs.Versioned{SchemaVersion: 2},
 		MediaType:   ocispec.MediaTypeImageManifest,
@@ -465,7 +465,29 @@ func recordOf(pred *predicate, envelope []byte, logs []Log, now time.Time) *reco
 			left -= n
 		}
 	}
+	m.Layers = append(m.Layers, p.smallLayers(pred)...)
 	return m
+}
+
+// smallLayers are the newest of the result's own layers that cost more to ask for than to repeat.
+func (p *push) smallLayers(pred *predicate) (small []ocispec.Descriptor) {
+	left := int64(inlineLayers)
+	seen := make(map[sum]bool)
+	for _, l := range slices.Backward(pred.Layers[min(pred.Base, len(pred.Layers)):]) {
+		if l.Size > inlineLayer || seen[l.Digest] {
+			continue
+		}
+		if left -= l.Size; left < 0 {
+			break
+		}
+		seen[l.Digest] = true
+		desc := l.layer()
+		var err error
+		if desc.Data, err = p.stored(desc); err == nil { // else the store has lost it
+			small = append(small, desc)
+		}
+	}
+	return small
 }
 
 func envelopeDescriptor(mediaType string, b []byte) ocispec.Descriptor {

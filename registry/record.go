@@ -46,6 +46,8 @@ const (
 	maxSize        = 1 << 50  // of any blob: sums of sizes cannot overflow
 	inlineEnvelope = 32 << 10 // a larger envelope is not repeated in the manifest
 	inlineLogs     = 64 << 10 // bytes of logs in one manifest
+	inlineLayer    = 1 << 10  // bytes of a layer that is repeated in the manifest
+	inlineLayers   = 8 << 10  // bytes of all those in one manifest
 	maxRecordBytes = maxDocument
 )
 
@@ -437,9 +439,10 @@ type record struct {
 	config   ocispec.Descriptor // the envelope's; without data
 	envelope []byte
 	signers  []string
-	looked   bool                 // for its image under its tag, by who has fetched it
-	astray   bool                 // the image was not there
-	logs     []ocispec.Descriptor // one for each of predicate.Logs, with its data if that was inlined and is right
+	looked   bool                     // for its image under its tag, by who has fetched it
+	astray   bool                     // the image was not there
+	logs     []ocispec.Descriptor     // one for each of predicate.Logs, with its data if that was inlined and is right
+	inlined  map[digest.Digest][]byte // what the manifest has, and says that it is
 }
 
 // A recordManifest is the manifest of a record.
@@ -473,7 +476,7 @@ func decodeRecordManifest(b []byte) (*recordManifest, error) {
 	return &m, nil
 }
 
-// openRecord believes an envelope. Each log's data is taken from the manifest if it is what the envelope says.
+// openRecord believes an envelope. Data of logs and layers is taken from the manifest if it is what the envelope says.
 func openRecord(m *recordManifest, envelope []byte, trust []PublicKey) (*record, error) {
 	if int64(len(envelope)) != m.Config.Size {
 		return nil, fmt.Errorf("its envelope has %d bytes instead of %d", len(envelope), m.Config.Size)
@@ -491,20 +494,27 @@ func openRecord(m *recordManifest, envelope []byte, trust []PublicKey) (*record,
 	}
 	r := &record{predicate: p, config: m.Config, envelope: envelope, signers: signers}
 	r.config.Data = nil
-	inlined := make(map[digest.Digest][]byte)
+	r.inlined = make(map[digest.Digest][]byte)
 	for _, l := range m.Layers {
 		if l.Data != nil {
-			inlined[l.Digest] = l.Data
+			r.inlined[l.Digest] = l.Data
 		}
 	}
 	for _, l := range p.Logs {
 		desc := ocispec.Descriptor{MediaType: mediaTypeLog, Digest: l.Digest.digest(), Size: l.Size}
-		if data := inlined[desc.Digest]; int64(len(data)) == l.Size && digest.FromBytes(data) == desc.Digest {
-			desc.Data = data
-		}
+		desc.Data = r.data(desc)
 		r.logs = append(r.logs, desc)
 	}
 	return r, nil
+}
+
+// data gives the bytes of a blob if the manifest has them, and they are the right ones.
+func (r *record) data(desc ocispec.Descriptor) []byte {
+	data, ok := r.inlined[desc.Digest]
+	if !ok || int64(len(data)) != desc.Size || digest.FromBytes(data) != desc.Digest {
+		return nil
+	}
+	return data
 }
 
 // descriptor gives a blob its type.

@@ -55,7 +55,7 @@ func (p *push) republish(ctx context.Context, was *predicate) error {
 	if !slices.EqualFunc(logs, was.Logs, func(l Log, ref logRef) bool { return l.Desc.Digest == ref.Digest.digest() }) {
 		return errors.New("its logs are not as they were")
 	}
-	rec := &recordDocs{manifest: recordOf(was, p.r.Envelope, logs, p.now()), envelope: p.r.Envelope, logs: logs}
+	rec := &recordDocs{manifest: p.recordOf(was, p.r.Envelope, logs), envelope: p.r.Envelope, logs: logs}
 	if p.refuses() {
 		if err := rec.disguise(); err != nil {
 			return err
