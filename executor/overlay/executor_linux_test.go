@@ -203,3 +203,47 @@ func TestRootless(t *testing.T) {
 		t.Errorf("got %q, %v", out, err)
 	}
 }
+
+// TestRunHere runs a process in the file system of this machine: it changes that, and nothing stays mounted.
+func TestRunHere(t *testing.T) {
+	conformance.RequireRoot(t)
+	mounts := func() string {
+		b, err := os.ReadFile("/proc/self/mountinfo")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	st := newStore(t)
+	e := newExecutor(t, st)
+	before := mounts()
+	dir := t.TempDir()
+	p := shell("set -e; cd " + dir + "; cat secret/s > seen; hostname >> seen; echo 1 >> /cache/n; cat /cache/n >> seen; echo $$")
+	p.Hostname = "here"
+	p.Mounts = []executor.Mount{
+		{Target: dir + "/secret/s", Secret: &executor.Secret{Data: []byte("a secret\n")}},
+		{Target: "/cache", Cache: &executor.Cache{Domain: "default", Name: "c"}},
+	}
+	for range 2 {
+		var out bytes.Buffer
+		if err := e.RunHere(t.Context(), p, &out); err != nil || out.String() != "1\n" {
+			t.Fatalf("%v: %s", err, out.String())
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "seen")); err != nil || string(b) != "a secret\nhere\n1\n1\n" {
+		t.Errorf("the process has written %q, %v", b, err)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("left over: %v, %v", entries, err)
+	}
+	if _, err := os.Stat("/cache"); err == nil {
+		t.Error("the mount point of the cache is there")
+	}
+	if after := mounts(); after != before {
+		t.Errorf("mounted are\n%s\nwere\n%s", after, before)
+	}
+	var exit *executor.ExitError
+	if err := e.RunHere(t.Context(), shell("exit 7"), io.Discard); !errors.As(err, &exit) || exit.Code != 7 {
+		t.Errorf("got %v", err)
+	}
+}

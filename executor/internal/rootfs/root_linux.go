@@ -85,22 +85,26 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	if err != nil {
 		return err
 	}
-	defer mount.Close()
+	return r.mc.runIn(ctx, mount, &Run{ID: id, Process: p}, box, out, func(pl *points) error { return pl.prune(r.upper()) })
+}
 
-	caches, err := r.mc.openCaches(ctx, p, box.Dir())
+// runIn runs a process in a mounted root, and closes that. settle is called when the mount points are gone.
+func (mc *Machine) runIn(ctx context.Context, mount *os.File, r *Run, box Box, out io.Writer, settle func(*points) error) error {
+	caches, err := mc.openCaches(ctx, r.Process, box.Dir())
 	if err != nil {
-		return err
+		return errors.Join(err, mount.Close())
 	}
-	pl, err := NewPlan(RootDir{FD: int(mount.Fd())}, p, box.Dir(), r.mc.Cgroup(id), r.mc.Cgroups, caches.list)
+	r.Plan, err = NewPlan(RootDir{FD: int(mount.Fd())}, r.Process, box.Dir(), mc.Cgroup(r.ID), mc.Cgroups, caches.list)
 	if err == nil {
-		err = checkProcess(pl.points.root, p, pl.covers)
+		err = checkProcess(r.Plan.points.root, r.Process, r.Plan.covers)
 	}
 	if err == nil {
-		err = box.Run(ctx, &Run{ID: id, Plan: pl, Process: p, Mounts: append([]*os.File{mount}, caches.mounts()...)}, out)
+		r.Mounts = append([]*os.File{mount}, caches.mounts()...)
+		err = box.Run(ctx, r, out)
 	}
-	rerr := pl.Remove()
+	rerr := r.Plan.Remove()
 	_ = mount.Close() // before the directories below it are touched
-	return errors.Join(err, rerr, pl.points.prune(r.upper()), caches.close(keepsCaches(err)))
+	return errors.Join(err, rerr, settle(&r.Plan.points), caches.close(keepsCaches(err)))
 }
 
 // keepsCaches reports whether a process came to its own end, be it a bad one: then the caches keep what it wrote.
