@@ -37,7 +37,7 @@ func TestDiskFiles(t *testing.T) {
 		"file is a FIFO":        {layers: [][]string{{"disk/000.qcow2 fifo"}}},
 		"overlay is a FIFO":     {layers: [][]string{{"disk/000.qcow2"}, {"disk/001.qcow2 fifo"}}, files: "0/000.qcow2", rest: "1"},
 		"directory is a file":   {layers: [][]string{{"disk"}}},
-		"overlay upon the host": {layers: [][]string{{"disk/000.qcow2"}, {"disk/001.qcow2 " + outside + "/host.qcow2"}}, err: "not one of a chain"},
+		"overlay upon the host": {layers: [][]string{{"disk/000.qcow2"}, {"disk/001.qcow2 " + outside + "/host.qcow2"}}, err: "not one of obx's"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			top := t.TempDir()

@@ -90,14 +90,14 @@ func parseDisk(r io.ReaderAt) (h diskHeader, err error) {
 		return h, nil
 	}
 	if backingSize == 0 || backingSize > 32 || backingOffset > maxHeader {
-		return h, errors.New("it names a file below it that is not one of a chain")
+		return h, errors.New("it needs a file below it that is not one of obx's" + convert)
 	}
 	name := make([]byte, backingSize)
 	if _, err := r.ReadAt(name, int64(backingOffset)); err != nil {
 		return h, fmt.Errorf("read the name of the file below: %w", err)
 	}
 	if !layerName.Match(name) {
-		return h, fmt.Errorf("it names %q as the file below it, which is not one of a chain", name)
+		return h, fmt.Errorf("it needs %q below it, which is not one of obx's%s", name, convert)
 	}
 	h.backing = string(name)
 	return h, nil
@@ -155,6 +155,8 @@ func checkExtensions(r io.ReaderAt, at, end int64) error {
 	return nil
 }
 
+const convert = ": make one file of both with `qemu-img convert`"
+
 // CheckDisk reports whether a file can be a base disk: one that stands alone.
 func CheckDisk(name string) error {
 	f, err := os.Open(name)
@@ -164,7 +166,7 @@ func CheckDisk(name string) error {
 	defer f.Close()
 	h, err := parseDisk(f)
 	if err == nil && h.backing != "" {
-		err = errors.New("it needs another file below it: make one of it with `qemu-img convert`")
+		err = errors.New("it needs another file below it" + convert)
 	}
 	if err != nil {
 		return fmt.Errorf("disk image %s: %w", name, err)

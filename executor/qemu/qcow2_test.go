@@ -34,8 +34,8 @@ func TestParseDisk(t *testing.T) {
 		{[]string{"-u", "-b", "007.qcow2", "-F", "qcow2"}, "", "007.qcow2"},
 		{[]string{"-u", "-b", "007.qcow2", "-F", "raw"}, "format", ""},
 		{[]string{"-u", "-b", "/etc/shadow", "-F", "qcow2"}, "/etc/shadow", ""},
-		{[]string{"-u", "-b", "../007.qcow2", "-F", "qcow2"}, "not one of a chain", ""},
-		{[]string{"-u", "-b", "json:{\"driver\":\"nbd\",\"host\":\"x\"}", "-F", "qcow2"}, "not one of a chain", ""},
+		{[]string{"-u", "-b", "../007.qcow2", "-F", "qcow2"}, "not one of obx's", ""},
+		{[]string{"-u", "-b", "json:{\"driver\":\"nbd\",\"host\":\"x\"}", "-F", "qcow2"}, "not one of obx's", ""},
 		{[]string{"-o", "data_file=" + filepath.Join(t.TempDir(), "data")}, "another file", ""},
 	} {
 		f, err := os.Open(makeDisk(t, test.args...))
@@ -75,7 +75,7 @@ func TestParsePatchedDisk(t *testing.T) {
 		{"clusters", 20, []byte{0, 0, 0, 30}, "clusters"},
 		{"size", 24, []byte{0x7f}, "larger"},
 		{"header's size", 100, []byte{0xff, 0xff, 0xff, 0xf8}, "its header"},
-		{"name far away", 8, []byte{1}, "not one of a chain"},
+		{"name far away", 8, []byte{1}, "not one of obx's"},
 		{"magic", 0, []byte{'x'}, "not a qcow2"},
 	} {
 		b := bytes.Clone(good)
