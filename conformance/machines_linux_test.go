@@ -127,3 +127,46 @@ func TestDiskImages(t *testing.T) {
 	}
 	t.Logf("pulled %d bytes", second.pulled)
 }
+
+// TestDiskAgent puts obx's agent on a disk of Debian, by ssh, and goes on by the agent, without the key: then steps have what they have elsewhere.
+func TestDiskAgent(t *testing.T) {
+	if os.Getenv("OBX_TEST_MACHINES") != "all" {
+		t.Skip("it boots Debian twice: `make test-disks` and OBX_TEST_MACHINES=all run it")
+	}
+	f := newFleet(t, NewDebian(t)).with(t)
+	disk, key := testDisk(t)
+	const install = `(from debian) (shell /bin/sh -c)
+ (copy (src obx-agent) (dst /usr/local/sbin/obx-agent))
+ (copy (src obx-agent.service) (dst /etc/systemd/system/obx-agent.service))
+ (run (shell "systemctl enable obx-agent"))`
+	const steps = `
+ (run (cache (c (target /new/cache) (buildkit_options ((sharing locked))))) (shell "hostname; echo $HOME; grep Seccomp: /proc/self/status; ls /run/obx-agent; echo x >> /new/cache/n; sleep 1000 & echo bg"))
+ (copy (src file) (dst /copied/))
+ (run (cache (c (target /new/cache) (buildkit_options ((sharing locked))))) (shell "echo x >> /new/cache/n; cat /new/cache/n /copied/file; ps ax | grep -c '[s]leep' || true"))
+ (run (secrets (s (target /run/secrets/s))) (shell "cat /run/secrets/s; ls /sys/class/net; cat /sys/fs/cgroup/memory.max"))
+ (user (uid 1000) (gid 1000)) (workdir /var/tmp)
+ (run (shell "id -u; ls -d /new /run/secrets; cat /proc/mounts | grep -c obx-agent; echo made > made"))`
+	flags := []string{
+		"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", Kernel(t, "amd64"), "--qemu-boot-time", "5m",
+		"--base", "debian=qcow2:" + disk, "--cache", f.reg.Addr + "/disks", "--plain-http", f.reg.Addr,
+		"--secret", strings.Replace(f.secret("secret\n"), "value=", "s=", 1), "--compression", "zstd:1",
+	}
+	machine := func() *machine {
+		m := f.machine()
+		command(t, m.obx, "base", "agent", m.dir)
+		if err := os.WriteFile(filepath.Join(m.dir, "file"), []byte("copied\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return m
+	}
+	machine().silent(3, 0, "("+install+")", append(flags, "--qemu-ssh-key", key)...)
+	b := machine()
+	got := b.silent(6, 3, `((build vm (`+install+steps+`)) (from busybox) (copy (from (build vm)) (src /var/tmp/made) (dst /made)))`, append(flags, "--memory", "300m")...)
+	for _, want := range []string{
+		"builder\n/root\nSeccomp:\t2\nbg\n", "x\nx\ncopied\n0\n", "secret\nlo\n314572800\n", "1000\n", "No such file or directory\n", "\n0\n",
+	} {
+		if !strings.Contains(got.logs, want) {
+			t.Errorf("%q is not in what was printed:\n%s", want, got.logs)
+		}
+	}
+}

@@ -10,5 +10,5 @@ func baseCommand() *cobra.Command {
 		Short:   "Make base images",
 		Long:    `Make base images of what is none yet.`,
 		GroupID: groupStore,
-	}, baseQcow2Command())
+	}, baseCommands()...)
 }

@@ -27,7 +27,7 @@ func baseQcow2Command() *cobra.Command {
 		Long: `Publish the disk of a virtual machine, a qcow2 file, as a base image: REF is HOST/NAME:TAG, or oci:DIR:TAG. Specs build
 on it with --executor qemu.
 
-The disk must stand alone, boot by itself, and let obx in by ssh. The image is one as KubeVirt's containerDisk.`,
+The disk must stand alone, boot by itself, and let obx in: by ssh, or by obx's agent (` + "`obx base agent`" + `). The image is one as KubeVirt's containerDisk.`,
 		Example: `  obx base qcow2 debian.qcow2 registry.example/disks/debian:12
   obx run --executor qemu --qemu-ssh-key id_ed25519 --base debian=registry.example/disks/debian:12 build.sexp`,
 		Args: args(2, 2, "FILE REF"),

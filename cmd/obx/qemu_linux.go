@@ -32,9 +32,9 @@ func (q *qemuFlags) add(cmd *cobra.Command) {
 	f.StringVar(&q.memory, "qemu-memory", "1g", "give a virtual machine `SIZE` of memory, as 512m; a number alone is gigabytes")
 	f.IntVar(&q.cpus, "qemu-cpus", 0, "give a virtual machine `N` processors (default: this machine's, at most 8)")
 	f.StringVar(&q.guest.User, "qemu-ssh-user", "root", "log in to machines of disk images as `USER`; another than root needs sudo without a password")
-	f.StringVar(&q.guest.Key, "qemu-ssh-key", "", "log in to machines of disk images with the private key in `FILE`")
+	f.StringVar(&q.guest.Key, "qemu-ssh-key", "", "log in to machines of disk images without obx's agent with the private key in `FILE`")
 	f.IntVar(&q.guest.Port, "qemu-ssh-port", 22, "reach sshd in machines of disk images on `PORT`")
-	f.DurationVar(&q.boot, "qemu-boot-time", 2*time.Minute, "wait up to `TIME` for a machine to boot; of a disk image, for its sshd to answer")
+	f.DurationVar(&q.boot, "qemu-boot-time", 2*time.Minute, "wait up to `TIME` for a machine to boot; of a disk image, for its agent or sshd to answer")
 	fixedValues(cmd, "qemu-accel", "auto", "kvm", "tcg")
 }
 

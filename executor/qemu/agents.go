@@ -15,8 +15,8 @@ import (
 //go:embed agents/*.gz
 var agents embed.FS
 
-// agentOf is the agent for machines of an architecture.
-func agentOf(arch string) ([]byte, error) {
+// Agent is the program in agent for machines of an architecture: amd64, arm64 or riscv64.
+func Agent(arch string) ([]byte, error) {
 	b, err := agents.ReadFile("agents/" + arch + ".gz")
 	if err != nil {
 		return nil, fmt.Errorf("there is no agent for %s", arch)

@@ -38,7 +38,7 @@ func TestArchitectures(t *testing.T) {
 			if p := e.Platform(); p.Architecture != arch {
 				t.Errorf("the platform is %v", p)
 			}
-			program, err := agentOf(arch)
+			program, err := Agent(arch)
 			if err != nil {
 				t.Fatal(err)
 			}

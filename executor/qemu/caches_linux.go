@@ -22,8 +22,8 @@ import (
 type cacheSet struct {
 	e      *Executor
 	list   []*cacheUse
-	offset int64 // of the image on the machine's disk
-	disk   *layerDisk
+	m      *machine
+	offset int64     // of the image on the machine's disk
 	filled *cacheUse // whose change is coming
 	in     *receiver
 }
@@ -38,15 +38,15 @@ type cacheUse struct {
 }
 
 // openCaches begins the use of all caches of a process.
-func (r *root) openCaches(ctx context.Context, p executor.Process) (*cacheSet, error) {
-	set := &cacheSet{e: r.e, disk: r.m.layers}
+func (e *Executor) openCaches(ctx context.Context, m *machine, p executor.Process) (*cacheSet, error) {
+	set := &cacheSet{e: e, m: m}
 	for _, m := range p.Caches() {
 		c := *m.Cache
 		if i := slices.IndexFunc(set.list, func(u *cacheUse) bool { return u.which == c }); i >= 0 {
 			set.list[i].times++
 			continue
 		}
-		use, err := rootfs.StoreCache(ctx, r.e.options.Store, c)
+		use, err := rootfs.StoreCache(ctx, e.options.Store, c)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("cache %q: %w", c.Name, err), set.close(false))
 		}
@@ -55,13 +55,13 @@ func (r *root) openCaches(ctx context.Context, p executor.Process) (*cacheSet, e
 	return set, nil
 }
 
-// attachCaches shows the machine what the caches have.
-func (r *root) attachCaches(ctx context.Context, c *cacheSet) error {
+// attach shows the machine what the caches have.
+func (c *cacheSet) attach(ctx context.Context) error {
 	var list []*layerMeta
 	for _, u := range c.list {
 		dirs := u.use.Lower
 		if u.use.Shared != "" {
-			dir, err := os.MkdirTemp(r.e.tmp, "cache-")
+			dir, err := os.MkdirTemp(c.e.tmp, "cache-")
 			if err != nil {
 				return fmt.Errorf("cache %q: %w", u.which.Name, err)
 			}
@@ -85,7 +85,7 @@ func (r *root) attachCaches(ctx context.Context, c *cacheSet) error {
 		return nil
 	}
 	var err error
-	c.offset, err = r.attachImage(ctx, list, wire.Attach{})
+	c.offset, err = c.m.attachImage(ctx, list, wire.Attach{})
 	return err
 }
 
@@ -135,7 +135,7 @@ func (c *cacheSet) close(keep bool) error {
 		c.in.abort(c.e)
 	}
 	if c.offset > 0 {
-		c.disk.remove(c.offset)
+		c.m.layers.remove(c.offset)
 	}
 	for _, u := range c.list {
 		for _, dir := range u.tars {

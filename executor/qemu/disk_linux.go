@@ -121,8 +121,9 @@ type diskRoot struct {
 	top   int      // number of the topmost file
 
 	m       *machine
-	guest   *shellGuest
+	guest   guest
 	network executor.Network // of m
+	memory  int64            // of m, in bytes
 	active  string           // the file that m writes to, in the store's TempDir
 	node    int              // number of m's topmost node
 	dirty   bool
@@ -191,38 +192,14 @@ func (r *diskRoot) Run(ctx context.Context, p executor.Process, out io.Writer) e
 }
 
 func (r *diskRoot) run(ctx context.Context, p executor.Process, out io.Writer) error {
-	if err := r.start(ctx, p.Network); err != nil {
+	if err := r.start(ctx, p); err != nil {
 		return err
 	}
-	if len(p.Argv) == 0 {
-		return &executor.StartError{Msg: "no command"}
-	}
-	if l := p.Limits; l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0 {
-		r.e.warn("limits of memory, processors and processes do not apply in machines that are reached by ssh: they have what the machine has")
-	}
-	for _, m := range p.Mounts {
-		if m.Cache != nil {
-			r.e.warn("cache mounts are empty in machines that are reached by ssh")
-		}
-	}
-	undo, err := r.guest.mounts(ctx, p.Mounts)
-	if err == nil {
-		limited, stop := ctx, context.CancelFunc(func() {})
-		if p.Limits.Timeout > 0 {
-			limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
-		}
-		err = exitOf(r.guest.process(limited, p, out))
-		if limited.Err() != nil && ctx.Err() == nil {
-			err = &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
-		}
-		stop()
-		var exit *executor.ExitError
-		if err != nil && !errors.As(err, &exit) {
-			err = r.why(ctx, err)
-		}
-	}
-	if err == nil && undo != "" {
-		_, err = r.guest.quiet(ctx, undo, nil)
+	err := r.guest.process(ctx, p, out)
+	var exit *executor.ExitError
+	var start *executor.StartError
+	if err != nil && !errors.As(err, &exit) && !errors.As(err, &start) {
+		err = r.why(ctx, err)
 	}
 	return err
 }
@@ -238,21 +215,25 @@ func (r *diskRoot) why(ctx context.Context, err error) error {
 	return err
 }
 
-// start makes sure that a machine with the right network runs.
-func (r *diskRoot) start(ctx context.Context, n executor.Network) error {
-	if r.m != nil && r.network != n {
+// start makes sure that a machine runs that has the right network, and enough memory for a process.
+func (r *diskRoot) start(ctx context.Context, p executor.Process) error {
+	size, err := machineMemory(r.e.options.Memory, p.Limits.Memory)
+	if err != nil {
+		return err
+	}
+	if r.m != nil && (r.network != p.Network || r.memory < size) {
 		if r.dirty {
-			return errors.New("the processes of one step have different networks")
+			return errors.New("the processes of one step have different networks, or a later one needs more memory than the machine of the first has")
 		}
 		r.end()
 	}
-	if r.m == nil && !r.unpark(n) {
-		if err := r.boot(ctx, n); err != nil {
+	if r.m == nil && !r.unpark(p.Network, size) {
+		if err := r.boot(ctx, p.Network, size); err != nil {
 			return err
 		}
 	}
 	for _, dir := range r.rest[r.there:] {
-		if err := r.guest.add(ctx, dir); err != nil {
+		if err := addLayer(ctx, r.guest, dir); err != nil {
 			return r.why(ctx, err)
 		}
 		r.there++
@@ -260,28 +241,34 @@ func (r *diskRoot) start(ctx context.Context, n executor.Network) error {
 	return nil
 }
 
-func (r *diskRoot) boot(ctx context.Context, n executor.Network) (err error) {
+func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (err error) {
 	if err := r.e.getReadyForDisks(ctx); err != nil {
 		return err
 	}
 	if r.active, err = r.newFile(ctx); err != nil {
 		return err
 	}
-	g := r.e.options.Guest.orDefault()
+	scratch, err := r.e.newScratch(r.e.scratch)
+	if err != nil {
+		return err
+	}
+	defer scratch.Close()
 	addr, err := freeAddress()
 	if err != nil {
 		return err
 	}
-	h := r.e.hardware(r.e.options.Memory)
-	d := &diskDevice{files: append(append([]string(nil), r.files...), r.active), forward: addr, port: g.Port, online: n == executor.NetworkHost}
-	if r.m, err = r.e.start(h, machineFiles{disk: d}); err != nil {
+	d := &diskDevice{
+		files: append(append([]string(nil), r.files...), r.active), forward: addr, port: r.e.options.Guest.orDefault().Port,
+		online: n == executor.NetworkHost,
+	}
+	if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {
 		return err
 	}
-	r.network, r.node = n, len(r.files)
+	r.network, r.memory, r.node = n, memory, len(r.files)
 	if err := r.m.unlock(ctx); err != nil {
 		return err
 	}
-	if r.guest, err = g.dial(ctx, addr, r.e.options.BootTimeout, r.m.ended); err != nil {
+	if r.guest, err = r.reach(ctx, addr); err != nil {
 		var late *bootError
 		if errors.As(err, &late) {
 			late.console += " " + lastLines(r.m.console.String(), 2)
@@ -305,7 +292,7 @@ func freeAddress() (string, error) {
 // end ends the machine and drops what is not frozen.
 func (r *diskRoot) end() {
 	if r.guest != nil {
-		r.guest.client.Close()
+		r.guest.close()
 		r.guest = nil
 	}
 	if r.m != nil {
@@ -335,7 +322,7 @@ func (r *diskRoot) Freeze(ctx context.Context) (executor.Change, error) {
 
 func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 	// What the file system has then is what it has after a power cut a moment later: whole.
-	if _, err := r.guest.quiet(ctx, "sync", nil); err != nil {
+	if err := r.guest.sync(ctx); err != nil {
 		return "", r.why(ctx, err)
 	}
 	done := r.active
@@ -497,17 +484,18 @@ func (e *Executor) park(r *diskRoot) {
 	}
 }
 
-// unpark takes the machine that was kept, if it has the disk, and the network that a process needs.
-func (r *diskRoot) unpark(n executor.Network) bool {
+// unpark takes the machine that was kept, if it has the disk, and the network and memory that a process needs.
+func (r *diskRoot) unpark(n executor.Network, memory int64) bool {
 	e := r.e
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	kept := e.parked
-	if kept == nil || !slices.Equal(kept.files, r.files) || !kept.m.alive() || kept.network != n {
+	if kept == nil || !slices.Equal(kept.files, r.files) || !kept.m.alive() || kept.network != n || kept.memory < memory {
 		return false
 	}
 	e.parked = nil
-	r.m, r.guest, r.active, r.network, r.node, r.top = kept.m, kept.guest, kept.active, kept.network, kept.node, kept.top
+	r.m, r.guest, r.active, r.node, r.top = kept.m, kept.guest, kept.active, kept.node, kept.top
+	r.network, r.memory = kept.network, kept.memory
 	return true
 }
 

@@ -83,7 +83,7 @@ func New(o Options) (*Executor, error) {
 		return nil, err
 	}
 	k, err := findKernel(o.Store, o.Kernel, o.Arch)
-	if err != nil && !(errors.Is(err, errNoKernel) && o.Guest.Key != "") { // disk images have kernels of their own
+	if err != nil && !errors.Is(err, errNoKernel) { // disk images have kernels of their own
 		return nil, err
 	}
 	tmp, err := os.MkdirTemp(o.Store.TempDir(), "qemu-")
@@ -135,6 +135,13 @@ func (e *Executor) getReadyForDisks(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	defer e.ready.Release(1)
+	if e.accel != "" {
+		return nil
+	}
+	e.scratch = filepath.Join(e.tmp, "scratch")
+	if err := makeScratch(ctx, e.scratch); err != nil {
+		return err
+	}
 	if e.accel = e.options.Accel; e.accel == "auto" {
 		e.warn("virtual machines are slow, without KVM, since it cannot be tried: " + noKernel(e.options.Arch).Error())
 		e.accel = "tcg"
@@ -165,7 +172,7 @@ func (e *Executor) getReady(ctx context.Context) error {
 	if e.accel != "" {
 		return nil
 	}
-	agent, err := agentOf(e.options.Arch)
+	agent, err := Agent(e.options.Arch)
 	if err != nil {
 		return err
 	}

@@ -45,10 +45,13 @@ type memory struct {
 type machineFiles struct {
 	memory  memory
 	state   *os.File // goes on from it instead of booting
-	scratch *os.File // the writable disk
+	scratch *os.File // the agent's writable disk
 
-	disk *diskDevice // boots from it; nothing else is used then
+	disk *diskDevice // boots from it, instead of from the kernel
 }
+
+// scratchSet is the number of the scratch disk's descriptors. Those of a chain of disks begin at 1.
+const scratchSet = 1 << 20
 
 // A diskDevice is a disk that a machine boots from, and the way to its sshd.
 type diskDevice struct {
@@ -148,13 +151,14 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		return nil, err
 	}
 	args = append(args, "-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fd), "-mon", "chardev=qmp,mode=control")
-	var nbd *net.UnixConn
+	netdev := "user,id=net"
 	if f.disk != nil {
 		more, err := f.disk.arguments(pass, device)
 		if err != nil {
 			return nil, err
 		}
 		args = append(args, more...)
+		netdev += f.disk.network()
 	} else {
 		for _, o := range [][2]string{{"-kernel", h.kernel}, {"-initrd", h.initrd}} {
 			file, err := os.Open(o[1])
@@ -164,33 +168,34 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 			args = append(args, o[0], fmt.Sprintf("/proc/self/fd/%d", pass(file)))
 		}
 		args = append(args, "-append", "console="+board.console+" quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init GOMAXPROCS=1 "+board.append)
-
-		args = append(args, "-device", device("virtio-serial", "id=ports"))
-		for i, name := range []string{wire.PortControl, wire.PortInput} {
-			conn, fd, err := connect()
-			if err != nil {
-				return nil, err
-			}
-			if i == 0 {
-				m.control = conn
-			} else {
-				m.input = conn
-			}
-			args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
-		}
-		if nbd, fd, err = connect(); err != nil {
-			return nil, err
-		}
-		args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=layers,read-only=on,server.type=fd,server.str=%d,export=", fd))
-		if fd, err = dupAndPass(f.scratch); err != nil {
-			return nil, err
-		}
-		args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=1", fd), "-blockdev", "driver=file,node-name=scratch,filename=/dev/fdset/1,aio=threads,cache.no-flush=on,discard=unmap,locking=off")
-		args = append(args,
-			"-device", device("virtio-blk", "drive=layers,serial=layers"),
-			"-device", device("virtio-blk", "drive=scratch,serial=scratch,werror=stop,discard=on"),
-			"-netdev", "user,id=net", "-device", device("virtio-net", "id=nic,netdev=net,romfile="))
 	}
+	args = append(args, "-device", device("virtio-serial", "id=ports"))
+	for i, name := range []string{wire.PortControl, wire.PortInput} {
+		conn, fd, err := connect()
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			m.control = conn
+		} else {
+			m.input = conn
+		}
+		args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
+	}
+	nbd, fd, err := connect()
+	if err != nil {
+		return nil, err
+	}
+	args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=layers,read-only=on,server.type=fd,server.str=%d,export=", fd))
+	if fd, err = dupAndPass(f.scratch); err != nil {
+		return nil, err
+	}
+	args = append(args,
+		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, scratchSet),
+		"-blockdev", fmt.Sprintf("driver=file,node-name=scratch,filename=/dev/fdset/%d,aio=threads,cache.no-flush=on,discard=unmap,locking=off", scratchSet),
+		"-device", device("virtio-blk", "drive=layers,serial=layers"),
+		"-device", device("virtio-blk", "drive=scratch,serial=scratch,werror=stop,discard=on"),
+		"-netdev", netdev, "-device", device("virtio-net", "id=nic,netdev=net,romfile="))
 	if f.state != nil {
 		args = append(args, "-incoming", "defer")
 	}
@@ -222,14 +227,10 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", h.qemu, err)
 	}
-	if m.control != nil {
-		m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
-	}
+	m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
 	m.qmp = newQMP(qmpConn, m.event)
 	m.serving.Go(func() { m.console.read(consoleConn) })
-	if nbd != nil {
-		m.serving.Go(func() { m.serveLayers(nbd) })
-	}
+	m.serving.Go(func() { m.serveLayers(nbd) })
 	return m, nil
 }
 
@@ -274,15 +275,18 @@ func (d *diskDevice) arguments(pass func(*os.File) int, device func(name, option
 		}
 		args = append(args, "-blockdev", string(node))
 	}
+	return append(args,
+		"-device", device("virtio-blk", fmt.Sprintf("drive=disk%d,werror=stop,bootindex=0", len(d.files)-1)),
+		"-device", device("virtio-rng", "id=rng")), nil
+}
+
+// network is what makes the user-mode network that of a disk.
+func (d *diskDevice) network() string {
 	restrict := "on"
 	if d.online {
 		restrict = "off"
 	}
-	return append(args,
-		"-device", device("virtio-blk", fmt.Sprintf("drive=disk%d,werror=stop", len(d.files)-1)),
-		"-device", device("virtio-rng", "id=rng"),
-		"-netdev", fmt.Sprintf("user,id=net,restrict=%s,hostfwd=tcp:%s-:%d", restrict, d.forward, d.port),
-		"-device", device("virtio-net", "id=nic,netdev=net,romfile=")), nil
+	return fmt.Sprintf(",restrict=%s,hostfwd=tcp:%s-:%d", restrict, d.forward, d.port)
 }
 
 // groupsFor is the groups that QEMU needs for an accelerator. Where only root may open /dev/kvm, ok is false.
@@ -420,11 +424,23 @@ func (m *machine) unlock(ctx context.Context) error {
 	return nil
 }
 
-// hello waits for the agent.
+// hello waits for the agent, which is all that the machine has.
 func (m *machine) hello(ctx context.Context, limit time.Duration) error {
 	if err := m.unlock(ctx); err != nil {
 		return err
 	}
+	err := m.greeting(ctx, limit)
+	var late *bootError
+	if errors.As(err, &late) {
+		late.console = lastLines(m.console.String(), 2)
+		m.fail(late)
+		return m.why(late)
+	}
+	return err
+}
+
+// greeting waits for the agent, if there is one.
+func (m *machine) greeting(ctx context.Context, limit time.Duration) error {
 	if err := m.control.SetReadDeadline(time.Now().Add(limit)); err != nil {
 		return err
 	}
@@ -436,7 +452,7 @@ func (m *machine) hello(ctx context.Context, limit time.Duration) error {
 			return context.Cause(ctx)
 		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			m.fail(&bootError{limit, lastLines(m.console.String(), 2)})
+			return &bootError{limit: limit}
 		}
 		return m.why(err)
 	}
@@ -512,10 +528,8 @@ func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Ki
 func (m *machine) close() {
 	_ = m.process.Kill()
 	<-m.ended
-	if m.control != nil {
-		m.control.Close()
-		m.input.Close()
-	}
+	m.control.Close()
+	m.input.Close()
 	m.qmp.conn.Close()
 	m.serving.Wait()
 }

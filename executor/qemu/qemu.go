@@ -42,7 +42,7 @@ type Options struct {
 	Accel       string        // "kvm", "tcg" or "auto"
 	Memory      int64         // of a machine, in bytes; a process whose limit is higher gets a larger one
 	CPUs        int           // of a machine
-	BootTimeout time.Duration // for the agent to greet, or sshd of a disk image to answer
+	BootTimeout time.Duration // for the agent to greet, or the sshd of a disk image to answer
 	NoState     bool          // boot every machine
 	Guest       Guest         // of disk images
 
@@ -55,9 +55,9 @@ const (
 	defaultBootTimeout = 2 * time.Minute
 )
 
-// A Guest is how a machine that boots from a disk image is reached: by ssh, as OBuilder does.
+// A Guest is how a machine that boots from a disk image is reached if it has no agent of obx's: by ssh, as OBuilder does.
 type Guest struct {
 	User string // to log in as; the default is root. Another one needs sudo without a password
-	Key  string // file of the private key
+	Key  string // file of the private key; without it, the disk must have the agent
 	Port int    // of the guest's sshd; the default is 22
 }

@@ -89,7 +89,9 @@ func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error
 		r.end()
 		return err
 	}
-	err = r.run(ctx, p, out)
+	if err = r.m.network(ctx, p.Network == executor.NetworkHost); err == nil {
+		err = r.e.run(ctx, r.m, r.memory, p, out)
+	}
 	var exit *executor.ExitError
 	var start *executor.StartError
 	switch {
@@ -162,7 +164,7 @@ func (r *root) attach(ctx context.Context, paths []string) error {
 			}
 			list, numbers = append(list, l), append(numbers, i)
 		}
-		if _, err := r.attachImage(ctx, list, wire.Attach{Layers: numbers, Keep: true}); err != nil {
+		if _, err := r.m.attachImage(ctx, list, wire.Attach{Layers: numbers, Keep: true}); err != nil {
 			return err
 		}
 	}
@@ -171,16 +173,17 @@ func (r *root) attach(ctx context.Context, paths []string) error {
 	return nil
 }
 
-func (r *root) attachImage(ctx context.Context, list []*layerMeta, a wire.Attach) (offset int64, err error) {
+// attachImage gives the machine an image of directories.
+func (m *machine) attachImage(ctx context.Context, list []*layerMeta, a wire.Attach) (offset int64, err error) {
 	img, err := newImage(list)
 	if err != nil {
 		return 0, err
 	}
-	if offset, err = r.m.layers.add(img); err != nil {
+	if offset, err = m.layers.add(img); err != nil {
 		return 0, err
 	}
 	a.Offset, a.Size = offset, img.size
-	_, err = r.m.ask(ctx, wire.Request{Attach: &a}, nil)
+	_, err = m.ask(ctx, wire.Request{Attach: &a}, nil)
 	return offset, err
 }
 
@@ -193,19 +196,19 @@ func (r *root) end() {
 	r.dirty, r.lacks, r.depth = false, nil, 0
 }
 
-// run runs a process in the machine.
-func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err error) {
-	c, err := r.openCaches(ctx, p)
+// run has a machine's agent run a process. memory is what the machine has, in bytes.
+func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor.Process, out io.Writer) (err error) {
+	c, err := e.openCaches(ctx, m, p)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close(keepsCaches(err))) }()
-	if err := r.attachCaches(ctx, c); err != nil {
+	if err := c.attach(ctx); err != nil {
 		return err
 	}
 	req := wire.Run{Process: p, Caches: c.wire(), Input: p.Stdin != nil}
 	req.Process.Stdin = nil
-	in, err := openInput(p, portInput(r.m.input))
+	in, err := openInput(p, portInput(m.input))
 	if err != nil {
 		return err
 	}
@@ -219,10 +222,7 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout+timeoutGrace)
 	}
 	defer stop()
-	if err := r.m.network(ctx, p.Network == executor.NetworkHost); err != nil {
-		return err
-	}
-	reply, err := r.m.ask(limited, wire.Request{Run: &req}, func(k wire.Kind, b []byte) error {
+	reply, err := m.ask(limited, wire.Request{Run: &req}, func(k wire.Kind, b []byte) error {
 		switch k {
 		case wire.KindOutput:
 			if _, err := out.Write(b); err != nil {
@@ -244,7 +244,7 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	case reply.Exit != nil:
 		reply.Exit.Limit = printable(reply.Exit.Limit)
 		if reply.Exit.Reason == executor.OOM && p.Limits.Memory == 0 {
-			reply.Exit.Limit = units.BytesSize(float64(r.memory)) + ", all of its virtual machine"
+			reply.Exit.Limit = units.BytesSize(float64(memory)) + ", all of its virtual machine"
 		}
 		return reply.Exit
 	}

@@ -16,7 +16,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/ocurrent/obx/executor"
-	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
 func (g Guest) orDefault() Guest {
@@ -33,7 +33,15 @@ func (g Guest) orDefault() Guest {
 type shellGuest struct {
 	client  *ssh.Client
 	sudo    string
+	warn    func(string)
 	scratch bool // mountsDir is there
+}
+
+func (g *shellGuest) close() { g.client.Close() }
+
+func (g *shellGuest) sync(ctx context.Context) error {
+	_, err := quiet(ctx, g, "sync", nil)
+	return err
 }
 
 // mountsDir is a tmpfs of the guest, with what must not get onto its disk.
@@ -41,9 +49,6 @@ const mountsDir = "/run/obx"
 
 // signer reads the private key.
 func (g Guest) signer() (ssh.Signer, error) {
-	if g.Key == "" {
-		return nil, errors.New("a disk image is reached by ssh: give the private key with --qemu-ssh-key")
-	}
 	b, err := os.ReadFile(g.Key)
 	if err != nil {
 		return nil, err
@@ -163,8 +168,38 @@ func (g *shellGuest) run(ctx context.Context, script string, in io.Reader, out i
 	return err
 }
 
-// process runs a process, on a terminal if it wants one.
+// process runs a process of a step.
 func (g *shellGuest) process(ctx context.Context, p executor.Process, out io.Writer) error {
+	if len(p.Argv) == 0 {
+		return &executor.StartError{Msg: "no command"}
+	}
+	if l := p.Limits; l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0 {
+		g.warn("limits of memory, processors and processes do not apply in machines that are reached by ssh: they have what the machine has")
+	}
+	if len(p.Caches()) > 0 {
+		g.warn("cache mounts are empty in machines that are reached by ssh")
+	}
+	undo, err := g.mounts(ctx, p.Mounts)
+	if err != nil {
+		return err
+	}
+	limited, stop := ctx, context.CancelFunc(func() {})
+	if p.Limits.Timeout > 0 {
+		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
+	}
+	defer stop()
+	err = exitOf(g.start(limited, p, out))
+	if limited.Err() != nil && ctx.Err() == nil {
+		return rootfs.TimedOut(p.Limits)
+	}
+	if err == nil && undo != "" {
+		_, err = quiet(ctx, g, undo, nil)
+	}
+	return err
+}
+
+// start runs a process to its end, on a terminal if it wants one.
+func (g *shellGuest) start(ctx context.Context, p executor.Process, out io.Writer) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s, end, err := g.session(ctx)
@@ -209,16 +244,6 @@ func (g *shellGuest) process(ctx context.Context, p executor.Process, out io.Wri
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-// quiet runs a script of obx's own.
-func (g *shellGuest) quiet(ctx context.Context, script string, in io.Reader) (string, error) {
-	var out tail
-	err := g.run(ctx, script, in, &out)
-	if err != nil {
-		err = fmt.Errorf("in the machine: %w: %s", err, lastLines(out.String(), 3))
-	}
-	return out.String(), err
 }
 
 // script is a process as a command line of the guest's shell, which does not return. The hostname is the process's only, where the guest
@@ -291,7 +316,7 @@ func (o *oneWriter) Write(p []byte) (int, error) {
 // mounts puts secrets and caches in their places, and returns the script that takes them away.
 func (g *shellGuest) mounts(ctx context.Context, list []executor.Mount) (undo string, err error) {
 	if len(list) > 0 && !g.scratch {
-		if _, err := g.quiet(ctx, fmt.Sprintf("mkdir -p %s && mount -t tmpfs -o mode=700,nosuid,nodev obx %s", mountsDir, mountsDir), nil); err != nil {
+		if _, err := quiet(ctx, g, fmt.Sprintf("mkdir -p %s && mount -t tmpfs -o mode=700,nosuid,nodev obx %s", mountsDir, mountsDir), nil); err != nil {
 			return "", err
 		}
 		g.scratch = true
@@ -319,7 +344,7 @@ func (g *shellGuest) mounts(ctx context.Context, list []executor.Mount) (undo st
 		} else {
 			prepare += fmt.Sprintf("mkdir -p %s; mount -t tmpfs -o nosuid,nodev,mode=755 cache %s", quote(target), quote(target))
 		}
-		if _, err := g.quiet(ctx, prepare, in); err != nil {
+		if _, err := quiet(ctx, g, prepare, in); err != nil {
 			return undo, err
 		}
 	}
@@ -327,20 +352,4 @@ func (g *shellGuest) mounts(ctx context.Context, list []executor.Mount) (undo st
 		undo = "set -e; " + undo // no file below a mount is removed that stays
 	}
 	return undo, nil
-}
-
-// add unpacks a layer in the guest: what it hides goes first.
-func (g *shellGuest) add(ctx context.Context, dir string) error {
-	hidden, err := hiddenBy(dir)
-	if err != nil {
-		return err
-	}
-	in, out := io.Pipe()
-	go func() { out.CloseWithError(layers.WriteChange(ctx, out, dir)) }()
-	defer in.Close()
-	script := hidden + "tar -C / -x -p -f - --numeric-owner --same-owner --xattrs --xattrs-include='*' --keep-directory-symlink --exclude='.wh.*'"
-	if _, err := g.quiet(ctx, script, in); err != nil {
-		return fmt.Errorf("copy files into the machine: %w", err)
-	}
-	return nil
 }

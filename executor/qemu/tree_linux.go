@@ -2,37 +2,39 @@ package qemu
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/layers"
 )
 
-// A guestTree is the files of a machine that is reached by ssh. The machine is asked for all names of a directory at once,
+// A guestTree is the files of a machine that has booted from a disk. The machine is asked for all names of a directory at once,
 // and for a file's content when it is opened. What it says is believed of its own files, and of nothing else.
 type guestTree struct {
 	ctx   context.Context
-	guest *shellGuest
+	guest guest
+	tmp   string // a directory for the content of files that are open
 	dirs  map[string][]fs.DirEntry
 	infos map[string]*guestInfo
 }
 
 // Files reads the files in the machine.
 func (r *diskRoot) Files(ctx context.Context) (layers.Tree, error) {
-	if err := r.start(ctx, r.network); err != nil {
+	if err := r.start(ctx, executor.Process{Network: r.network}); err != nil {
 		r.end()
 		return nil, err
 	}
-	return &guestTree{ctx: ctx, guest: r.guest, dirs: map[string][]fs.DirEntry{}, infos: map[string]*guestInfo{}}, nil
+	return &guestTree{ctx: ctx, guest: r.guest, tmp: r.e.tmp, dirs: map[string][]fs.DirEntry{}, infos: map[string]*guestInfo{}}, nil
 }
 
 // A guestInfo is one file.
@@ -223,33 +225,46 @@ func (t *guestTree) Open(name string) (fs.File, error) {
 	if !i.Mode().IsRegular() {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: errors.New("not a regular file")}
 	}
-	ctx, cancel := context.WithCancel(t.ctx)
-	in, out := io.Pipe()
-	go func() { out.CloseWithError(t.guest.run(ctx, "cat "+quote("/"+name), nil, out)) }()
-	return &guestFile{i, bufio.NewReader(in), i.Size(), func() error { cancel(); return in.Close() }}, nil
+	// All of it at once: an agent does one thing at a time, and who has opened one file may open another.
+	f, err := os.CreateTemp(t.tmp, "file-")
+	if err != nil {
+		return nil, err
+	}
+	out := &sizedFile{f, i.Size()}
+	err = errors.Join(os.Remove(f.Name()), t.guest.run(t.ctx, "cat "+quote("/"+name), nil, out))
+	if err == nil && out.left > 0 {
+		err = errors.New("it has shrunk in the machine while it was read")
+	}
+	if err == nil {
+		_, err = f.Seek(0, io.SeekStart)
+	}
+	if err != nil {
+		f.Close()
+		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return &guestFile{f, i}, nil
 }
 
-// A guestFile is read to the size that it had when it was looked at, and no further.
+// A sizedFile takes what a file had when it was looked at, and no more.
+type sizedFile struct {
+	f    *os.File
+	left int64
+}
+
+func (s *sizedFile) Write(p []byte) (int, error) {
+	if s.left -= int64(len(p)); s.left < 0 {
+		return 0, errors.New("it has grown in the machine while it was read")
+	}
+	return s.f.Write(p)
+}
+
+// A guestFile is a copy of a file's content.
 type guestFile struct {
-	info  fs.FileInfo
-	from  *bufio.Reader
-	left  int64
-	close func() error
-}
-
-func (f *guestFile) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	n, err := f.from.Read(p[:min(int64(len(p)), f.left+1)])
-	if f.left -= int64(n); f.left < 0 {
-		return 0, fmt.Errorf("%s has grown in the machine while it was read", f.info.Name())
-	}
-	return n, err
+	*os.File
+	info fs.FileInfo
 }
 
 func (f *guestFile) Stat() (fs.FileInfo, error) { return f.info, nil }
-func (f *guestFile) Close() error               { return f.close() }
 
 type guestDir struct {
 	info fs.FileInfo

@@ -12,7 +12,8 @@ import (
 )
 
 // RunHere runs a process in the file system of this computer itself, with all that is mounted there. The process sees what it sees in a Root,
-// but for the files; what it changes is changed for good.
+// but for the files; what it changes is changed for good. For the host's network, the Runner has to take away first what is mounted on /sys: the
+// same cannot be mounted there twice.
 func (mc *Machine) RunHere(ctx context.Context, p executor.Process, out io.Writer) error {
 	if err := mc.Cgroups.Check(p.Limits); err != nil {
 		return err

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -19,14 +20,42 @@ const (
 	modulesNet  = "/modules/net"  // when a process uses the network
 )
 
-// Directories that the agent makes.
-const (
-	scratchDir = "/scratch" // the writable disk
-	layersDir  = "/layers"  // mounts of images
-)
+// A place is where the agent mounts what is its own.
+type place struct {
+	scratch string // the writable disk
+	layers  string // directories for mounts of images
+}
+
+// ownDir is a tmpfs with the agent's own mounts where the rest of the file system is not its own. Processes do not see it.
+const ownDir = "/run/obx-agent"
+
+// bootOnDisk makes room in a machine that has booted from a disk.
+func bootOnDisk() (place, error) {
+	at := place{scratch: ownDir + "/scratch", layers: ownDir + "/layers"}
+	// These the system may not have loaded by itself. Of what is missing, a mount will tell.
+	_ = exec.Command("modprobe", "-a", "-q", "virtio_blk", "ext4", "overlay", "erofs").Run()
+	if err := os.MkdirAll(ownDir, 0o700); err != nil {
+		return at, err
+	}
+	if err := unix.Mount("obx", ownDir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=700"); err != nil {
+		return at, fmt.Errorf("mount a tmpfs on %s: %w", ownDir, err)
+	}
+	for _, d := range []string{at.scratch, at.layers} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return at, err
+		}
+	}
+	unix.Umask(0o022)
+	return at, nil
+}
 
 // boot makes the machine what a process expects of Linux.
-func boot() error {
+func boot() (place, error) {
+	at := place{scratch: "/scratch", layers: "/layers"}
+	return at, makeSystem(at)
+}
+
+func makeSystem(at place) error {
 	// pivot_root does not work on the initial root file system. A tmpfs over it is as good, once the program and the
 	// modules are there.
 	const root = "/root"
@@ -51,7 +80,7 @@ func boot() error {
 			return fmt.Errorf("mount %s on %s: %w", s.source, s.target, err)
 		}
 	}
-	for _, d := range []string{scratchDir, layersDir, "/etc"} {
+	for _, d := range []string{at.scratch, at.layers, "/etc"} {
 		if err := os.Mkdir(root+d, 0o755); err != nil {
 			return err
 		}

@@ -65,7 +65,7 @@ func (s *server) openCache(ctx context.Context, which executor.Cache) (*rootfs.C
 	}
 	use.Lower, use.Commit = nil, nil
 	if s.caches.shared[n] == nil {
-		c, err := mountShared(lower)
+		c, err := s.mountShared(lower)
 		if err != nil {
 			return nil, err
 		}
@@ -75,8 +75,8 @@ func (s *server) openCache(ctx context.Context, which executor.Cache) (*rootfs.C
 	return use, nil
 }
 
-func mountShared(lower []string) (*sharedCache, error) {
-	dir, err := os.MkdirTemp(scratchDir, "shared-")
+func (s *server) mountShared(lower []string) (*sharedCache, error) {
+	dir, err := os.MkdirTemp(s.at.scratch, "shared-")
 	if err != nil {
 		return nil, err
 	}

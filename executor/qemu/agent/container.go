@@ -70,6 +70,12 @@ func changeRoot(spec *specs.Spec) error {
 	}
 	defer unix.Close(fd)
 	r := mountRoot(fd)
+	// The machine's own, if it has booted from a disk. A file system of the kernel cannot be mounted on itself.
+	for _, name := range []string{ownDir, "/proc", "/dev", "/sys"} {
+		if err := r.hide(name); err != nil {
+			return fmt.Errorf("hide %s: %w", name, err)
+		}
+	}
 	for _, m := range spec.Mounts {
 		if err := r.mount(m); err != nil {
 			return fmt.Errorf("mount on %s: %w", m.Destination, err)
@@ -135,6 +141,22 @@ func (r mountRoot) ensure(name string, dir bool) (int, error) {
 		return -1, err
 	}
 	return r.open(name)
+}
+
+// hide takes away what is mounted on a directory.
+func (r mountRoot) hide(name string) error {
+	fd, err := r.open(name)
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Unmount(fdName(fd), unix.MNT_DETACH); err != unix.EINVAL { // that says that nothing is
+		return err
+	}
+	return nil
 }
 
 var mountFlags = map[string]uintptr{

@@ -7,6 +7,9 @@
 // gives it a store on the machine's own disk, and does in its supervisor what runc does. So steps in machines and steps in containers differ in nothing that a build can see but the kernel.
 //
 // It keeps nothing: the machine and its disk are gone when obx closes them.
+//
+// A disk image may have the agent, too, as a service of its system: `agent serve` then runs processes in the machine's own files, and obx keeps
+// what has changed on the disk.
 package main
 
 import (
@@ -24,14 +27,17 @@ func main() {
 		overlay.Supervise(startContainer)
 	case os.Args[0] == containerName:
 		containerMain()
+	case len(os.Args) == 2 && os.Args[1] == "serve":
+		fmt.Fprintln(os.Stderr, "obx agent:", serve(true))
+		os.Exit(1)
 	case os.Getpid() == 1:
-		err := serve()
+		err := serve(false)
 		fmt.Fprintln(os.Stderr, "obx agent:", err)
 		// The host reads the console, and sees the machine stop.
 		_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 		os.Exit(1)
 	default:
-		fmt.Fprintln(os.Stderr, "this is obx's agent in a virtual machine, its first process")
+		fmt.Fprintln(os.Stderr, "this is obx's agent in a virtual machine, its first process; as a service of a system on a disk it is started with the argument \"serve\"")
 		os.Exit(2)
 	}
 }

@@ -27,13 +27,15 @@ import (
 
 // A server answers requests.
 type server struct {
+	onDisk  bool // the machine has booted from a disk: that is the root, and the machine is not the agent's alone
+	at      place
 	control *os.File
 	input   *os.File
 
 	store  *cas.Store
 	e      *overlay.Executor
-	root   executor.Root
-	disk   string // of layers
+	root   executor.Root // nil: the machine's own
+	disk   string        // of layers
 	images int
 	net    bool // the network is up
 
@@ -41,9 +43,13 @@ type server struct {
 }
 
 // serve is the agent's life.
-func serve() error {
-	bootErr := boot()
-	s := &server{}
+func serve(onDisk bool) error {
+	start := boot
+	if onDisk {
+		start = bootOnDisk
+	}
+	at, bootErr := start()
+	s := &server{onDisk: onDisk, at: at}
 	var err error
 	if s.control, err = openPort(wire.PortControl); err != nil {
 		return errors.Join(bootErr, err) // the console is all that is left
@@ -94,6 +100,9 @@ func (s *server) answer(ctx context.Context, req wire.Request) (reply wire.Reply
 	if err := setClock(req.Now); err != nil {
 		return reply, err
 	}
+	if s.onDisk && (req.Export != nil || req.Attach != nil && req.Attach.Keep) {
+		return reply, errors.New("the agent does not do that in a machine that has booted from a disk")
+	}
 	switch {
 	case req.Begin != nil:
 		err = reseed(req.Begin.Seed)
@@ -101,6 +110,8 @@ func (s *server) answer(ctx context.Context, req wire.Request) (reply wire.Reply
 		err = s.attach(ctx, *req.Attach)
 	case req.Run != nil:
 		err = s.run(ctx, *req.Run)
+	case req.Freeze != nil && s.onDisk:
+		unix.Sync()
 	case req.Freeze != nil:
 		reply.Changed, err = s.freeze(ctx)
 	case req.Export != nil:
@@ -121,14 +132,14 @@ func (s *server) getReady(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := unix.Mount(scratch, scratchDir, "ext4", unix.MS_NOATIME, "noinit_itable"); err != nil {
+	if err := unix.Mount(scratch, s.at.scratch, "ext4", unix.MS_NOATIME, "noinit_itable"); err != nil {
 		return fmt.Errorf("mount the writable disk: %w", err)
 	}
-	if s.store, err = cas.Open(filepath.Join(scratchDir, "store")); err != nil {
+	if s.store, err = cas.Open(filepath.Join(s.at.scratch, "store")); err != nil {
 		return err
 	}
 	s.e, err = overlay.New(overlay.Options{Store: s.store, Runtime: "/proc/self/exe", OpenCache: s.openCache})
-	if err != nil {
+	if err != nil || s.onDisk {
 		return err
 	}
 	if err := s.warmUp(ctx); err != nil {
@@ -227,7 +238,7 @@ func (s *server) mountImage(offset, size int64) (at string, number int32, err er
 	if err := changePartition(s.disk, unix.BLKPG_ADD_PARTITION, partition{start: offset, length: size, number: number}); err != nil {
 		return "", 0, err
 	}
-	at = filepath.Join(layersDir, strconv.Itoa(s.images))
+	at = filepath.Join(s.at.layers, strconv.Itoa(s.images))
 	if err := os.Mkdir(at, 0o755); err != nil {
 		return "", 0, err
 	}
@@ -273,7 +284,7 @@ func (s *server) export(ctx context.Context) (changed bool, err error) {
 
 func (s *server) run(ctx context.Context, r wire.Run) (err error) {
 	p := r.Process
-	if p.Network == executor.NetworkHost && !s.net {
+	if p.Network == executor.NetworkHost && !s.net && !s.onDisk {
 		if err := networkUp(); err != nil {
 			return err
 		}
@@ -302,7 +313,7 @@ func (s *server) run(ctx context.Context, r wire.Run) (err error) {
 		}()
 		// The host ends the input when it has the reply's announcement, an empty output.
 	}
-	err = s.root.Run(ctx, p, wire.FrameWriter{W: s.control, Kind: wire.KindOutput})
+	err = s.runProcess(ctx, p, wire.FrameWriter{W: s.control, Kind: wire.KindOutput})
 	if pumped != nil {
 		p.Stdin.Close()
 		if werr := wire.Write(s.control, wire.KindInput, nil); werr != nil {
@@ -311,6 +322,13 @@ func (s *server) run(ctx context.Context, r wire.Run) (err error) {
 		<-pumped
 	}
 	return err
+}
+
+func (s *server) runProcess(ctx context.Context, p executor.Process, out io.Writer) error {
+	if s.onDisk {
+		return s.e.RunHere(ctx, p, out)
+	}
+	return s.root.Run(ctx, p, out)
 }
 
 // pump copies the input to its end. What nobody reads any more is dropped.
@@ -368,7 +386,7 @@ func (s *server) runTerminal(ctx context.Context, p executor.Process, r wire.Run
 		}
 		copied <- err
 	}()
-	err = s.root.Run(ctx, p, nil)
+	err = s.runProcess(ctx, p, nil)
 	tty.Close()
 	err = errors.Join(err, <-copied)
 	if werr := wire.Write(s.control, wire.KindInput, nil); werr != nil {

@@ -91,7 +91,7 @@ type CacheChange struct {
 	Number int
 }
 
-// Freeze ends a step. The tar of its change comes, unless nothing has changed.
+// Freeze ends a step. The tar of its change comes, unless nothing has changed. In a machine that has booted from a disk, that has it afterwards.
 type Freeze struct{}
 
 // Export sends what is not frozen yet, and changes nothing.
