@@ -378,12 +378,16 @@ func (s *stage) job(index int, st *state) push {
 	return job
 }
 
+// headStart is what the next step has for its start, where it and a push would take turns: somebody waits for the step.
+const headStart = 100 * time.Millisecond
+
 // A pusher packs and pushes results behind the build. Results wait in a queue that holds no files.
 type pusher struct {
 	run   *run
 	cache Cache
 	ctx   context.Context
 	queue chan push
+	hurry chan struct{} // closed when nothing else is waited for
 	busy  sync.WaitGroup
 	cores *semaphore.Weighted // that pack, so that steps have the others
 
@@ -404,6 +408,7 @@ type push struct {
 	untold bool                                              // waited for like others, but it is no result to tell of, or not known to be one
 	copy   func(ctx context.Context) (sent int64, err error) // instead of all that: has it from another cache
 	before func(push func(push))
+	added  time.Time
 }
 
 // maxPushes is how many results are packed and pushed at once.
@@ -415,12 +420,18 @@ func newPusher(ctx context.Context, r *run) *pusher {
 		cache:  r.Caches[0],
 		ctx:    ctx,
 		queue:  make(chan push, 4096),
+		hurry:  make(chan struct{}),
 		cores:  semaphore.NewWeighted(max(1, int64(runtime.GOMAXPROCS(0))/2)),
 		packed: map[string]*future[layers.Layer]{},
 	}
 	for range maxPushes {
 		p.busy.Go(func() {
 			for job := range p.queue {
+				select {
+				case <-time.After(time.Until(job.added.Add(headStart))):
+				case <-p.hurry:
+				case <-ctx.Done():
+				}
 				p.do(job)
 				if !job.untold {
 					p.count(-1)
@@ -453,12 +464,14 @@ func (p *pusher) add(job push) {
 	if !job.untold {
 		p.count(1)
 	}
+	job.added = time.Now()
 	p.queue <- job
 }
 
 // wait ends the queue, waits for what is in it, and gives the first failure.
 func (p *pusher) wait() error {
 	close(p.queue)
+	close(p.hurry)
 	p.mu.Lock()
 	p.awaited = true
 	waiting := p.left > 0
