@@ -23,7 +23,8 @@ import (
 
 // Push publishes a result: blobs in any order (mounted, or skipped where they are known), the image, then the record. Its layers must be
 // packed. The first trusted writer wins; a broken, untrusted or incomplete entry is overwritten. (An untrusted one only by a Cache with a
-// Signer: an unsigned record would serve its writer no better.) It reports the bytes that it sent.
+// Signer: an unsigned record would serve its writer no better.) It reports the bytes that it sent. The error wraps ErrGone if bytes of the result
+// cannot be had any more.
 func (c *Cache) Push(ctx context.Context, r *Result) (sent int64, err error) {
 	p := &push{Cache: c, r: r, domain: c.domains()[0]}
 	p.tag = tagOf(r.Key, p.domain)
@@ -38,7 +39,7 @@ func (c *Cache) Push(ctx context.Context, r *Result) (sent int64, err error) {
 }
 
 // errNowhere says that bytes are in neither store.
-var errNowhere = errors.New("its bytes are neither here nor there")
+var errNowhere = fmt.Errorf("its bytes are neither here nor there: %w", ErrGone)
 
 // A push is one Push.
 type push struct {
@@ -354,7 +355,7 @@ func (p *push) layerBlob(ctx context.Context, l *part, base bool) (blob, error) 
 				return blob{}, err
 			}
 			if packed.DiffID != l.DiffID {
-				return blob{}, fmt.Errorf("its bytes are lost, and packing it again gave %s instead of %s", packed.DiffID, l.DiffID)
+				return blob{}, fmt.Errorf("packing it again gave %s instead of %s: %w", packed.DiffID, l.DiffID, errNowhere)
 			}
 			l.Layer = packed
 		}

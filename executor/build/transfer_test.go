@@ -1,6 +1,7 @@
 package build_test
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -352,4 +353,37 @@ func TestExportLostBytes(t *testing.T) {
 	o := d.run(fmt.Sprintf(onBase, "A"))
 	o.want("cccc")
 	o.wantFiles(onBaseFiles("A"))
+}
+
+// Results whose base has bytes that cannot be had any more are left out; others are exported.
+func TestExportLostBase(t *testing.T) {
+	t.Parallel()
+	dir := baseImage(t)
+	a := withBase(t, dir)
+	first := a.run(fmt.Sprintf(onBase, "A"))
+	a.run(`((from scratch) (run (shell "echo other > /other")))`)
+	base := first.plan.Stages[0].Base
+	img, err := a.Images.Pull(t.Context(), base, true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout, _, _ := strings.Cut(strings.TrimPrefix(dir, "oci:"), ":")
+	err = errors.Join(
+		os.RemoveAll(layout),
+		os.Remove(filepath.Join(a.Store.Dir(), "blobs", "sha256", img.Layers[0].Blob.Digest.Encoded())),
+		os.WriteFile(filepath.Join(a.Store.LayerPath(img.Layers[0].Dir), "base"), []byte("spoilt\n"), 0o644),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := a.cache(&repo{})
+	var warned []string
+	to.Warn = func(s string) { warned = append(warned, s) }
+	r, err := a.Export(t.Context(), nil, nil, to, 0)
+	if err != nil || r.Results != 1 {
+		t.Errorf("exported %+v, %v", r, err)
+	}
+	if all := strings.Join(warned, "\n"); !strings.Contains(all, "results are left out") || !strings.Contains(all, "neither here nor there") {
+		t.Errorf("warned %q", warned)
+	}
 }
