@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,7 +35,8 @@ type Cache struct {
 	Compression layers.Compression // of layers that Push must make (merged ranges)
 	Warn        func(msg string)
 
-	clock func() time.Time // nil: time.Now
+	clock  func() time.Time // nil: time.Now
+	nearby time.Duration    // for tests; zero: the constant
 
 	entries flights[string]        // one push of a tag at a time
 	blobs   flights[digest.Digest] // one upload of a blob
@@ -254,7 +256,7 @@ func (c *Cache) findRest(ctx context.Context, next keys.ID, rest []keys.ID) (*Re
 		if err != nil || r != nil {
 			return r, err
 		}
-	case <-time.After(nearby):
+	case <-time.After(cmp.Or(c.nearby, nearby)):
 	}
 	asking, stop := context.WithCancel(ctx)
 	defer stop()

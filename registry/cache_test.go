@@ -1124,6 +1124,7 @@ func TestNoAnswerToRecords(t *testing.T) {
 		"survey": func(c *registry.Cache) (*registry.Result, error) { return c.Survey(t.Context(), ids) },
 	} {
 		b, warned := machine(t, repo)
+		registry.Nearby(b, time.Hour)
 		repo.seen()
 		if r, err := ask(b); r != nil || err != nil {
 			t.Errorf("%s: found %+v, %v", name, r, err)
@@ -1168,11 +1169,14 @@ func TestFindAsks(t *testing.T) {
 				}
 			}
 			if c.slow >= 0 && strings.Contains(line, ids[c.slow].String()) {
-				time.Sleep(200 * time.Millisecond)
+				time.Sleep(time.Second)
 			}
 			return nil
 		})
 		b, warned := machine(t, repo)
+		if c.slow < 0 {
+			registry.Nearby(b, time.Hour)
+		}
 		repo.seen()
 		r := find(t, b, ids...)
 		if r == nil || r.Key != build.results[c.last].Key {

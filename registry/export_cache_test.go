@@ -19,3 +19,6 @@ func Corrupt(m *Memory, d digest.Digest) {
 	b.data[len(b.data)-1] ^= 1
 	m.blobs[d] = b
 }
+
+// Nearby says how long Find waits for one answer before it asks for all others.
+func Nearby(c *Cache, d time.Duration) { c.nearby = d }
