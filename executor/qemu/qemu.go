@@ -19,7 +19,8 @@
 // # Saved machines
 //
 // A machine is booted once for each kernel, QEMU, and size, and saved when the agent greets: nothing of a build is in it. Machines
-// go on from there, each with a private copy of the memory that costs what it writes, and a copy of the small disk. The agent then sets the clock and reseeds the random generator. Where that does not work, machines boot.
+// go on from there, each with a private copy of the memory that costs what it writes, and a copy of the small disk. The agent then sets the clock and reseeds the random generator. Where that does not work, machines boot; those of
+// riscv64 always do, since QEMU does not save their timers.
 //
 // # What this package refuses to know
 //
