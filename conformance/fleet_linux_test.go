@@ -849,7 +849,7 @@ func fleetDomains(f *fleet) {
 func fleetDeleted(f *fleet) {
 	spec := func(last int) string {
 		return fmt.Sprintf(`((from %s/bases/busybox:latest) (shell /bin/sh -c)
- (run (shell "echo 1 >> /log")) (run (shell "echo 2 >> /log; head -c 100000 /dev/urandom | od")) (run (shell "echo %d >> /log; cat /log")))`,
+ (run (shell "echo 1 >> /log; head -c 3000 /dev/urandom > /large")) (run (shell "echo 2 >> /log; head -c 3000 /dev/urandom > /large; head -c 100000 /dev/urandom | od")) (run (shell "echo %d >> /log; cat /log")))`,
 			f.proxy.Addr, last)
 	}
 	repo := f.direct()
