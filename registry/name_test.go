@@ -64,6 +64,8 @@ func TestNormalizeErrors(t *testing.T) {
 		{"oci:", "the directory is missing"},
 		{"oci::tag", "the directory is missing"},
 		{"oci:a:b c", "is no tag"},
+		{"oci:a:-b", "is no tag"},
+		{"oci:a:" + strings.Repeat("b", 129), "is no tag"},
 		{"oci:a@sha256:12", "invalid"},
 	}
 	for _, tt := range tests {

@@ -356,8 +356,10 @@ func (e *answered) Error() string {
 // requests for tokens name the account.
 type redacted struct{ err error }
 
-var urlSecrets = regexp.MustCompile(`(https?://)(?:[^/\s"@]*@)?([^\s"?]*)(?:\?[^\s"]*)?`)
+var urlSecrets = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`(https?://)(?:[^/\s"@]*@)?([^\s"?]*)(?:\?[^\s"]*)?`)
+})
 
 func redact(err error) error     { return redacted{err} }
-func (e redacted) Error() string { return urlSecrets.ReplaceAllString(e.err.Error(), "$1$2") }
+func (e redacted) Error() string { return urlSecrets().ReplaceAllString(e.err.Error(), "$1$2") }
 func (e redacted) Unwrap() error { return e.err }

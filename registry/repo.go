@@ -125,7 +125,7 @@ func OpenRepo(ref string, o RepoOptions) (Repo, error) {
 // hasTag reports whether a directory or file is named as images of layouts are, oci:DIR:TAG, and is not there under that name.
 func hasTag(path string) bool {
 	name, tag, ok := strings.Cut(filepath.Base(path), ":")
-	if !ok || name == "" || !isTag.MatchString(tag) {
+	if !ok || name == "" || !isTag(tag) {
 		return false
 	}
 	_, err := os.Lstat(path)

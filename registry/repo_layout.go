@@ -144,7 +144,7 @@ func (l *layoutRepo) readIndex() (*layoutIndex, error) {
 	}
 	for _, e := range index.Manifests {
 		tag := e.Annotations[ocispec.AnnotationRefName]
-		if _, twice := index.byTag[tag]; isTag.MatchString(tag) && !twice {
+		if _, twice := index.byTag[tag]; isTag(tag) && !twice {
 			index.byTag[tag] = ocispec.Descriptor{MediaType: e.MediaType, Digest: e.Digest, Size: e.Size}
 		}
 	}
@@ -163,7 +163,7 @@ func (l *layoutRepo) resolve(ref string) (ocispec.Descriptor, error) {
 	if err := checkRef(ref); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	if !isTag.MatchString(ref) {
+	if !isTag(ref) {
 		return ocispec.Descriptor{Digest: digest.Digest(ref)}, nil
 	}
 	desc, err := l.readTag(ref)
@@ -380,7 +380,7 @@ func (l *layoutRepo) tagFiles() ([]string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	return slices.DeleteFunc(names, func(name string) bool { return !isTag.MatchString(name) }), nil
+	return slices.DeleteFunc(names, func(name string) bool { return !isTag(name) }), nil
 }
 
 // Tags implements Repo.
@@ -446,7 +446,7 @@ func (l *layoutRepo) delete(ref string) error {
 	}
 	var names []string
 	var found bool
-	if isTag.MatchString(ref) {
+	if isTag(ref) {
 		names = []string{path.Join(tagsDir, ref)}
 		_, found = index.byTag[ref]
 	} else {

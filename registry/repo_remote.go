@@ -150,7 +150,7 @@ func (r *remoteRepo) explainWrite(err error) error {
 
 // checkRef refuses what would make a request for something else.
 func checkRef(ref string) error {
-	if !isTag.MatchString(ref) && checkDigest(digest.Digest(ref)) != nil {
+	if !isTag(ref) && checkDigest(digest.Digest(ref)) != nil {
 		return fmt.Errorf("%q is neither a tag nor a digest", ref)
 	}
 	return nil
@@ -247,7 +247,7 @@ func (r *remoteRepo) readManifest(ctx context.Context, ref string) (ocispec.Desc
 		}
 	}
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	if !isTag.MatchString(ref) && desc.Digest.String() != ref {
+	if !isTag(ref) && desc.Digest.String() != ref {
 		return desc, nil, fmt.Errorf("%w: what is there has the digest %s", ErrNotFound, desc.Digest)
 	}
 	return desc, b, nil
@@ -517,7 +517,7 @@ func (r *remoteRepo) putManifest(ctx context.Context, tag string, desc ocispec.D
 
 // checkManifestToPut refuses what no Repo takes.
 func checkManifestToPut(tag string, data []byte) error {
-	if tag != "" && !isTag.MatchString(tag) {
+	if tag != "" && !isTag(tag) {
 		return fmt.Errorf("%q is no tag", tag)
 	}
 	if len(data) > maxDocument {
@@ -623,7 +623,7 @@ func (r *remoteRepo) delete(ctx context.Context, ref string) error {
 		discard(resp)
 		return nil
 	}
-	if isTag.MatchString(ref) && refusesTags(err) {
+	if isTag(ref) && refusesTags(err) {
 		desc, err := r.Head(ctx, ref)
 		if errors.Is(err, ErrNotFound) {
 			return nil
