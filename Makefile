@@ -1,7 +1,7 @@
 # The two commands of the README are `make example` and `make test`; `make help` lists the rest.
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-OBX         := bin/obx
+OBX         := .build/obx
 
 # The agents of virtual machines are kept as they were built: for these architectures, with this compiler, from these settings.
 AGENT_ARCHS := amd64 arm64 riscv64
@@ -13,7 +13,7 @@ export CGO_ENABLED ?= 0
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
-build: $(OBX) ## build bin/obx
+build: $(OBX) ## build .build/obx
 
 $(OBX): FORCE
 	go build -trimpath -o $@ ./cmd/obx
@@ -31,22 +31,17 @@ endef
 
 TEST_CACHE := $${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test
 
-# foreign ARCH,SUITE,PACKAGE: unpacks the kernel that a package depends on, of an architecture that this machine's lists do not have.
+# foreign ARCH,SUITE,PACKAGE: unpacks the kernel that a package depends on, of an architecture that this machine's lists
+# do not have. Debian 12 has no riscv64: its kernel is 13's.
 define foreign
-	@dir="$(TEST_CACHE)/lists-$(1)" && mkdir -p "$$dir/lists/partial" "$$dir/archives/partial" && \
+	@test -n "$$(ls "$(TEST_CACHE)/kernel-$(1)"/boot/vmlinu* 2>/dev/null)" || { dir="$(TEST_CACHE)/lists-$(1)" && mkdir -p "$$dir/lists/partial" "$$dir/archives/partial" && \
 	echo "deb $$(apt-get indextargets --format '$$(REPO_URI)' | head -1) $(2) main" >"$$dir/sources.list" && \
 	apt="-q -o Dir::Etc::SourceList=$$dir/sources.list -o Dir::Etc::SourceParts=/dev/null -o Dir::State::Lists=$$dir/lists -o Dir::Cache=$$dir \
 		-o APT::Architecture=$(1) -o APT::Architectures=$(1) -o APT::Sandbox::User=root" && \
 	apt-get $$apt update && name=$$(apt-cache $$apt depends --important $(3) | sed -n 's/^ *Depends: \(linux-image-[^:]*\).*/\1/p' | head -1) && \
 	cd "$$dir" && apt-get $$apt download $$name && dpkg-deb -x linux-image*.deb root && if [ -d root/usr/lib/modules ]; then mkdir -p root/lib && mv root/usr/lib/modules root/lib/; fi && \
-	rm -rf root/usr "$(TEST_CACHE)/kernel-$(1)" && mv root "$(TEST_CACHE)/kernel-$(1)" && rm -rf "$$dir"
+	rm -rf root/usr "$(TEST_CACHE)/kernel-$(1)" && mv root "$(TEST_CACHE)/kernel-$(1)" && rm -rf "$$dir"; }
 endef
-
-# test-archs makes the tests of other architectures run, which are skipped without. Debian 12 has no riscv64: its kernel is 13's.
-test-archs: ## install what the tests of virtual machines of other architectures need
-	$(call install,qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc)
-	$(call foreign,arm64,bookworm,linux-image-cloud-arm64)
-	$(call foreign,riscv64,trixie,linux-image-riscv64)
 
 # test-disks makes the tests of disk images run, with OBX_TEST_MACHINES=all; benchmarks boot the disk too.
 test-disks: test-deps ## make the disk with Debian that tests of disk images boot
@@ -71,8 +66,10 @@ CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
 # Tests run against two registries: Debian's, and the current one of the distribution project; and a current containerd,
 # which has btrfs only with cgo.
 test-deps: deps ## install what tests need beside that
-	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils)
+	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc qemu-img:qemu-utils)
 	@test -n "$$(ls "$(TEST_CACHE)"/kernel-amd64/boot/vmlinuz-* 2>/dev/null)" || $(call kernel,linux-image-cloud-amd64,amd64)
+	$(call foreign,arm64,bookworm,linux-image-cloud-arm64)
+	$(call foreign,riscv64,trixie,linux-image-riscv64)
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/registry" || \
 		GOBIN="$$dir" go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/containerd-shim-runc-v2" || \
@@ -82,8 +79,8 @@ test-deps: deps ## install what tests need beside that
 example: $(OBX) deps ## install what is missing, and run examples/hello twice
 	cp "$$(command -v busybox)" examples/hello/busybox
 	$(OBX) run examples/hello/hello.sexp examples/hello --secret token=examples/hello/token
-	$(OBX) run examples/hello/hello.sexp examples/hello --secret token=examples/hello/token --output type=tar,dest=bin/hello.tar
-	@echo "the result's files are in bin/hello.tar"
+	$(OBX) run examples/hello/hello.sexp examples/hello --secret token=examples/hello/token --output type=tar,dest=.build/hello.tar
+	@echo "the result's files are in .build/hello.tar"
 
 test: test-deps ## install what is missing, and run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 45m ./...
@@ -117,7 +114,7 @@ bench: test-disks ## run the benchmarks, with their floors, on a fresh file syst
 	go test -run '^$$' -bench . -benchtime 3x -timeout 30m ./...
 
 clean: ## remove what was built
-	rm -rf bin examples/hello/busybox
+	rm -rf .build examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps test-deps test-archs test-disks example test agents check-agents wine lint cross bench clean FORCE
+.PHONY: help build deps test-deps test-disks example test agents check-agents wine lint cross bench clean FORCE
