@@ -408,7 +408,7 @@ type push struct {
 	untold bool                                              // waited for like others, but it is no result to tell of, or not known to be one
 	copy   func(ctx context.Context) (sent int64, err error) // instead of all that: has it from another cache
 	before func(push func(push))
-	added  time.Time
+	added  time.Time // to the queue
 }
 
 // maxPushes is how many results are packed and pushed at once.

@@ -328,7 +328,7 @@ func (x *export) run(ctx context.Context) error {
 		}
 	}
 	if len(x.lost) > 0 {
-		x.warn("%d results are left out, since they came from a cache or their base image is gone; the first: %v", len(x.lost), x.lost[0])
+		x.warn("%d results are left out; the first: %v", len(x.lost), x.lost[0])
 	}
 	return nil
 }
@@ -461,17 +461,17 @@ func (x *export) push(ctx context.Context, e *exported, res *registry.Result) er
 	var sent int64
 	var err error
 	pulled := e.rec.Pulled != nil
-	lost := func() bool { return err != nil && ctx.Err() == nil && (pulled || errors.Is(err, registry.ErrGone)) }
 	if pulled {
 		res.Envelope = e.rec.Pulled.Envelope
 		sent, err = x.to.Republish(ctx, res)
 	} else {
 		sent, err = x.to.Push(ctx, res)
 	}
+	lost := err != nil && ctx.Err() == nil && (pulled || errors.Is(err, registry.ErrGone))
 	x.mu.Lock()
 	x.report.Bytes += sent
 	switch {
-	case lost():
+	case lost:
 		x.lost = append(x.lost, err)
 	case err == nil && sent == 0:
 		x.report.Present++
@@ -479,7 +479,7 @@ func (x *export) push(ctx context.Context, e *exported, res *registry.Result) er
 		x.report.Results++
 	}
 	x.mu.Unlock()
-	if err != nil && !lost() {
+	if err != nil && !lost {
 		return err
 	}
 	if err != nil || pulled && x.to.Signer != nil { // that others are right is not for this machine to sign
