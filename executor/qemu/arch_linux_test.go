@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,22 +14,13 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// TestArchitectures runs a program of another architecture: the agent, which complains of where it is. It needs QEMU and a kernel for
-// it (make test-archs), and is skipped without.
+// TestArchitectures runs a program of another architecture: the agent, which complains of where it is.
 func TestArchitectures(t *testing.T) {
 	conformance.RequireRoot(t)
 	for _, arch := range []string{"arm64", "riscv64"} {
 		t.Run(arch, func(t *testing.T) {
-			cache, err := os.UserCacheDir()
-			if err != nil {
-				t.Fatal(err)
-			}
-			kernels, _ := filepath.Glob(filepath.Join(cache, "obx-test", "kernel-"+arch, "boot", "vmlinu[xz]-*"))
-			if _, err := exec.LookPath(programs[arch]); err != nil || len(kernels) == 0 {
-				t.Skipf("%s or a kernel for it is not installed", programs[arch])
-			}
 			st := conformance.OpenStore(t)
-			e, err := New(Options{Store: st, Arch: arch, Kernel: kernels[0], BootTimeout: 5 * time.Minute, Warn: func(s string) { t.Error(s) }})
+			e, err := New(Options{Store: st, Arch: arch, Kernel: conformance.Kernel(t, arch), BootTimeout: 5 * time.Minute, Warn: func(s string) { t.Error(s) }})
 			if err != nil {
 				t.Fatal(err)
 			}

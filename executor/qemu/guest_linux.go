@@ -1,8 +1,8 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -73,10 +73,7 @@ func (e *Executor) greet(ctx context.Context, m *machine, memory int64, limit ti
 		}
 		return nil, err
 	}
-	seed := make([]byte, 64)
-	_, _ = rand.Read(seed) // never fails
-	_, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, nil)
-	return &agentGuest{e: e, m: m, memory: memory, free: semaphore.NewWeighted(1)}, err
+	return &agentGuest{e: e, m: m, memory: memory, free: semaphore.NewWeighted(1)}, m.begin(ctx)
 }
 
 func (g *agentGuest) close() {}
@@ -163,7 +160,7 @@ func (r *diskRoot) reach(ctx context.Context, addr string) (guest, error) {
 		}).Stop()
 	}
 	var other guest // what sshd leads to, while the agent is waited for
-	var errs []error
+	var agentErr, shellErr error
 	for ; waiting > 0; waiting-- {
 		select {
 		case a := <-agent:
@@ -182,28 +179,35 @@ func (r *diskRoot) reach(ctx context.Context, addr string) (guest, error) {
 				return a.g, nil
 			}
 			if other != nil {
-				r.e.warn(fmt.Sprintf("a machine is reached by ssh, for its agent does not work: %v", a.err))
+				r.agentFails(a.err)
 				return other, nil
 			}
-			errs = append(errs, a.err)
-			agent = nil
+			agentErr = a.err
 		case a := <-shell:
 			if a.err != nil {
-				errs = append([]error{a.err}, errs...)
+				shellErr = a.err
 				continue
 			}
 			_, none := quiet(ctx, a.g, `PATH="$PATH:/usr/local/sbin:/usr/sbin"; command -v obx-agent`, nil)
-			if agent == nil || none != nil {
+			switch {
+			case none != nil && agentErr == nil:
 				stop()
-				if agent != nil {
-					<-agent // nobody else reads the port
-				}
+				<-agent // it reads the port no longer
+				return a.g, nil
+			case none != nil:
+				return a.g, nil
+			case agentErr != nil:
+				r.agentFails(agentErr)
 				return a.g, nil
 			}
 			other = a.g
 		}
 	}
-	return nil, errs[0]
+	return nil, cmp.Or(shellErr, agentErr)
+}
+
+func (r *diskRoot) agentFails(err error) {
+	r.e.warn(fmt.Sprintf("a machine is reached by ssh, for its agent does not work: %v", err))
 }
 
 // keyless is how long a machine without a key for ssh may boot before the user is told of that way.

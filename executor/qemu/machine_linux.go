@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -467,6 +468,14 @@ func (m *machine) greeting(ctx context.Context, limit time.Duration) error {
 		return fmt.Errorf("the machine cannot be made ready: %s", printable(hello.Err))
 	}
 	return m.control.SetReadDeadline(time.Time{})
+}
+
+// begin is the first request to an agent.
+func (m *machine) begin(ctx context.Context) error {
+	seed := make([]byte, 64)
+	_, _ = rand.Read(seed) // never fails
+	_, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, nil)
+	return err
 }
 
 // A bootError is a machine that did not boot in time.

@@ -3,7 +3,6 @@ package qemu
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -129,9 +128,7 @@ func (r *root) start(ctx context.Context, p executor.Process, paths []string) er
 		return err
 	}
 	r.m, r.memory, r.depth, r.dirty = m, size, 0, false
-	seed := make([]byte, 64)
-	_, _ = rand.Read(seed) // never fails
-	if _, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, nil); err != nil {
+	if err := m.begin(ctx); err != nil {
 		return err
 	}
 	if len(paths) == 0 {
