@@ -70,7 +70,7 @@ func windowsSpec(p executor.Process, r windowsRun) (*specs.Spec, error) {
 			Network:                 &specs.WindowsNetwork{AllowUnqualifiedDNSQuery: true, NetworkNamespace: r.namespace},
 		},
 	}
-	if line, ok := cmdLine(p.Argv); ok {
+	if line, ok := executor.CmdLine(p.Argv); ok {
 		s.Process.CommandLine = line
 	} else {
 		s.Process.Args = p.Argv
@@ -79,26 +79,6 @@ func windowsSpec(p executor.Process, r windowsRun) (*specs.Spec, error) {
 		s.Windows.HyperV = &specs.WindowsHyperV{}
 	}
 	return s, nil
-}
-
-// cmdLine is the command line of cmd, which has rules of its own: with /S, it takes what is between the first and the
-// last quote as it is, and a quote inside must not be escaped as other programs want it.
-func cmdLine(argv []string) (string, bool) {
-	name := strings.ToLower(path.Base(slashes(argv[0])))
-	if name != "cmd" && name != "cmd.exe" || len(argv) < 3 {
-		return "", false
-	}
-	options := argv[1 : len(argv)-1]
-	if !slices.ContainsFunc(options, func(o string) bool { return strings.EqualFold(o, "/c") }) {
-		return "", false
-	}
-	if slices.ContainsFunc(argv[:len(argv)-1], func(o string) bool { return strings.ContainsAny(o, " \t\"") }) {
-		return "", false
-	}
-	if !slices.ContainsFunc(options, func(o string) bool { return strings.EqualFold(o, "/s") }) {
-		options = slices.Insert(slices.Clone(options), 0, "/S")
-	}
-	return argv[0] + " " + strings.Join(options, " ") + ` "` + argv[len(argv)-1] + `"`, true
 }
 
 func windowsLimits(l executor.Limits) (*specs.WindowsResources, error) {
