@@ -3,9 +3,9 @@
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 OBX         := .build/obx
 
-# The agents of virtual machines are kept as they were built: for these architectures, with this compiler, from these settings.
-AGENT_ARCHS := amd64 arm64 riscv64
-AGENT_BUILD := env GOTOOLCHAIN=go1.26.8 GOOS=linux CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOARM64=v8.0 GORISCV64=rva20u64 GOEXPERIMENT= \
+# The agents of virtual machines are kept as they were built: for these systems, with this compiler, from these settings.
+AGENTS := linux-amd64 linux-arm64 linux-riscv64 openbsd-amd64 windows-amd64
+AGENT_BUILD := env GOTOOLCHAIN=go1.26.8 CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOARM64=v8.0 GORISCV64=rva20u64 GOEXPERIMENT= \
 	go build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
 
 export CGO_ENABLED ?= 0
@@ -89,13 +89,13 @@ wine: test-deps ## run what has to be right on Windows as Windows programs, unde
 	conformance/wine.sh
 
 agents: ## build the agents of virtual machines again, after a change of what they are made of
-	@tmp=$$(mktemp -d) && for a in $(AGENT_ARCHS); do \
-		GOARCH=$$a $(AGENT_BUILD) -o $$tmp/$$a ./executor/qemu/agent && gzip -9nc $$tmp/$$a > executor/qemu/agents/$$a.gz || exit 1; \
+	@tmp=$$(mktemp -d) && for a in $(AGENTS); do \
+		GOOS=$${a%-*} GOARCH=$${a#*-} $(AGENT_BUILD) -o $$tmp/$$a ./executor/qemu/agent && gzip -9nc $$tmp/$$a > executor/qemu/agents/$$a.gz || exit 1; \
 	done && rm -r $$tmp
 
 check-agents: ## see whether the agents are what `make agents` makes
-	@tmp=$$(mktemp -d) && for a in $(AGENT_ARCHS); do \
-		GOARCH=$$a $(AGENT_BUILD) -o $$tmp/$$a ./executor/qemu/agent && gzip -dc executor/qemu/agents/$$a.gz | cmp - $$tmp/$$a || \
+	@tmp=$$(mktemp -d) && for a in $(AGENTS); do \
+		GOOS=$${a%-*} GOARCH=$${a#*-} $(AGENT_BUILD) -o $$tmp/$$a ./executor/qemu/agent && gzip -dc executor/qemu/agents/$$a.gz | cmp - $$tmp/$$a || \
 			{ echo "the agent for $$a is not up to date: run make agents"; exit 1; }; \
 	done && rm -r $$tmp
 

@@ -48,7 +48,7 @@ system needs control groups of version 2 and, as modules or built in, virtio_con
   obx run --executor qemu --qemu-ssh-key id_ed25519 --base debian=qcow2:debian.qcow2 agent.sexp .`,
 		Args: args(1, 1, "DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			program, err := qemu.Agent(arch)
+			program, err := qemu.Agent("linux", arch)
 			if err != nil {
 				return usage("for example --arch amd64", "--arch: %w", err)
 			}

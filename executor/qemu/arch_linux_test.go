@@ -28,7 +28,7 @@ func TestArchitectures(t *testing.T) {
 			if p := e.Platform(); p.Architecture != arch {
 				t.Errorf("the platform is %v", p)
 			}
-			program, err := Agent(arch)
+			program, err := Agent("linux", arch)
 			if err != nil {
 				t.Fatal(err)
 			}

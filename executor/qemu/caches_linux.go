@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
@@ -32,7 +34,8 @@ type cacheUse struct {
 	which executor.Cache
 	use   *rootfs.CacheUse
 	times int      // how often it is mounted
-	dirs  []int    // in the image
+	from  []string // directories in overlay form with what it has, base first
+	dirs  []int    // their numbers in the image
 	seen  string   // the snapshot; "" if there is none
 	tars  []string // directories with what has changed, of each mount of it
 }
@@ -55,23 +58,33 @@ func (e *Executor) openCaches(ctx context.Context, m *machine, p executor.Proces
 	return set, nil
 }
 
-// attach shows the machine what the caches have.
-func (c *cacheSet) attach(ctx context.Context) error {
-	var list []*layerMeta
+// show shows the machine what the caches have.
+func (c *cacheSet) show(ctx context.Context, p executor.Process) error {
 	for _, u := range c.list {
-		dirs := u.use.Lower
+		u.from = u.use.Lower
 		if u.use.Shared != "" {
 			dir, err := os.MkdirTemp(c.e.tmp, "cache-")
 			if err != nil {
 				return fmt.Errorf("cache %q: %w", u.which.Name, err)
 			}
 			u.seen = dir
-			dirs = []string{filepath.Join(dir, "fs")}
-			if err := snapshot(dirs[0], u.use.Shared); err != nil {
+			u.from = []string{filepath.Join(dir, "fs")}
+			if err := snapshot(u.from[0], u.use.Shared); err != nil {
 				return fmt.Errorf("cache %q: %w", u.which.Name, err)
 			}
 		}
-		for _, d := range dirs {
+	}
+	if c.m.plain {
+		return c.send(ctx, p)
+	}
+	return c.attach(ctx)
+}
+
+// attach shows them as an image.
+func (c *cacheSet) attach(ctx context.Context) error {
+	var list []*layerMeta
+	for _, u := range c.list {
+		for _, d := range u.from {
 			l, err := metaOf(d)
 			if err != nil {
 				return fmt.Errorf("cache %q: %w", u.which.Name, err)
@@ -87,6 +100,33 @@ func (c *cacheSet) attach(ctx context.Context) error {
 	var err error
 	c.offset, err = c.m.attachImage(ctx, list, wire.Attach{})
 	return err
+}
+
+// send sends them to an agent that cannot mount them: for each mount, all files.
+func (c *cacheSet) send(ctx context.Context, p executor.Process) error {
+	mounts := p.Caches()
+	slices.SortStableFunc(mounts, func(a, b executor.Mount) int { // what is mounted inside another comes after it
+		return cmp.Compare(strings.Count(a.Target, "/"), strings.Count(b.Target, "/"))
+	})
+	for _, m := range mounts {
+		n := slices.IndexFunc(c.list, func(u *cacheUse) bool { return u.which == *m.Cache })
+		dirs := c.list[n].from
+		if len(dirs) == 0 {
+			dirs = []string{c.e.empty}
+		}
+		req := wire.Unpack{Dir: m.Target, Cache: &wire.CacheMount{Number: n, UID: p.UID, GID: p.GID}}
+		for _, d := range dirs {
+			reply, err := c.m.exchange(ctx, wire.Request{Unpack: &req}, sendLayer(ctx, d), nil)
+			if err == nil && reply.Start != "" {
+				err = &executor.StartError{Msg: printable(reply.Start)}
+			}
+			if err != nil {
+				return fmt.Errorf("cache %q: %w", m.Cache.Name, err)
+			}
+			req.Cache = nil
+		}
+	}
+	return nil
 }
 
 func (c *cacheSet) wire() []wire.Cache {

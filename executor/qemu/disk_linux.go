@@ -14,11 +14,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/wire"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -121,7 +123,7 @@ type diskRoot struct {
 	top   int      // number of the topmost file
 
 	m       *machine
-	guest   guest
+	guest   *guest
 	network executor.Network // of m
 	memory  int64            // of m, in bytes
 	active  string           // the file that m writes to, in the store's TempDir
@@ -233,7 +235,7 @@ func (r *diskRoot) start(ctx context.Context, p executor.Process) error {
 		}
 	}
 	for _, dir := range r.rest[r.there:] {
-		if err := addLayer(ctx, r.guest, dir); err != nil {
+		if err := r.guest.addLayer(ctx, dir); err != nil {
 			return r.why(ctx, err)
 		}
 		r.there++
@@ -258,8 +260,8 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 		return err
 	}
 	d := &diskDevice{
-		files: append(append([]string(nil), r.files...), r.active), forward: addr, port: r.e.options.Guest.orDefault().Port,
-		online: n == executor.NetworkHost,
+		files: append(append([]string(nil), r.files...), r.active), forward: addr, port: r.e.options.Guest.orDefault(r.e.options.OS).Port,
+		online: n == executor.NetworkHost, foreign: r.e.foreign,
 	}
 	if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {
 		return err
@@ -321,23 +323,14 @@ func (r *diskRoot) Freeze(ctx context.Context) (executor.Change, error) {
 }
 
 func (r *diskRoot) freeze(ctx context.Context) (string, error) {
-	// What the file system has then is what it has after a power cut a moment later: whole.
-	if err := r.guest.sync(ctx); err != nil {
-		return "", r.why(ctx, err)
-	}
 	done := r.active
-	r.top++
-	r.files = append(r.files, done)
-	next, err := r.newFile(ctx)
-	r.files = r.files[:len(r.files)-1]
-	if err != nil {
+	let := r.goOn
+	if r.e.foreign {
+		let = r.shutDown
+	}
+	if err := let(ctx); err != nil {
 		return "", err
 	}
-	if err := r.m.switchDisk(ctx, r.node, next); err != nil {
-		return "", err
-	}
-	r.active = next
-	r.node++
 	if err := r.seal(done); err != nil {
 		return "", err
 	}
@@ -357,6 +350,51 @@ func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 	}
 	r.files, r.rest, r.there = append(r.files, file), nil, 0 // the file has what was added
 	return name, nil
+}
+
+// goOn has the machine write to the next file.
+func (r *diskRoot) goOn(ctx context.Context) error {
+	// What the file system has then is what it has after a power cut a moment later: whole.
+	if err := r.guest.sync(ctx); err != nil {
+		return r.why(ctx, err)
+	}
+	r.top++
+	r.files = append(r.files, r.active)
+	next, err := r.newFile(ctx)
+	r.files = r.files[:len(r.files)-1]
+	if err != nil {
+		return err
+	}
+	if err := r.m.switchDisk(ctx, r.node, next); err != nil {
+		return err
+	}
+	r.active = next
+	r.node++
+	return nil
+}
+
+// shutDown has the machine's system write all that it holds back, and end: of others than Linux it is not known that a sync is enough.
+func (r *diskRoot) shutDown(ctx context.Context) error {
+	r.m.ending.Store(true)
+	if err := r.guest.ask(ctx, wire.Request{Freeze: &wire.Freeze{ShutDown: true}}, nil, nil); err != nil {
+		return r.why(ctx, err)
+	}
+	limit := r.e.options.BootTimeout
+	select {
+	case <-r.m.ended:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-time.After(limit):
+		return fmt.Errorf("the machine did not shut down within %v (--qemu-boot-time)", limit)
+	}
+	if r.m.failed() || r.m.status != nil {
+		return r.m.why(errors.New("it did not shut down as it was told to"))
+	}
+	r.guest.close()
+	r.e.end(r.m)
+	r.m, r.guest, r.active = nil, nil, ""
+	r.top++
+	return nil
 }
 
 // seal puts a copy in the place of a file that QEMU has written to, for QEMU may write to its own for as long as it runs. A guest that
@@ -497,32 +535,4 @@ func (r *diskRoot) unpark(n executor.Network, memory int64) bool {
 	r.m, r.guest, r.active, r.node, r.top = kept.m, kept.guest, kept.active, kept.node, kept.top
 	r.network, r.memory = kept.network, kept.memory
 	return true
-}
-
-// hiddenBy is the commands that remove what a layer hides.
-func hiddenBy(dir string) (string, error) {
-	var b strings.Builder
-	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel := "/" + strings.TrimPrefix(strings.TrimPrefix(name, dir), "/")
-		var st unix.Stat_t
-		switch {
-		case d.Type() == fs.ModeDevice|fs.ModeCharDevice:
-			if err := unix.Lstat(name, &st); err != nil {
-				return err
-			}
-			if st.Rdev == 0 {
-				b.WriteString("rm -rf " + quote(rel) + "; ")
-			}
-		case d.IsDir() && rel != "/":
-			var mark [1]byte
-			if n, _ := unix.Lgetxattr(name, "trusted.overlay.opaque", mark[:]); n == 1 {
-				b.WriteString("rm -rf " + quote(rel) + "; ")
-			}
-		}
-		return nil
-	})
-	return b.String(), err
 }

@@ -25,6 +25,7 @@ import (
 // An Executor runs processes in virtual machines.
 type Executor struct {
 	options Options
+	foreign bool // machines are of another system than Linux
 	qemu    string
 	kernel  kernel
 	tmp     string // its own directory in the store's TempDir
@@ -56,8 +57,14 @@ type Executor struct {
 
 // New makes an executor. Machines start with the first Run.
 func New(o Options) (*Executor, error) {
+	if o.OS == "" {
+		o.OS = "linux"
+	}
 	if o.Arch == "" {
 		o.Arch = hostArch
+	}
+	if _, err := agents.Open(agentFile(o.OS, o.Arch)); err != nil {
+		return nil, fmt.Errorf("no virtual machines of %s on %s: they are of linux on amd64, arm64 or riscv64, of openbsd or windows on amd64", o.OS, o.Arch)
 	}
 	if o.Memory == 0 {
 		o.Memory = defaultMemory
@@ -91,7 +98,7 @@ func New(o Options) (*Executor, error) {
 		return nil, fmt.Errorf("make an executor: %w", err)
 	}
 	e := &Executor{
-		options: o, qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"), void: filepath.Join(tmp, "void"),
+		options: o, foreign: o.OS != "linux", qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"), void: filepath.Join(tmp, "void"),
 		ready: semaphore.NewWeighted(1), saving: semaphore.NewWeighted(1), states: map[int64]foundState{}, metas: map[string]*layerMeta{},
 		chains: rootfs.Chains{Store: o.Store, Max: maxLayers, Block: flattenBlock},
 		warned: map[string]bool{}, machines: map[*machine]struct{}{},
@@ -107,14 +114,14 @@ func New(o Options) (*Executor, error) {
 
 // Platform is that of the machines.
 func (e *Executor) Platform() ocispec.Platform {
-	return ocispec.Platform{OS: "linux", Architecture: e.options.Arch}
+	return ocispec.Platform{OS: e.options.OS, Architecture: e.options.Arch}
 }
 
 // Prepare saves a machine, if there is none, in the background.
 func (e *Executor) Prepare() {
 	e.prepare.Do(func() {
 		e.preparing.Go(func() {
-			if e.getReady(e.life) == nil {
+			if !e.foreign && e.getReady(e.life) == nil {
 				_, _ = e.state(e.life, e.options.Memory) // it comes again with Run
 			}
 		})
@@ -172,7 +179,7 @@ func (e *Executor) getReady(ctx context.Context) error {
 	if e.accel != "" {
 		return nil
 	}
-	agent, err := Agent(e.options.Arch)
+	agent, err := Agent("linux", e.options.Arch)
 	if err != nil {
 		return err
 	}

@@ -3,10 +3,10 @@ package qemu
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"golang.org/x/sync/semaphore"
@@ -16,198 +16,222 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// A guest is a machine that has booted from a disk, by the way that leads into it: obx's agent, or ssh.
-type guest interface {
-	// process runs a process of a step. The error is as of executor.Root.
-	process(ctx context.Context, p executor.Process, out io.Writer) error
-
-	// run runs a script of the machine's shell as root, and ends when out takes no more.
-	run(ctx context.Context, script string, in io.Reader, out io.Writer) error
-
-	// sync has all that was written put on the disk.
-	sync(ctx context.Context) error
-
-	close()
+// A guest is a machine that has booted from a disk, with obx's agent in it: the disk's own, or one that was put there by ssh. It does one thing at
+// a time.
+type guest struct {
+	e      *Executor
+	m      *machine
+	memory int64  // of m
+	login  *login // nil if the disk has the agent
+	free   *semaphore.Weighted
 }
 
-// quiet runs a script of obx's own.
-func quiet(ctx context.Context, g guest, script string, in io.Reader) (string, error) {
-	var out tail
-	err := g.run(ctx, script, in, &out)
-	if err != nil {
-		err = fmt.Errorf("in the machine: %w: %s", err, lastLines(out.String(), 3))
+func (g *guest) close() {
+	if g.login != nil {
+		g.login.close()
 	}
-	return out.String(), err
 }
 
-// addLayer unpacks a layer in the machine: what it hides goes first.
-func addLayer(ctx context.Context, g guest, dir string) error {
-	hidden, err := hiddenBy(dir)
-	if err != nil {
+// ask is the machine's, after whatever else is asked.
+func (g *guest) ask(ctx context.Context, req wire.Request, send func(io.Writer) error, handle func(wire.Kind, []byte) error) error {
+	if err := g.free.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer g.free.Release(1)
+	_, err := g.m.exchange(ctx, req, send, handle)
+	return err
+}
+
+// sync has all that was written put on the disk.
+func (g *guest) sync(ctx context.Context) error {
+	return g.ask(ctx, wire.Request{Freeze: &wire.Freeze{}}, nil, nil)
+}
+
+// process runs a process of a step. The error is as of executor.Root.
+func (g *guest) process(ctx context.Context, p executor.Process, out io.Writer) error {
+	if err := g.free.Acquire(ctx, 1); err != nil {
+		return context.Cause(ctx)
+	}
+	defer g.free.Release(1)
+	if l := p.Limits; g.m.plain && (l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0) {
+		g.e.warn("limits of memory, processors and processes do not apply in machines without a sandbox: they have what the machine has")
+	}
+	if g.m.plain && p.Terminal {
+		return g.login.terminal(ctx, p)
+	}
+	return g.e.run(ctx, g.m, g.memory, p, out)
+}
+
+// maxListed is how much a machine may say of one directory, in bytes.
+const maxListed = 256 << 20
+
+// list describes a file, or those in a directory.
+func (g *guest) list(ctx context.Context, name string, dir bool) (all []wire.File, err error) {
+	size := 0
+	err = g.ask(ctx, wire.Request{List: &wire.List{Name: []byte(name), Dir: dir}}, nil, func(k wire.Kind, b []byte) error {
+		if k != wire.KindFiles {
+			return fmt.Errorf("the machine's agent sends %q out of place", k)
+		}
+		if size += len(b); size > maxListed {
+			return errors.New("a directory's list is too long")
+		}
+		var more []wire.File
+		if err := json.Unmarshal(b, &more); err != nil {
+			return fmt.Errorf("the machine's agent: %w", err)
+		}
+		all = append(all, more...)
+		return nil
+	})
+	return all, err
+}
+
+// read writes what a file has to out.
+func (g *guest) read(ctx context.Context, name string, out io.Writer) error {
+	return g.ask(ctx, wire.Request{Read: &wire.Read{Name: []byte(name)}}, nil, func(k wire.Kind, b []byte) error {
+		if k != wire.KindOutput {
+			return fmt.Errorf("the machine's agent sends %q out of place", k)
+		}
+		_, err := out.Write(b)
 		return err
-	}
-	in, out := io.Pipe()
-	go func() { out.CloseWithError(layers.WriteChange(ctx, out, dir)) }()
-	defer in.Close()
-	script := hidden + "tar -C / -x -p -f - --numeric-owner --same-owner --xattrs --xattrs-include='*' --keep-directory-symlink --exclude='.wh.*'"
-	if _, err := quiet(ctx, g, script, in); err != nil {
+	})
+}
+
+// addLayer unpacks a layer directory in the machine.
+func (g *guest) addLayer(ctx context.Context, dir string) error {
+	err := g.ask(ctx, wire.Request{Unpack: &wire.Unpack{Dir: "/"}}, sendLayer(ctx, dir), nil)
+	if err != nil {
 		return fmt.Errorf("copy files into the machine: %w", err)
 	}
 	return nil
 }
 
-// An agentGuest is a machine whose disk has obx's agent. It does one thing at a time.
-type agentGuest struct {
-	e      *Executor
-	m      *machine
-	memory int64 // of m
-	free   *semaphore.Weighted
-}
-
-// greet waits for the agent of a machine.
-func (e *Executor) greet(ctx context.Context, m *machine, memory int64, limit time.Duration) (*agentGuest, error) {
-	if err := m.greeting(ctx, limit); err != nil {
-		var late *bootError
-		if errors.As(err, &late) {
-			late.console = "(no agent has greeted, and there is no --qemu-ssh-key)"
+// sendLayer sends the tar of a layer directory in frames.
+func sendLayer(ctx context.Context, dir string) func(io.Writer) error {
+	return func(w io.Writer) error {
+		if err := layers.WriteChange(ctx, wire.FrameWriter{W: w, Kind: wire.KindTar}, dir); err != nil {
+			return err
 		}
-		return nil, err
+		return wire.Write(w, wire.KindTar, nil)
 	}
-	return &agentGuest{e: e, m: m, memory: memory, free: semaphore.NewWeighted(1)}, m.begin(ctx)
 }
 
-func (g *agentGuest) close() {}
-
-func (g *agentGuest) sync(ctx context.Context) error {
-	if err := g.free.Acquire(ctx, 1); err != nil {
-		return context.Cause(ctx)
-	}
-	defer g.free.Release(1)
-	_, err := g.m.ask(ctx, wire.Request{Freeze: &wire.Freeze{}}, nil)
-	return err
-}
-
-func (g *agentGuest) process(ctx context.Context, p executor.Process, out io.Writer) error {
-	if err := g.free.Acquire(ctx, 1); err != nil {
-		return context.Cause(ctx)
-	}
-	defer g.free.Release(1)
-	err := g.e.run(ctx, g.m, g.memory, p, out)
-	var exit *executor.ExitError
-	var start *executor.StartError
-	if err != nil && !errors.As(err, &exit) && !errors.As(err, &start) {
-		g.m.fail(err) // the agent has more to say that nobody listens to
-	}
-	return err
-}
-
-func (g *agentGuest) run(ctx context.Context, script string, in io.Reader, out io.Writer) error {
-	p := executor.Process{
-		Argv: []string{"/bin/sh", "-c", script}, Dir: "/", Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}, Network: executor.NetworkHost,
-	}
-	if in == nil {
-		return g.process(ctx, p, out)
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	p.Stdin = r
-	fed := make(chan error, 1)
-	go func() {
-		_, err := io.Copy(w, in)
-		w.Close()
-		fed <- err
-	}()
-	err = g.process(ctx, p, out)
-	r.Close()
-	if err != nil {
-		return err // it may have read less than there was
-	}
-	return <-fed
-}
-
-// reach finds the way into a machine: its agent if it has one, else its sshd. That may answer before the agent, if the system starts it first.
-func (r *diskRoot) reach(ctx context.Context, addr string) (guest, error) {
-	limit := r.e.options.BootTimeout
-	ctx, stop := context.WithCancel(ctx)
+// reach finds the way into a machine: its agent, if the disk has it, else by ssh. An sshd may answer before the agent, if the system starts it
+// first: so it is seen first whether there is one to come.
+func (r *diskRoot) reach(ctx context.Context, addr string) (*guest, error) {
+	limit, m := r.e.options.BootTimeout, r.m
+	waiting, stop := context.WithCancel(ctx)
 	defer stop()
+	g := &guest{e: r.e, m: m, memory: r.memory, free: semaphore.NewWeighted(1)}
+	linux := !r.e.foreign
+
+	var greeted chan error
+	if linux {
+		greeted = make(chan error, 1)
+		go func() {
+			err := m.greeting(waiting, limit)
+			if err == nil {
+				err = m.begin(waiting)
+			}
+			greeted <- err
+		}()
+	}
 	type answer struct {
-		g   guest
+		l   *login
 		err error
 	}
-	agent, shell := make(chan answer, 1), make(chan answer, 1)
-	m, memory := r.m, r.memory
-	go func() {
-		g, err := r.e.greet(ctx, m, memory, limit)
-		agent <- answer{g, err}
-	}()
-	waiting := 1
-	if o := r.e.options.Guest.orDefault(); o.Key != "" {
-		waiting++
+	var answered chan answer
+	if o := r.e.options.Guest.orDefault(r.e.options.OS); o.Key != "" {
+		answered = make(chan answer, 1)
 		go func() {
-			g, err := o.dial(ctx, addr, limit, m.ended)
-			if err != nil {
-				shell <- answer{nil, err}
-				return
-			}
-			g.warn = r.e.warn
-			shell <- answer{g, nil}
+			l, err := o.dial(waiting, addr, limit, m.ended)
+			answered <- answer{l, err}
 		}()
-	} else {
+	} else if linux {
 		defer time.AfterFunc(keyless, func() {
 			r.e.warn("a disk image without obx's agent is reached by ssh: give the private key with --qemu-ssh-key")
 		}).Stop()
+	} else {
+		return nil, fmt.Errorf("a machine of %s is reached by ssh: give the private key with --qemu-ssh-key", r.e.options.OS)
 	}
-	var other guest // what sshd leads to, while the agent is waited for
-	var agentErr, shellErr error
-	for ; waiting > 0; waiting-- {
+
+	var agentErr, loginErr error
+	var carried chan error
+	for {
 		select {
-		case a := <-agent:
-			if a.err == nil {
+		case err := <-greeted:
+			if err == nil {
 				stop()
-				if waiting > 1 {
+				if answered != nil { // nobody waits for it any more
 					go func() {
-						if late := <-shell; late.g != nil {
-							late.g.close()
+						if late := <-answered; late.l != nil {
+							late.l.close()
 						}
 					}()
 				}
-				if other != nil {
-					other.close()
+				return g, nil
+			}
+			greeted, agentErr = nil, err
+			if g.login == nil && answered == nil {
+				var late *bootError
+				if loginErr == nil && errors.As(err, &late) {
+					late.console = "(no agent has greeted, and there is no --qemu-ssh-key)"
 				}
-				return a.g, nil
+				return nil, cmp.Or(loginErr, err)
 			}
-			if other != nil {
-				r.agentFails(a.err)
-				return other, nil
-			}
-			agentErr = a.err
-		case a := <-shell:
+		case a := <-answered:
+			answered = nil
 			if a.err != nil {
-				shellErr = a.err
-				continue
+				if loginErr = a.err; greeted == nil {
+					return nil, loginErr
+				}
+				continue // the agent may still come
 			}
-			_, none := quiet(ctx, a.g, `PATH="$PATH:/usr/local/sbin:/usr/sbin"; command -v obx-agent`, nil)
-			switch {
-			case none != nil && agentErr == nil:
+			g.login = a.l
+			if !linux {
+				break
+			}
+			has, err := g.login.hasAgent(waiting)
+			if err != nil {
+				g.close()
+				return nil, err
+			}
+			if has || agentErr != nil {
+				break
+			}
+			if carried, agentErr = g.login.carryAgent(waiting, r.e.options.Arch); agentErr != nil {
 				stop()
-				<-agent // it reads the port no longer
-				return a.g, nil
-			case none != nil:
-				return a.g, nil
-			case agentErr != nil:
-				r.agentFails(agentErr)
-				return a.g, nil
+				<-greeted // it reads the port no longer
+				greeted = nil
 			}
-			other = a.g
+		case agentErr = <-carried:
+			stop()
+			<-greeted
+			greeted, carried = nil, nil
+		}
+		if g.login != nil && greeted == nil {
+			if err := r.goPlain(ctx, g, agentErr); err != nil {
+				g.close()
+				return nil, err
+			}
+			return g, nil
 		}
 	}
-	return nil, cmp.Or(shellErr, agentErr)
 }
 
-func (r *diskRoot) agentFails(err error) {
-	r.e.warn(fmt.Sprintf("a machine is reached by ssh, for its agent does not work: %v", err))
+// goPlain has the agent without a sandbox answer.
+func (r *diskRoot) goPlain(ctx context.Context, g *guest, why error) error {
+	if why != nil {
+		r.e.warn(fmt.Sprintf("steps run without a sandbox in a machine, since its agent cannot make one: %v", why))
+	}
+	s, err := g.login.startPlain(ctx, r.e.options.OS, r.e.options.Arch)
+	if err == nil {
+		g.m.talkTo(s)
+		err = g.m.greeting(ctx, r.e.options.BootTimeout)
+	}
+	if err != nil {
+		return fmt.Errorf("start obx's agent in the machine: %w", err)
+	}
+	return nil
 }
 
 // keyless is how long a machine without a key for ssh may boot before the user is told of that way.

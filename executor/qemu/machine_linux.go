@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode"
@@ -60,14 +61,16 @@ type diskDevice struct {
 	forward string   // address on the host that leads to
 	port    int      // this one of the machine
 	online  bool     // the machine reaches the host's network
+	foreign bool     // its system has no use for the agent's disks and ports
 }
 
 // A machine is a running QEMU. It ends with this process, however that ends.
 type machine struct {
 	qmp     *qmp
-	control *net.UnixConn
-	in      *wire.Reader
-	input   *net.UnixConn
+	control net.Conn
+	in      *wire.Reader // of control
+	input   net.Conn
+	plain   bool // its agent has no sandbox
 	layers  *layerDisk
 	console console
 	stderr  tail
@@ -77,7 +80,8 @@ type machine struct {
 	status  error         // then: how it ended
 	serving sync.WaitGroup
 
-	online bool // the network is on
+	online bool        // the network is on
+	ending atomic.Bool // its system was told to shut down
 
 	mu    sync.Mutex
 	cause error // why it is of no use any more
@@ -128,6 +132,11 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		"-smp", strconv.Itoa(h.cpus), "-m", fmt.Sprintf("%dM", h.memory>>20),
 	}
 	board, device := boardOf(h)
+	foreign := f.disk != nil && f.disk.foreign
+	if foreign {
+		board.machine = "pc" // what its system was installed on, and has drivers for
+		args = append(args, "-vga", "std")
+	}
 	args = append(args, "-machine", board.machine+",memory-backend=ram", "-cpu", board.cpu)
 	if f.memory.file != nil {
 		fd, err := dupAndPass(f.memory.file)
@@ -170,33 +179,37 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		}
 		args = append(args, "-append", "console="+board.console+" quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init GOMAXPROCS=1 "+board.append)
 	}
-	args = append(args, "-device", device("virtio-serial", "id=ports"))
-	for i, name := range []string{wire.PortControl, wire.PortInput} {
+	var nbd net.Conn
+	if !foreign {
+		args = append(args, "-device", device("virtio-serial", "id=ports"))
+		for i, name := range []string{wire.PortControl, wire.PortInput} {
+			conn, fd, err := connect()
+			if err != nil {
+				return nil, err
+			}
+			if i == 0 {
+				m.control = conn
+			} else {
+				m.input = conn
+			}
+			args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
+		}
 		conn, fd, err := connect()
 		if err != nil {
 			return nil, err
 		}
-		if i == 0 {
-			m.control = conn
-		} else {
-			m.input = conn
+		nbd = conn
+		args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=layers,read-only=on,server.type=fd,server.str=%d,export=", fd))
+		if fd, err = dupAndPass(f.scratch); err != nil {
+			return nil, err
 		}
-		args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
+		args = append(args,
+			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, scratchSet),
+			"-blockdev", fmt.Sprintf("driver=file,node-name=scratch,filename=/dev/fdset/%d,aio=threads,cache.no-flush=on,discard=unmap,locking=off", scratchSet),
+			"-device", device("virtio-blk", "drive=layers,serial=layers"),
+			"-device", device("virtio-blk", "drive=scratch,serial=scratch,werror=stop,discard=on"))
 	}
-	nbd, fd, err := connect()
-	if err != nil {
-		return nil, err
-	}
-	args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=layers,read-only=on,server.type=fd,server.str=%d,export=", fd))
-	if fd, err = dupAndPass(f.scratch); err != nil {
-		return nil, err
-	}
-	args = append(args,
-		"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, scratchSet),
-		"-blockdev", fmt.Sprintf("driver=file,node-name=scratch,filename=/dev/fdset/%d,aio=threads,cache.no-flush=on,discard=unmap,locking=off", scratchSet),
-		"-device", device("virtio-blk", "drive=layers,serial=layers"),
-		"-device", device("virtio-blk", "drive=scratch,serial=scratch,werror=stop,discard=on"),
-		"-netdev", netdev, "-device", device("virtio-net", "id=nic,netdev=net,romfile="))
+	args = append(args, "-netdev", netdev, "-device", device("virtio-net", "id=nic,netdev=net,romfile="))
 	if f.state != nil {
 		args = append(args, "-incoming", "defer")
 	}
@@ -228,10 +241,12 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", h.qemu, err)
 	}
-	m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
 	m.qmp = newQMP(qmpConn, m.event)
 	m.serving.Go(func() { m.console.read(consoleConn) })
-	m.serving.Go(func() { m.serveLayers(nbd) })
+	if !foreign {
+		m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
+		m.serving.Go(func() { m.serveLayers(nbd) })
+	}
 	return m, nil
 }
 
@@ -497,10 +512,19 @@ func (e *bootError) Error() string {
 const agentPatience = 10 * time.Minute
 
 // ask sends a request and gives every frame before the reply to handle.
-func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Kind, []byte) error) (reply wire.Reply, err error) {
+func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Kind, []byte) error) (wire.Reply, error) {
+	return m.exchange(ctx, req, nil, handle)
+}
+
+// exchange is ask for a request that is followed by what send sends.
+func (m *machine) exchange(ctx context.Context, req wire.Request, send func(io.Writer) error, handle func(wire.Kind, []byte) error) (reply wire.Reply, err error) {
 	defer context.AfterFunc(ctx, func() { m.fail(fmt.Errorf("the process was stopped: %w", context.Cause(ctx))) })()
 	req.Now = time.Now()
-	if err := wire.WriteJSON(m.control, wire.KindRequest, req); err != nil {
+	err = wire.WriteJSON(m.control, wire.KindRequest, req)
+	if err == nil && send != nil {
+		err = send(m.control)
+	}
+	if err != nil {
 		return reply, m.why(err)
 	}
 	defer func() { _ = m.control.SetReadDeadline(time.Time{}) }()
@@ -510,6 +534,9 @@ func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Ki
 		}
 		kind, b, err := m.in.Next()
 		if err != nil {
+			if m.ending.Load() && errors.Is(err, io.EOF) {
+				return reply, nil // with the system, its agent has ended before it could answer
+			}
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				m.fail(fmt.Errorf("the machine's agent has said nothing for %v", agentPatience))
 			}
@@ -528,6 +555,7 @@ func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Ki
 			return reply, fmt.Errorf("the machine's agent sends %q out of place", kind)
 		}
 		if err := handle(kind, b); err != nil {
+			m.fail(err) // the agent has more to say that nobody listens to
 			return reply, err
 		}
 	}
@@ -537,10 +565,16 @@ func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Ki
 func (m *machine) close() {
 	_ = m.process.Kill()
 	<-m.ended
-	m.control.Close()
-	m.input.Close()
+	m.closePorts()
 	m.qmp.conn.Close()
 	m.serving.Wait()
+}
+
+func (m *machine) closePorts() {
+	if m.control != nil {
+		m.control.Close()
+		m.input.Close()
+	}
 }
 
 // A console keeps the last words that a machine's kernel has said.

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"fmt"
 	"io"
 
 	"github.com/ocurrent/obx/executor"
@@ -30,6 +31,9 @@ func (o *openedRoot) use(ctx context.Context) (executor.Root, error) {
 		return nil, err
 	}
 	if len(disk) == 0 {
+		if system := o.files.e.options.OS; system != "linux" {
+			return nil, fmt.Errorf("the base image has no disk: a machine of %s boots from a disk image (--base NAME=qcow2:FILE)", system)
+		}
 		o.root = &o.files
 		return o.root, nil
 	}

@@ -22,6 +22,12 @@
 // go on from there, each with a private copy of the memory that costs what it writes, and a copy of the small disk. The agent then sets the clock and reseeds the random generator. Where that does not work, machines boot; those of
 // riscv64 always do, since QEMU does not save their timers.
 //
+// # Disk images
+//
+// A machine that boots from a disk image is reached by the agent, too: by that of the disk, or by one that ssh puts into its memory. Only where
+// the agent cannot make a sandbox (OpenBSD, Windows, old kernels) a process is one of the machine's own, and the agent talks by ssh. Machines of
+// other systems than Linux are shut down before a step's disk is kept: their caches are written then.
+//
 // # What this package refuses to know
 //
 // Keys, specs, caches on registries, and what a step means. What comes from a machine is hostile: its tars are unpacked
@@ -38,6 +44,7 @@ import (
 type Options struct {
 	Store *cas.Store
 
+	OS          string        // of the machines: linux (the default), or openbsd or windows, which boot from disk images only
 	Arch        string        // of the machines: amd64, arm64, riscv64; the default is this machine's
 	Kernel      string        // a file; the default is the store's, or one in /boot
 	Accel       string        // "kvm", "tcg" or "auto"
@@ -58,7 +65,7 @@ const (
 
 // A Guest is how a machine that boots from a disk image is reached if it has no agent of obx's: by ssh, as OBuilder does.
 type Guest struct {
-	User string // to log in as; the default is root. Another one needs sudo without a password
+	User string // to log in as; the default is root, or Administrator. Another one needs sudo or doas without a password
 	Key  string // file of the private key; without it, the disk must have the agent
 	Port int    // of the guest's sshd; the default is 22
 }

@@ -200,7 +200,7 @@ func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor
 		return err
 	}
 	defer func() { err = errors.Join(err, c.close(keepsCaches(err))) }()
-	if err := c.attach(ctx); err != nil {
+	if err := c.show(ctx, p); err != nil {
 		return err
 	}
 	req := wire.Run{Process: p, Caches: c.wire(), Input: p.Stdin != nil}

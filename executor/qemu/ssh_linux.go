@@ -2,50 +2,37 @@ package qemu
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
-	"path"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/pkg/sftp"
 	"golang.org/x/crypto/ssh"
 
 	"github.com/ocurrent/obx/executor"
-	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
-func (g Guest) orDefault() Guest {
+func (g Guest) orDefault(os string) Guest {
 	if g.User == "" {
 		g.User = "root"
+		if os == "windows" {
+			g.User = "Administrator"
+		}
 	}
 	if g.Port == 0 {
 		g.Port = 22
 	}
 	return g
 }
-
-// A shellGuest is a Linux machine behind ssh.
-type shellGuest struct {
-	client  *ssh.Client
-	sudo    string
-	warn    func(string)
-	scratch bool // mountsDir is there
-}
-
-func (g *shellGuest) close() { g.client.Close() }
-
-func (g *shellGuest) sync(ctx context.Context) error {
-	_, err := quiet(ctx, g, "sync", nil)
-	return err
-}
-
-// mountsDir is a tmpfs of the guest, with what must not get onto its disk.
-const mountsDir = "/run/obx"
 
 // signer reads the private key.
 func (g Guest) signer() (ssh.Signer, error) {
@@ -60,9 +47,19 @@ func (g Guest) signer() (ssh.Signer, error) {
 	return s, nil
 }
 
+// A login is a connection to a machine's sshd. All that it is for is to put obx's agent there and to start it.
+type login struct {
+	client *ssh.Client
+	user   string
+	put    bool   // a Linux machine has the agent
+	plain  string // the agent without a sandbox, as the login's shell takes it
+}
+
+func (l *login) close() { l.client.Close() }
+
 // dial waits until sshd lets obx in. The machine's host key means nothing: nobody else listens on the port, and the disk is
 // where the key comes from.
-func (g Guest) dial(ctx context.Context, addr string, limit time.Duration, ended <-chan struct{}) (*shellGuest, error) {
+func (g Guest) dial(ctx context.Context, addr string, limit time.Duration, ended <-chan struct{}) (*login, error) {
 	key, err := g.signer()
 	if err != nil {
 		return nil, err
@@ -75,11 +72,7 @@ func (g Guest) dial(ctx context.Context, addr string, limit time.Duration, ended
 	for wait := 50 * time.Millisecond; time.Now().Before(deadline); wait = min(2*wait, time.Second) {
 		client, err := dialSSH(ctx, addr, config)
 		if err == nil {
-			s := &shellGuest{client: client}
-			if g.User != "root" {
-				s.sudo = "sudo -n -- "
-			}
-			return s, nil
+			return &login{client: client, user: g.User}, nil
 		}
 		last = err
 		if strings.Contains(err.Error(), "unable to authenticate") {
@@ -114,19 +107,31 @@ func dialSSH(ctx context.Context, addr string, config *ssh.ClientConfig) (*ssh.C
 	return ssh.NewClient(c, chans, reqs), nil
 }
 
-// quote quotes a word for the guest's shell.
+// quote quotes a word for a shell as Unix has it.
 func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+
+// asRoot is a script as a command that root runs.
+func (l *login) asRoot(os, script string) string {
+	command := "/bin/sh -c " + quote(script)
+	switch {
+	case l.user == "root":
+		return command
+	case os == "openbsd":
+		return "doas -n " + command
+	}
+	return "sudo -n -- " + command
+}
 
 // sshPatience is what a guest has to end a session that nobody wants any more. Then the connection ends, and with it all that waits for it.
 const sshPatience = 2 * time.Second
 
 // session opens a session that ends with ctx. The caller ends it too.
-func (g *shellGuest) session(ctx context.Context) (_ *ssh.Session, end func(), err error) {
+func (l *login) session(ctx context.Context) (_ *ssh.Session, end func(), err error) {
 	var s *ssh.Session
 	opened, ended := make(chan struct{}), make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		// To close a session is to write to the guest, which may wait too.
-		late := time.AfterFunc(sshPatience, func() { g.client.Close() })
+		late := time.AfterFunc(sshPatience, func() { l.client.Close() })
 		defer late.Stop()
 		<-opened
 		if s != nil {
@@ -134,7 +139,7 @@ func (g *shellGuest) session(ctx context.Context) (_ *ssh.Session, end func(), e
 			<-ended
 		}
 	})
-	s, err = g.client.NewSession()
+	s, err = l.client.NewSession()
 	close(opened)
 	if err != nil {
 		stop()
@@ -150,150 +155,260 @@ func (g *shellGuest) session(ctx context.Context) (_ *ssh.Session, end func(), e
 	}, nil
 }
 
-// run runs a script of the guest's shell as root. Its error is *ssh.ExitError if the script failed. It ends when out takes no more.
-func (g *shellGuest) run(ctx context.Context, script string, in io.Reader, out io.Writer) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	s, end, err := g.session(ctx)
+// script runs a script as root, and waits for its end. in may be nil.
+func (l *login) script(ctx context.Context, os, script string, in io.Reader) error {
+	s, end, err := l.session(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	one := &oneWriter{w: out, failed: cancel}
-	s.Stdin, s.Stdout, s.Stderr = in, one, one
-	err = s.Run(g.sudo + "/bin/sh -c " + quote(script))
+	var out tail // package ssh writes both streams to it, one after the other: it has a lock
+	s.Stdin, s.Stdout, s.Stderr = in, &out, &out
+	err = s.Run(l.asRoot(os, script))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("in the machine: %w: %s", err, lastLines(out.String(), 3))
+	}
+	return nil
 }
 
-// process runs a process of a step.
-func (g *shellGuest) process(ctx context.Context, p executor.Process, out io.Writer) error {
-	if len(p.Argv) == 0 {
-		return &executor.StartError{Msg: "no command"}
+// hasAgent reports whether the disk of a Linux machine has obx's agent.
+func (l *login) hasAgent(ctx context.Context) (bool, error) {
+	err := l.script(ctx, "linux", `PATH="$PATH:/usr/local/sbin:/usr/sbin"; command -v obx-agent`, nil)
+	var exit *ssh.ExitError
+	if errors.As(err, &exit) {
+		return false, nil
 	}
-	if l := p.Limits; l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0 {
-		g.warn("limits of memory, processors and processes do not apply in machines that are reached by ssh: they have what the machine has")
+	return err == nil, err
+}
+
+// putAgent puts the agent into a Linux machine, once.
+func (l *login) putAgent(ctx context.Context, arch string) error {
+	if l.put {
+		return nil
 	}
-	if len(p.Caches()) > 0 {
-		g.warn("cache mounts are empty in machines that are reached by ssh")
-	}
-	undo, err := g.mounts(ctx, p.Mounts)
+	program, err := Agent("linux", arch)
 	if err != nil {
 		return err
 	}
-	limited, stop := ctx, context.CancelFunc(func() {})
-	if p.Limits.Timeout > 0 {
-		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
+	const script = `set -e; umask 077; mkdir -p ` + wire.CarriedDir + `; mount -t tmpfs -o mode=700,nosuid,nodev obx ` + wire.CarriedDir + `; cat > ` + wire.CarriedDir + `/agent; chmod 700 ` + wire.CarriedDir + `/agent`
+	if err := l.script(ctx, "linux", script, strings.NewReader(string(program))); err != nil {
+		return fmt.Errorf("put obx's agent there: %w", err)
 	}
-	defer stop()
-	err = exitOf(g.start(limited, p, out))
-	if limited.Err() != nil && ctx.Err() == nil {
-		return rootfs.TimedOut(p.Limits)
-	}
-	if err == nil && undo != "" {
-		_, err = quiet(ctx, g, undo, nil)
-	}
-	return err
+	l.put = true
+	return nil
 }
 
-// start runs a process to its end, on a terminal if it wants one.
-func (g *shellGuest) start(ctx context.Context, p executor.Process, out io.Writer) error {
+// carryAgent starts the agent in a Linux machine that does not have it. It greets by the machine's port as any; ended says that it does not.
+func (l *login) carryAgent(ctx context.Context, arch string) (ended chan error, err error) {
+	if err := l.putAgent(ctx, arch); err != nil {
+		return nil, err
+	}
+	var said tail
+	s, err := l.start(ctx, l.asRoot("linux", "exec "+wire.CarriedDir+"/agent serve"), func(s *ssh.Session) error {
+		s.Stdout, s.Stderr = &said, &said
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	ended = make(chan error, 1)
+	go func() {
+		err := s.Wait()
+		ended <- fmt.Errorf("it has ended (%v): %s", err, lastLines(said.String(), 3))
+	}()
+	return ended, nil
+}
+
+// otherDir is where the agent is kept on the disks of machines that are like Unix, and have no file system in memory.
+const otherDir = "/var/obx"
+
+// startPlain starts the agent without a sandbox. It stays on the disk where there is nothing but that: then the next machine has it already.
+func (l *login) startPlain(ctx context.Context, os, arch string) (*conversation, error) {
+	if os == "linux" {
+		if err := l.putAgent(ctx, arch); err != nil {
+			return nil, err
+		}
+		l.plain = l.asRoot(os, "exec "+wire.CarriedDir+`/agent "$@"`) + " agent"
+		return l.converse(ctx)
+	}
+	program, err := Agent(os, arch)
+	if err != nil {
+		return nil, err
+	}
+	sum := sha256.Sum256(program)
+	name := fmt.Sprintf("obx-agent-%x", sum[:8])
+	if os == "windows" {
+		err = l.putFile(ctx, name+".exe", program)
+		l.plain = "cmd /c " + name + ".exe" // whatever the login's shell is: it starts in the directory where files are put
+	} else {
+		file := otherDir + "/" + name
+		if l.script(ctx, os, "test -x "+file, nil) != nil {
+			err = l.script(ctx, os, fmt.Sprintf("set -e; umask 077; mkdir -p %s; cat > %s.new; chmod 700 %s.new; mv %s.new %s", otherDir, file, file, file, file), strings.NewReader(string(program)))
+		}
+		l.plain = l.asRoot(os, "exec "+file+` "$@"`) + " agent"
+	}
+	if err != nil {
+		return nil, fmt.Errorf("put obx's agent there: %w", err)
+	}
+	return l.converse(ctx)
+}
+
+// putFile puts a file into the login's directory, unless it is there.
+func (l *login) putFile(ctx context.Context, name string, content []byte) (err error) {
+	defer l.within(ctx)()
+	c, err := sftp.NewClient(l.client)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if i, err := c.Stat(name); err == nil && i.Size() == int64(len(content)) {
+		return nil
+	}
+	f, err := c.Create(name + ".new")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return c.Rename(name+".new", name)
+}
+
+// A conversation is a session with an agent.
+type conversation struct {
+	s    *ssh.Session
+	in   io.WriteCloser
+	out  io.Reader
+	said tail // on its standard error
+}
+
+func (l *login) converse(ctx context.Context) (*conversation, error) {
+	c := &conversation{}
+	s, err := l.start(ctx, l.plain+" plain", func(s *ssh.Session) (err error) {
+		s.Stderr = &c.said
+		if c.in, err = s.StdinPipe(); err == nil {
+			c.out, err = s.StdoutPipe()
+		}
+		return err
+	})
+	c.s = s
+	return c, err
+}
+
+// within ends the connection if ctx ends before done is called.
+func (l *login) within(ctx context.Context) (done func()) {
+	stop := context.AfterFunc(ctx, func() { l.client.Close() })
+	return func() { stop() }
+}
+
+// start starts a command in a session that outlives ctx.
+func (l *login) start(ctx context.Context, command string, prepare func(*ssh.Session) error) (*ssh.Session, error) {
+	defer l.within(ctx)()
+	s, err := l.client.NewSession()
+	if err == nil {
+		if err = prepare(s); err == nil {
+			err = s.Start(command)
+		}
+		if err != nil {
+			s.Close()
+		}
+	}
+	if err != nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	return s, err
+}
+
+// talkTo has a conversation's agent answer instead of the one at the machine's ports.
+func (m *machine) talkTo(c *conversation) {
+	m.closePorts()
+	m.plain = true
+	control, theirs := net.Pipe()
+	input, theirInput := net.Pipe()
+	m.control, m.input, m.in = control, input, wire.NewReader(control)
+	// Requests and input go one way, frame by frame.
+	var mu sync.Mutex
+	forward := func(from net.Conn) {
+		defer from.Close()
+		for r := wire.NewReader(from); ; {
+			kind, b, err := r.Next()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			err = wire.Write(c.in, kind, b)
+			clear(b) // it may have had secrets
+			mu.Unlock()
+			if err != nil {
+				return
+			}
+		}
+	}
+	m.serving.Go(func() { forward(theirs) })
+	m.serving.Go(func() { forward(theirInput) })
+	m.serving.Go(func() {
+		_, _ = io.Copy(theirs, c.out)
+		err := c.s.Wait()
+		if !m.ending.Load() {
+			m.fail(fmt.Errorf("obx's agent in the machine has ended (%v): %s", err, lastLines(c.said.String(), 3)))
+		}
+		theirs.Close()
+		theirInput.Close()
+	})
+}
+
+// terminal runs a process on a terminal of the machine, in a session of its own.
+func (l *login) terminal(ctx context.Context, p executor.Process) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	s, end, err := g.session(ctx)
+	s, end, err := l.session(ctx)
 	if err != nil {
 		return err
 	}
 	defer end()
-	if p.Terminal {
-		out = p.Stdin
-	}
-	one := &oneWriter{w: out, failed: cancel}
+	one := &oneWriter{w: p.Stdin, failed: cancel}
 	s.Stdout, s.Stderr = one, one
-	var stdin io.WriteCloser
-	if p.Stdin != nil {
-		if stdin, err = s.StdinPipe(); err != nil {
-			return err
-		}
+	stdin, err := s.StdinPipe()
+	if err != nil {
+		return err
 	}
 	in, err := openInput(p, inputEnd{
 		put:    func(b []byte) error { _, err := stdin.Write(b); return err },
-		end:    func() error { return stdin.Close() },
+		end:    stdin.Close,
 		resize: func(rows, cols uint16) error { return s.WindowChange(int(rows), int(cols)) },
 	})
 	if err != nil {
 		return err
 	}
 	defer in.close()
-	if p.Terminal {
-		rows, cols := in.size()
-		kind := "xterm"
-		for _, v := range p.Env {
-			if t, ok := strings.CutPrefix(v, "TERM="); ok {
-				kind = t
-			}
-		}
-		if err := s.RequestPty(kind, int(rows), int(cols), ssh.TerminalModes{}); err != nil {
-			return err
+	rows, cols := in.size()
+	kind := "xterm"
+	for _, v := range p.Env {
+		if t, ok := strings.CutPrefix(v, "TERM="); ok {
+			kind = t
 		}
 	}
-	err = s.Run(g.sudo + "/bin/sh -c " + quote(g.script(p)))
+	if err := s.RequestPty(kind, int(rows), int(cols), ssh.TerminalModes{}); err != nil {
+		return err
+	}
+	p.Stdin = nil
+	b, err := json.Marshal(wire.Run{Process: p})
+	if err != nil {
+		return err
+	}
+	err = s.Run(l.plain + " terminal " + base64.StdEncoding.EncodeToString(b))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	return err
-}
-
-// script is a process as a command line of the guest's shell, which does not return. The hostname is the process's only, where the guest
-// has unshare.
-func (g *shellGuest) script(p executor.Process) string {
-	hostname := p.Hostname
-	if hostname == "" {
-		hostname = "builder"
-	}
-	var b strings.Builder
-	dir := quote(p.Dir)
-	fmt.Fprintf(&b, "umask 022; mkdir -p %s && cd %s || exit 125; ", dir, dir)
-	fmt.Fprintf(&b, `h=$(sed -n 's/^[^:]*:[^:]*:%d:[^:]*:[^:]*:\([^:]*\).*/\1/p' /etc/passwd 2>/dev/null | sed q); `, p.UID)
-	fmt.Fprintf(&b, `if command -v unshare >/dev/null; then set -- unshare -u /bin/sh -c 'hostname "$0" 2>/dev/null; exec "$@"' %s; else set --; fi; exec "$@" `, quote(hostname))
-	if p.UID != 0 || p.GID != 0 {
-		fmt.Fprintf(&b, "setpriv --reuid=%d --regid=%d --clear-groups ", p.UID, p.GID)
-	}
-	b.WriteString(`env -i HOME="${h:-/}"`)
-	for _, v := range p.Env {
-		b.WriteString(" " + quote(v))
-	}
-	for _, a := range p.Argv {
-		b.WriteString(" " + quote(a))
-	}
-	return b.String()
-}
-
-// exitOf tells how a process ended.
-func exitOf(err error) error {
 	var exit *ssh.ExitError
-	if !errors.As(err, &exit) {
-		return err
+	if errors.As(err, &exit) {
+		return &executor.ExitError{Reason: executor.Exited, Code: exit.ExitStatus()}
 	}
-	if s := exit.Signal(); s != "" {
-		return &executor.ExitError{Reason: executor.Signaled, Signal: signalNumber(s)}
-	}
-	// A shell that became the process says so with 128 more, as everybody's does.
-	return &executor.ExitError{Reason: executor.Exited, Code: exit.ExitStatus()}
-}
-
-func signalNumber(name string) int {
-	for n, s := range []string{1: "HUP", 2: "INT", 3: "QUIT", 4: "ILL", 6: "ABRT", 8: "FPE", 9: "KILL", 10: "USR1", 11: "SEGV", 12: "USR2", 13: "PIPE", 14: "ALRM", 15: "TERM"} {
-		if s == name {
-			return n
-		}
-	}
-	if n, err := strconv.Atoi(name); err == nil {
-		return n
-	}
-	return 9
+	return err
 }
 
 // A oneWriter takes both of a session's streams and tells of the first error, which package ssh drops.
@@ -311,45 +426,4 @@ func (o *oneWriter) Write(p []byte) (int, error) {
 		o.failed(fmt.Errorf("take what the machine prints: %w", err))
 	}
 	return n, err
-}
-
-// mounts puts secrets and caches in their places, and returns the script that takes them away.
-func (g *shellGuest) mounts(ctx context.Context, list []executor.Mount) (undo string, err error) {
-	if len(list) > 0 && !g.scratch {
-		if _, err := quiet(ctx, g, fmt.Sprintf("mkdir -p %s && mount -t tmpfs -o mode=700,nosuid,nodev obx %s", mountsDir, mountsDir), nil); err != nil {
-			return "", err
-		}
-		g.scratch = true
-	}
-	for i, m := range list {
-		target := path.Clean(m.Target)
-		if !path.IsAbs(target) || target == "/" {
-			return undo, &executor.StartError{Msg: fmt.Sprintf("cannot mount on %q", m.Target)}
-		}
-		// What is made for the mount goes with it: "made" is the topmost directory that was not there.
-		made := fmt.Sprintf("%s/made%d", mountsDir, i)
-		prepare := fmt.Sprintf("set -e; d=%s; top=; while [ ! -e \"$d\" ]; do top=$d; d=${d%%/*}; [ -n \"$d\" ] || d=/; done; printf %%s \"$top\" > %s; ", quote(target), made)
-		undo = fmt.Sprintf("umount %s; t=$(cat %s); [ -z \"$t\" ] || rm -rf \"$t\"; rm -f %s; ", quote(target), made, made) + undo
-		var in io.Reader
-		if m.Secret != nil {
-			mode := m.Secret.Mode.Perm()
-			if mode == 0 {
-				mode = 0o644
-			}
-			file := fmt.Sprintf("%s/secret%d", mountsDir, i)
-			prepare += fmt.Sprintf("mkdir -p %s; [ -e %s ] || : > %s; umask 077; cat > %s; chmod %o %s; mount --bind %s %s; mount -o remount,bind,ro %s",
-				quote(path.Dir(target)), quote(target), quote(target), file, mode, file, file, quote(target), quote(target))
-			undo += "rm -f " + file + "; "
-			in = strings.NewReader(string(m.Secret.Data))
-		} else {
-			prepare += fmt.Sprintf("mkdir -p %s; mount -t tmpfs -o nosuid,nodev,mode=755 cache %s", quote(target), quote(target))
-		}
-		if _, err := quiet(ctx, g, prepare, in); err != nil {
-			return undo, err
-		}
-	}
-	if undo != "" {
-		undo = "set -e; " + undo // no file below a mount is removed that stays
-	}
-	return undo, nil
 }

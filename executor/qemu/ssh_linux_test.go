@@ -8,17 +8,19 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/semaphore"
 
-	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
 // dialHostile connects to an sshd that treats sessions as a hostile guest may. accept is given each channel that is asked for.
-func dialHostile(t *testing.T, accept func(ssh.NewChannel)) *shellGuest {
+func dialHostile(t *testing.T, accept func(ssh.NewChannel)) *login {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
@@ -55,7 +57,7 @@ func dialHostile(t *testing.T, accept func(ssh.NewChannel)) *shellGuest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	return &shellGuest{client: client, warn: func(s string) { t.Error(s) }}
+	return &login{client: client, user: "root"}
 }
 
 // endless starts a process that prints without end, whatever is asked of it.
@@ -103,51 +105,112 @@ func TestHostileSSH(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			g := dialHostile(t, accept)
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-			defer cancel()
-			err := ends(t, func() error { return g.process(ctx, executor.Process{Argv: []string{"true"}, Dir: "/"}, io.Discard) })
-			if !errors.Is(err, context.DeadlineExceeded) {
-				t.Errorf("got %v", err)
+			l := dialHostile(t, accept)
+			for what, do := range map[string]func(context.Context) error{
+				"script":   func(ctx context.Context) error { return l.script(ctx, "linux", "true", nil) },
+				"agent":    func(ctx context.Context) error { _, err := l.startPlain(ctx, "openbsd", "amd64"); return err },
+				"transfer": func(ctx context.Context) error { return l.putFile(ctx, "file", []byte("content")) },
+			} {
+				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+				defer cancel()
+				if err := ends(t, func() error { return do(ctx) }); err == nil {
+					t.Errorf("%s: it went well", what)
+				}
 			}
 		})
 	}
 }
 
-// A session ends when what it prints is too much.
-func TestHostileOutput(t *testing.T) {
-	tooMuch := errors.New("too much")
-	n := 0
-	err := ends(t, func() error {
-		return dialHostile(t, endless).run(t.Context(), "find", nil, writerFunc(func(p []byte) (int, error) {
-			if n += len(p); n > 1<<20 {
-				return 0, tooMuch
-			}
-			return len(p), nil
-		}))
-	})
-	if !errors.Is(err, tooMuch) {
-		t.Errorf("got %v after %d bytes", err, n)
-	}
-}
-
-type writerFunc func([]byte) (int, error)
-
-func (w writerFunc) Write(p []byte) (int, error) { return w(p) }
-
-// A file is read to the size that the machine has given, and what it sends beyond that is an error.
-func TestHostileFile(t *testing.T) {
-	tree := &guestTree{ctx: t.Context(), guest: dialHostile(t, endless), tmp: t.TempDir(), dirs: map[string][]fs.DirEntry{}, infos: map[string]*guestInfo{}}
-	i, err := parseFound(strings.Split("f 644 0 0 1000 1.5 - big", " "))
-	if err != nil {
+// hostileGuest is a machine whose agent answers each request with the same frames.
+func hostileGuest(t *testing.T, answer func(w io.Writer) error) *guest {
+	t.Helper()
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	tree.infos["big"] = i
-	err = ends(t, func() error { _, err := tree.Open("big"); return err })
-	if err == nil || !strings.Contains(err.Error(), "has grown") {
-		t.Errorf("got %v", err)
+	ours, theirs := net.Pipe()
+	m := &machine{control: ours, in: wire.NewReader(ours), process: cmd.Process, ended: make(chan struct{})}
+	go func() {
+		m.status = cmd.Wait()
+		close(m.ended)
+		theirs.Close()
+	}()
+	t.Cleanup(func() {
+		_ = m.process.Kill()
+		<-m.ended
+	})
+	go func() {
+		in := wire.NewReader(theirs)
+		for {
+			if _, _, err := in.Next(); err != nil {
+				return
+			}
+			if err := answer(theirs); err != nil {
+				return
+			}
+		}
+	}()
+	return &guest{m: m, free: semaphore.NewWeighted(1)}
+}
+
+// What an agent says of files is bounded, and no file is more than it was said to be.
+func TestHostileFiles(t *testing.T) {
+	files := func(list ...wire.File) func(io.Writer) error {
+		return func(w io.Writer) error {
+			return errors.Join(wire.WriteJSON(w, wire.KindFiles, list), wire.WriteJSON(w, wire.KindReply, wire.Reply{}))
+		}
 	}
-	if left, err := os.ReadDir(tree.tmp); err != nil || len(left) > 0 {
-		t.Errorf("left over: %v, %v", left, err)
+	open := func(t *testing.T, answer func(io.Writer) error) *guestTree {
+		return &guestTree{ctx: t.Context(), guest: hostileGuest(t, answer), tmp: t.TempDir(), dirs: map[string][]fs.DirEntry{}, infos: map[string]*guestInfo{}}
 	}
+	dir := &guestInfo{mode: fs.ModeDir}
+	for name, test := range map[string]struct {
+		answer func(io.Writer) error
+		want   string
+	}{
+		"endless": {func(w io.Writer) error {
+			for b := []byte("[" + strings.Repeat(" ", wire.MaxFrame-2) + "]"); ; {
+				if err := wire.Write(w, wire.KindFiles, b); err != nil {
+					return err
+				}
+			}
+		}, "too long"},
+		"no list":      {func(w io.Writer) error { return wire.Write(w, wire.KindFiles, []byte("x")) }, "agent"},
+		"out of place": {func(w io.Writer) error { return wire.Write(w, wire.KindTar, []byte("x")) }, "out of place"},
+		"path":         {files(wire.File{Name: []byte("../x"), Type: '0'}), "../x"},
+		"itself":       {files(wire.File{Name: []byte("."), Type: '5'}), `"."`},
+		"device":       {files(wire.File{Name: []byte("null"), Type: '3'}), "null"},
+		"mode":         {files(wire.File{Name: []byte("x"), Type: '0', Mode: 1 << 20}), "impossible"},
+		"size":         {files(wire.File{Name: []byte("x"), Type: '0', Size: -1}), "impossible"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tree := open(t, test.answer)
+			tree.infos["dir"] = dir
+			err := ends(t, func() error { _, err := tree.ReadDir("dir"); return err })
+			if err == nil || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	t.Run("grown", func(t *testing.T) {
+		tree := open(t, func(w io.Writer) error {
+			for {
+				if err := wire.Write(w, wire.KindOutput, make([]byte, 600)); err != nil {
+					return err
+				}
+			}
+		})
+		i, err := infoOf(wire.File{Name: []byte("big"), Type: '0', Size: 1000})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tree.infos["big"] = i
+		err = ends(t, func() error { _, err := tree.Open("big"); return err })
+		if err == nil || !strings.Contains(err.Error(), "has grown") {
+			t.Errorf("got %v", err)
+		}
+		if left, err := os.ReadDir(tree.tmp); err != nil || len(left) > 0 {
+			t.Errorf("left over: %v, %v", left, err)
+		}
+	})
 }

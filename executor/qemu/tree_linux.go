@@ -10,11 +10,11 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/qemu/wire"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -22,7 +22,7 @@ import (
 // and for a file's content when it is opened. What it says is believed of its own files, and of nothing else.
 type guestTree struct {
 	ctx   context.Context
-	guest guest
+	guest *guest
 	tmp   string // a directory for the content of files that are open
 	dirs  map[string][]fs.DirEntry
 	infos map[string]*guestInfo
@@ -41,6 +41,7 @@ func (r *diskRoot) Files(ctx context.Context) (layers.Tree, error) {
 type guestInfo struct {
 	header tar.Header // Name is the last part
 	mode   fs.FileMode
+	xattrs map[string]string
 }
 
 func (i *guestInfo) Name() string               { return i.header.Name }
@@ -52,91 +53,43 @@ func (i *guestInfo) Sys() any                   { return &i.header }
 func (i *guestInfo) Type() fs.FileMode          { return i.mode.Type() }
 func (i *guestInfo) Info() (fs.FileInfo, error) { return i, nil }
 
-// findFormat has a line's worth of a file, ended by zero bytes: type, mode, owner, size, time, link, name.
-const findFormat = `%y\0%m\0%U\0%G\0%s\0%T@\0%l\0%f\0`
-
-func (t *guestTree) find(name string, depth string) ([]*guestInfo, error) {
-	at := "/" + strings.TrimPrefix(path.Clean(name), ".")
-	var out boundedBuilder
-	err := t.guest.run(t.ctx, fmt.Sprintf("find %s %s -printf '%s' 2>/dev/null", quote(path.Clean(at)), depth, findFormat), nil, &out)
-	fields := strings.Split(strings.TrimSuffix(out.String(), "\x00"), "\x00")
-	if out.Len() == 0 {
-		return nil, errors.Join(fs.ErrNotExist, err)
+// infoOf describes a file as the machine does, if it may be what it says.
+func infoOf(f wire.File) (*guestInfo, error) {
+	name := string(f.Name)
+	if f.Mode < 0 || f.Mode > 0o7777 || f.UID < 0 || f.GID < 0 || f.Size < 0 {
+		return nil, fmt.Errorf("the machine says impossible things of a file %q", name)
 	}
-	if len(fields)%8 != 0 {
-		return nil, fmt.Errorf("the machine's find printed %d fields", len(fields))
-	}
-	var all []*guestInfo
-	for f := range slices.Chunk(fields, 8) {
-		i, err := parseFound(f)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, i)
-	}
-	return all, nil
-}
-
-// maxFound is how much a machine may say of one directory, in bytes.
-const maxFound = 256 << 20
-
-// A boundedBuilder takes maxFound bytes.
-type boundedBuilder struct{ strings.Builder }
-
-func (b *boundedBuilder) Write(p []byte) (int, error) {
-	if b.Len()+len(p) > maxFound {
-		return 0, errors.New("a directory's list is too long")
-	}
-	return b.Builder.Write(p)
-}
-
-func parseFound(f []string) (*guestInfo, error) {
-	mode, err := strconv.ParseUint(f[1], 8, 12)
-	if err != nil {
-		return nil, fmt.Errorf("a file's mode: %w", err)
-	}
-	var n [3]int64
-	for i, s := range f[2:5] {
-		if n[i], err = strconv.ParseInt(s, 10, 64); err != nil || n[i] < 0 {
-			return nil, fmt.Errorf("a file's number: %q", s)
-		}
-	}
-	sec, frac, _ := strings.Cut(f[5], ".")
-	s, err := strconv.ParseInt(sec, 10, 64)
-	if err != nil {
-		return nil, fmt.Errorf("a file's time: %w", err)
-	}
-	ns, err := strconv.ParseInt((frac + "000000000")[:9], 10, 64)
-	if err != nil {
-		return nil, fmt.Errorf("a file's time: %w", err)
-	}
-	i := &guestInfo{header: tar.Header{Name: f[7], Mode: int64(mode), Uid: int(n[0]), Gid: int(n[1]), ModTime: time.Unix(s, ns)}}
-	i.mode = fs.FileMode(mode & 0o777)
-	for bit, m := range map[uint64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
-		if mode&bit != 0 {
+	i := &guestInfo{header: tar.Header{Name: name, Typeflag: f.Type, Mode: f.Mode, Uid: f.UID, Gid: f.GID, ModTime: f.Modified}}
+	i.mode = fs.FileMode(f.Mode & 0o777)
+	for bit, m := range map[int64]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {
+		if f.Mode&bit != 0 {
 			i.mode |= m
 		}
 	}
-	switch f[0] {
-	case "f":
-		i.header.Typeflag, i.header.Size = tar.TypeReg, n[2]
-	case "d":
-		i.header.Typeflag = tar.TypeDir
+	switch f.Type {
+	case tar.TypeReg:
+		i.header.Size = f.Size
+	case tar.TypeDir:
 		i.mode |= fs.ModeDir
-	case "l":
-		i.header.Typeflag, i.header.Linkname = tar.TypeSymlink, f[6]
+	case tar.TypeSymlink:
+		i.header.Linkname = string(f.Link)
 		i.mode |= fs.ModeSymlink
-	case "p":
-		i.header.Typeflag = tar.TypeFifo
+	case tar.TypeFifo:
 		i.mode |= fs.ModeNamedPipe
-	default: // devices and sockets are of no use elsewhere
-		i.mode |= fs.ModeIrregular
+	default:
+		return nil, fmt.Errorf("the machine says that a file %q is a %q", name, f.Type)
+	}
+	for k, v := range f.Xattrs {
+		if i.xattrs == nil {
+			i.xattrs = map[string]string{}
+		}
+		i.xattrs[k] = string(v)
 	}
 	return i, nil
 }
 
 func (t *guestTree) Lstat(name string) (fs.FileInfo, error) {
-	if !fs.ValidPath(name) {
+	if path.IsAbs(name) || path.Clean(name) != name || name == ".." || strings.HasPrefix(name, "../") { // it may be no UTF-8
 		return nil, &fs.PathError{Op: "lstat", Path: name, Err: fs.ErrInvalid}
 	}
 	if i := t.infos[name]; i != nil {
@@ -148,12 +101,20 @@ func (t *guestTree) Lstat(name string) (fs.FileInfo, error) {
 	if err := t.noLinks(name); err != nil {
 		return nil, &fs.PathError{Op: "lstat", Path: name, Err: err}
 	}
-	found, err := t.find(name, "-maxdepth 0")
-	if err != nil || len(found) != 1 {
-		return nil, &fs.PathError{Op: "lstat", Path: name, Err: errors.Join(fs.ErrNotExist, err)}
+	found, err := t.guest.list(t.ctx, name, false)
+	if err == nil && (len(found) != 1 || found[0].Type == 0) {
+		err = fs.ErrNotExist
 	}
-	t.infos[name] = found[0]
-	return found[0], nil
+	if err != nil {
+		return nil, &fs.PathError{Op: "lstat", Path: name, Err: err}
+	}
+	found[0].Name = []byte(path.Base(name))
+	i, err := infoOf(found[0])
+	if err != nil {
+		return nil, err
+	}
+	t.infos[name] = i
+	return i, nil
 }
 
 // noLinks fails if a link is on the way to a name.
@@ -183,16 +144,21 @@ func (t *guestTree) ReadDir(name string) ([]fs.DirEntry, error) {
 	if !i.IsDir() {
 		return nil, &fs.PathError{Op: "readdir", Path: name, Err: errors.New("not a directory")}
 	}
-	found, err := t.find(name, "-xdev -mindepth 1 -maxdepth 1")
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	found, err := t.guest.list(t.ctx, name, true)
+	if err != nil {
 		return nil, &fs.PathError{Op: "readdir", Path: name, Err: err}
 	}
 	list := make([]fs.DirEntry, 0, len(found))
 	for _, f := range found {
-		if f.mode&fs.ModeIrregular == 0 && fs.ValidPath(f.Name()) && !strings.Contains(f.Name(), "/") {
-			list = append(list, f)
-			t.infos[path.Join(name, f.Name())] = f
+		i, err := infoOf(f)
+		if err != nil {
+			return nil, err
 		}
+		if n := i.Name(); n == "" || n == "." || n == ".." || strings.Contains(n, "/") {
+			return nil, fmt.Errorf("the machine says that a directory has a file %q", n)
+		}
+		list = append(list, i)
+		t.infos[path.Join(name, i.Name())] = i
 	}
 	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	t.dirs[name] = list
@@ -210,8 +176,13 @@ func (t *guestTree) ReadLink(name string) (string, error) {
 	return i.(*guestInfo).header.Linkname, nil
 }
 
-// Xattrs are not asked for: few guests have the program.
-func (t *guestTree) Xattrs(string) (map[string]string, error) { return nil, nil }
+func (t *guestTree) Xattrs(name string) (map[string]string, error) {
+	i, err := t.Lstat(name)
+	if err != nil {
+		return nil, err
+	}
+	return i.(*guestInfo).xattrs, nil
+}
 
 func (t *guestTree) Open(name string) (fs.File, error) {
 	i, err := t.Lstat(name)
@@ -231,7 +202,7 @@ func (t *guestTree) Open(name string) (fs.File, error) {
 		return nil, err
 	}
 	out := &sizedFile{f, i.Size()}
-	err = errors.Join(os.Remove(f.Name()), t.guest.run(t.ctx, "cat "+quote("/"+name), nil, out))
+	err = errors.Join(os.Remove(f.Name()), t.guest.read(t.ctx, name, out))
 	if err == nil && out.left > 0 {
 		err = errors.New("it has shrunk in the machine while it was read")
 	}

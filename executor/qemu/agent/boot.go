@@ -33,7 +33,7 @@ const ownDir = "/run/obx-agent"
 func bootOnDisk() (place, error) {
 	at := place{scratch: ownDir + "/scratch", layers: ownDir + "/layers"}
 	// These the system may not have loaded by itself. Of what is missing, a mount will tell.
-	_ = exec.Command("modprobe", "-a", "-q", "virtio_blk", "ext4", "overlay", "erofs").Run()
+	_ = exec.Command("modprobe", "-a", "-q", "virtio_console", "virtio_blk", "ext4", "overlay", "erofs").Run()
 	if err := os.MkdirAll(ownDir, 0o700); err != nil {
 		return at, err
 	}

@@ -17,6 +17,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
 // containerName is the argv[0] of a process that makes its own sandbox, and then becomes the step's.
@@ -70,10 +72,18 @@ func changeRoot(spec *specs.Spec) error {
 	}
 	defer unix.Close(fd)
 	r := mountRoot(fd)
+	onDisk := false
 	// The machine's own, if it has booted from a disk. A file system of the kernel cannot be mounted on itself.
-	for _, name := range []string{ownDir, "/proc", "/dev", "/sys"} {
-		if err := r.hide(name); err != nil {
+	for _, name := range []string{ownDir, wire.CarriedDir, "/proc", "/dev", "/sys"} {
+		was, err := r.hide(name)
+		if err != nil {
 			return fmt.Errorf("hide %s: %w", name, err)
+		}
+		onDisk = onDisk || was && name == ownDir
+	}
+	if onDisk {
+		if err := r.hideSystemd(); err != nil {
+			return fmt.Errorf("hide %s: %w", systemdDir, err)
 		}
 	}
 	for _, m := range spec.Mounts {
@@ -143,9 +153,30 @@ func (r mountRoot) ensure(name string, dir bool) (int, error) {
 	return r.open(name)
 }
 
-// hide takes away what is mounted on a directory.
-func (r mountRoot) hide(name string) error {
+// hide takes away what is mounted on a directory, if something is.
+func (r mountRoot) hide(name string) (was bool, err error) {
 	fd, err := r.open(name)
+	if err == unix.ENOENT || err == unix.ENOTDIR {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer unix.Close(fd)
+	err = unix.Unmount(fdName(fd), unix.MNT_DETACH)
+	if err == unix.EINVAL { // that says that nothing is
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// systemdDir tells programs that systemd runs, and how it is reached.
+const systemdDir = "/run/systemd"
+
+// hideSystemd has a process find no systemd, as in a container: it could not reach the one that the machine has, and `systemctl enable` would fail.
+// Name servers, which are there too, stay.
+func (r mountRoot) hideSystemd() error {
+	fd, err := r.open(systemdDir)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
 		return nil
 	}
@@ -153,10 +184,24 @@ func (r mountRoot) hide(name string) error {
 		return err
 	}
 	defer unix.Close(fd)
-	if err := unix.Unmount(fdName(fd), unix.MNT_DETACH); err != unix.EINVAL { // that says that nothing is
+	names, err := r.open(systemdDir + "/resolve")
+	if err == nil {
+		defer unix.Close(names)
+	} else if err != unix.ENOENT {
 		return err
 	}
-	return nil
+	if err := unix.Mount("tmpfs", fdName(fd), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+		return err
+	}
+	if names == -1 {
+		return nil
+	}
+	to, err := r.ensure(systemdDir+"/resolve", true)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	return unix.Mount(fdName(names), fdName(to), "", unix.MS_BIND, "")
 }
 
 var mountFlags = map[string]uintptr{

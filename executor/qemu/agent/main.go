@@ -27,6 +27,7 @@ func main() {
 		overlay.Supervise(startContainer)
 	case os.Args[0] == containerName:
 		containerMain()
+	case mainPlain():
 	case len(os.Args) == 2 && os.Args[1] == "serve":
 		fmt.Fprintln(os.Stderr, "obx agent:", serve(true))
 		os.Exit(1)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"debug/elf"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +29,7 @@ type server struct {
 	onDisk  bool // the machine has booted from a disk: that is the root, and the machine is not the agent's alone
 	at      place
 	control *os.File
+	in      *wire.Reader // of control
 	input   *os.File
 
 	store  *cas.Store
@@ -67,33 +67,8 @@ func serve(onDisk bool) error {
 	if err := wire.WriteJSON(s.control, wire.KindHello, hello); err != nil {
 		return err
 	}
-	in := wire.NewReader(bufio.NewReaderSize(s.control, 64<<10))
-	for {
-		kind, b, err := in.Next()
-		if err != nil {
-			return fmt.Errorf("read a request: %w", err)
-		}
-		var req wire.Request
-		if kind != wire.KindRequest {
-			return fmt.Errorf("read a request: it is a %q", kind)
-		}
-		if err := json.Unmarshal(b, &req); err != nil {
-			return fmt.Errorf("read a request: %w", err)
-		}
-		clear(b) // it may have had secrets
-		reply, err := s.answer(context.Background(), req)
-		var start *executor.StartError
-		switch {
-		case errors.As(err, &reply.Exit):
-		case errors.As(err, &start):
-			reply.Start = start.Msg
-		case err != nil:
-			reply.Err = err.Error()
-		}
-		if err := wire.WriteJSON(s.control, wire.KindReply, reply); err != nil {
-			return err
-		}
-	}
+	s.in = wire.NewReader(bufio.NewReaderSize(s.control, 64<<10))
+	return answerAll(s.in, s.control, s.answer)
 }
 
 func (s *server) answer(ctx context.Context, req wire.Request) (reply wire.Reply, err error) {
@@ -116,6 +91,8 @@ func (s *server) answer(ctx context.Context, req wire.Request) (reply wire.Reply
 		reply.Changed, err = s.freeze(ctx)
 	case req.Export != nil:
 		reply.Changed, err = s.export(ctx)
+	case s.onDisk && (req.List != nil || req.Read != nil || req.Unpack != nil && req.Unpack.Cache == nil):
+		err = answerFiles(req, s.in, s.control)
 	default:
 		err = errors.New("the agent does not know what is asked of it")
 	}
@@ -309,7 +286,7 @@ func (s *server) run(ctx context.Context, r wire.Run) (err error) {
 		pumped = make(chan struct{})
 		go func() {
 			defer close(pumped)
-			s.pump(w, nil)
+			pump(wire.NewReader(s.input), w, nil)
 		}()
 		// The host ends the input when it has the reply's announcement, an empty output.
 	}
@@ -329,31 +306,6 @@ func (s *server) runProcess(ctx context.Context, p executor.Process, out io.Writ
 		return s.e.RunHere(ctx, p, out)
 	}
 	return s.root.Run(ctx, p, out)
-}
-
-// pump copies the input to its end. What nobody reads any more is dropped.
-func (s *server) pump(w *os.File, resize func(wire.WindowSize)) {
-	defer w.Close()
-	in := wire.NewReader(s.input)
-	broken := false
-	for {
-		kind, b, err := in.Next()
-		switch {
-		case err != nil:
-			return
-		case kind == wire.KindSize && resize != nil:
-			var size wire.WindowSize
-			if json.Unmarshal(b, &size) == nil {
-				resize(size)
-			}
-		case kind != wire.KindInput:
-		case len(b) == 0:
-			return
-		case !broken:
-			_, err := w.Write(b)
-			broken = err != nil
-		}
-	}
 }
 
 // runTerminal runs a process on a terminal of this machine, and joins it to the ports.
@@ -376,7 +328,7 @@ func (s *server) runTerminal(ctx context.Context, p executor.Process, r wire.Run
 	pumped := make(chan struct{})
 	go func() {
 		defer close(pumped)
-		s.pump(in, resize)
+		pump(wire.NewReader(s.input), in, resize)
 	}()
 	copied := make(chan error, 1)
 	go func() {

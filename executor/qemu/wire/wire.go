@@ -1,4 +1,5 @@
-// Package wire is how obx and its agent in a virtual machine talk: frames on a byte stream, which is a virtio-serial port.
+// Package wire is how obx and its agent in a virtual machine talk: frames on a byte stream, which is a virtio-serial port, or
+// a session of ssh.
 //
 // The host sends one request at a time, and waits for its reply. Before the reply the guest may send what the request is
 // about: output of a process, the tar of a change. Both ends are made from one source and go together, so there is
@@ -19,13 +20,16 @@ import (
 )
 
 // Version goes up when one end would not understand the other.
-const Version = 1
+const Version = 2
 
 // Names of the virtio-serial ports.
 const (
 	PortControl = "obx.control"
 	PortInput   = "obx.input" // the standard input of processes, in frames of kind Input
 )
+
+// CarriedDir is a tmpfs of a Linux machine that has the agent, if its disk does not: what is not on the disk is no part of a result.
+const CarriedDir = "/run/obx-carried"
 
 // MaxFrame is the longest content of a frame. Only requests with secrets need as much.
 const MaxFrame = 64 << 20
@@ -37,11 +41,12 @@ const (
 	KindHello   Kind = 'H' // guest: Hello
 	KindRequest Kind = 'Q' // host: Request
 	KindReply   Kind = 'R' // guest: Reply, the last frame of an answer
-	KindOutput  Kind = 'O' // guest: bytes that the process has written
-	KindTar     Kind = 'T' // guest: bytes of the tar of a change; an empty frame ends it
+	KindOutput  Kind = 'O' // guest: bytes that the process has written, or that a file has
+	KindTar     Kind = 'T' // bytes of the tar of a change; an empty frame ends it
 	KindCache   Kind = 'C' // guest: CacheChange, a tar of it follows
+	KindFiles   Kind = 'F' // guest: a list of File
 	KindInput   Kind = 'I' // host: bytes of the input; an empty frame ends it
-	KindSize    Kind = 'S' // host, on the input port: WindowSize of the terminal
+	KindSize    Kind = 'S' // host, with the input: WindowSize of the terminal
 )
 
 // Hello is the agent's greeting, once it is ready for requests.
@@ -58,6 +63,11 @@ type Request struct {
 	Run    *Run      `json:",omitempty"`
 	Freeze *Freeze   `json:",omitempty"`
 	Export *Export   `json:",omitempty"`
+
+	// Of a machine's own files, if it has booted from a disk.
+	List   *List   `json:",omitempty"`
+	Read   *Read   `json:",omitempty"`
+	Unpack *Unpack `json:",omitempty"`
 }
 
 // Begin is the first request to a machine, be it booted or restored.
@@ -92,10 +102,45 @@ type CacheChange struct {
 }
 
 // Freeze ends a step. The tar of its change comes, unless nothing has changed. In a machine that has booted from a disk, that has it afterwards.
-type Freeze struct{}
+type Freeze struct {
+	ShutDown bool // such a machine then ends
+}
 
 // Export sends what is not frozen yet, and changes nothing.
 type Export struct{}
+
+// List asks for the files in a directory, or for one file alone: frames of kind Files come.
+type List struct {
+	Name []byte // an fs.FS path, of the root; it may be no UTF-8
+	Dir  bool   // what is in it
+}
+
+// Read asks for the bytes of a regular file: frames of kind Output come.
+type Read struct{ Name []byte }
+
+// Unpack unpacks a tar over a directory, which is made if it is missing. The frames of the tar follow the request.
+type Unpack struct {
+	Dir   string      // absolute, as processes name it
+	Cache *CacheMount `json:",omitempty"` // the directory is new, and hides what is there until the next process has ended
+}
+
+// A CacheMount is a cache in a machine whose agent cannot mount one.
+type CacheMount struct {
+	Number   int // in Run.Caches
+	UID, GID int
+}
+
+// A File describes a file. It is gone if its Type is 0.
+type File struct {
+	Name     []byte // the last part
+	Type     byte   // as in a tar
+	Mode     int64  // as in a tar
+	UID, GID int
+	Size     int64
+	Modified time.Time
+	Link     []byte            `json:",omitempty"`
+	Xattrs   map[string][]byte `json:",omitempty"`
+}
 
 // A Reply ends the answer to a request. Without any field it is success.
 type Reply struct {
@@ -183,4 +228,42 @@ func (f FrameWriter) Write(p []byte) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// A TarReader reads the tar that comes in frames, to its end.
+type TarReader struct {
+	r    *Reader
+	left []byte
+	end  error
+}
+
+// NewTarReader reads from r, from the next frame on.
+func NewTarReader(r *Reader) *TarReader { return &TarReader{r: r} }
+
+func (t *TarReader) Read(p []byte) (int, error) {
+	for len(t.left) == 0 {
+		if t.end != nil {
+			return 0, t.end
+		}
+		kind, b, err := t.r.Next()
+		switch {
+		case err != nil:
+			t.end = err
+		case kind != KindTar:
+			t.end = fmt.Errorf("%q among the frames of a tar", kind)
+		case len(b) == 0:
+			t.end = io.EOF
+		default:
+			t.left = b
+		}
+	}
+	n := copy(p, t.left)
+	t.left = t.left[n:]
+	return n, nil
+}
+
+// Drain reads what is left.
+func (t *TarReader) Drain() error {
+	_, err := io.Copy(io.Discard, t)
+	return err
 }

@@ -1,0 +1,183 @@
+package qemu
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/ocurrent/obx/conformance"
+	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/layers"
+)
+
+// debianExecutor runs processes on a disk of Debian that `make test-disks` has made.
+func debianExecutor(t *testing.T, warn func(string)) (*Executor, layers.Layer) {
+	t.Helper()
+	if os.Getenv("OBX_TEST_MACHINES") != "all" {
+		t.Skip("it boots Debian several times: `make test-disks` and OBX_TEST_MACHINES=all run it")
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "obx-test")
+	st := conformance.OpenStore(t)
+	e := testExecutor(t, Options{Store: st, BootTimeout: 5 * time.Minute, Guest: Guest{Key: filepath.Join(dir, "debian.key")}, Warn: warn})
+	t.Cleanup(func() {
+		if err := e.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return e, conformance.DiskLayer(t, st, filepath.Join(dir, "debian.qcow2"))
+}
+
+// TestPlainDisk runs steps without a sandbox, on a machine that is shut down after each: as OpenBSD and Windows have it, on a system that can be had
+// here.
+func TestPlainDisk(t *testing.T) {
+	e, disk := debianExecutor(t, func(msg string) {
+		if !strings.Contains(msg, "limits of memory") {
+			t.Error(msg)
+		}
+	})
+	e.foreign = true
+	chain := []layers.Layer{disk}
+	r, err := e.Open(t.Context(), chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { r.Close() }()
+	run := func(p executor.Process, want string) {
+		t.Helper()
+		var out bytes.Buffer
+		if err := r.Run(t.Context(), p, &out); err != nil || out.String() != want {
+			t.Fatalf("printed %q, %v; want %q", out.String(), err, want)
+		}
+	}
+	freeze := func() {
+		t.Helper()
+		c, err := r.Freeze(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := c.Layer(t.Context())
+		if err != nil || l.IsZero() {
+			t.Fatal(l, err)
+		}
+		chain = append(chain, l)
+	}
+	with := func(s string, change func(*executor.Process)) executor.Process {
+		p := script(s)
+		change(&p)
+		return p
+	}
+	cache := func(name, sharing, target string) executor.Mount {
+		return executor.Mount{Target: target, Cache: &executor.Cache{Domain: "d", Name: name, Sharing: sharing}}
+	}
+	run(with(`hostname; id -u; id -g; echo "$HOME $A"; pwd; cat; echo x > f; ls -d /new/cache /etc/skel; ls -A /etc/skel; echo 1 > /new/cache/n; echo 2 > /etc/skel/m; mkdir /etc/skel/sub; echo err >&2; echo out`, func(p *executor.Process) {
+		p.UID, p.GID, p.Dir = 1000, 1001, "/var/tmp"
+		p.Env = append(p.Env, "A=b c")
+		p.Mounts = []executor.Mount{cache("one", "", "/new/cache"), cache("two", "locked", "/etc/skel")}
+		p.Limits.Memory = 64 << 20
+	}), "builder\n1000\n1001\n/ b c\n/var/tmp\n/etc/skel\n/new/cache\nerr\nout\n")
+	freeze()
+	run(with(`cat /var/tmp/f /c/n /etc/skel/m; rm -r /c/n /etc/skel/sub; test ! -e /new; cat /run/secrets/a /etc/hostname; grep -c obx /proc/mounts; echo more >> /etc/skel/m`, func(p *executor.Process) {
+		p.Mounts = []executor.Mount{
+			cache("one", "", "/c"), cache("two", "locked", "/etc/skel"),
+			{Target: "/run/secrets/a", Secret: &executor.Secret{Data: []byte("secret\n"), Mode: 0o400}},
+			{Target: "/etc/hostname", Secret: &executor.Secret{Data: []byte("over\n")}},
+		}
+	}), "x\n1\n2\nsecret\nover\n4\n")
+	run(with("ls -A /c /etc/skel; cat /etc/skel/m; ls -d /run/secrets 2>/dev/null; grep -c over /etc/hostname", func(p *executor.Process) {
+		p.Argv[2] += "; true"
+		p.Mounts = []executor.Mount{cache("one", "", "/c"), cache("two", "locked", "/etc/skel")}
+	}), "/c:\n\n/etc/skel:\nm\n2\nmore\n0\n")
+	freeze()
+	run(script("ls -A /etc/skel | grep -c rc; ls -d /c /new 2>/dev/null; true"), "1\n")
+
+	tree, err := r.Files(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := fs.ReadFile(tree, "var/tmp/f"); err != nil || string(b) != "x\n" {
+		t.Errorf("the file has %q, %v", b, err)
+	}
+	if _, err := tree.Lstat("etc/nothing/at/all"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	if list, err := tree.ReadDir("proc"); err != nil || len(list) > 0 {
+		t.Errorf("files of the kernel's own: %d, %v", len(list), err)
+	}
+
+	master, tty := conformance.OpenPTY(t)
+	defer master.Close()
+	var exit *executor.ExitError
+	err = r.Run(t.Context(), with("tty; id -u; echo the end; exit 3", func(p *executor.Process) {
+		p.UID, p.Terminal, p.Stdin = 1000, true, tty
+	}), io.Discard)
+	if !errors.As(err, &exit) || exit.Code != 3 {
+		t.Errorf("on a terminal: %v", err)
+	}
+	var screen []byte
+	for buf := make([]byte, 1024); !bytes.Contains(screen, []byte("the end")); {
+		n, err := master.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		screen = append(screen, buf[:n]...)
+	}
+	if !bytes.Contains(screen, []byte("/dev/pts/")) || !bytes.Contains(screen, []byte("1000")) {
+		t.Errorf("the terminal shows %q", screen)
+	}
+	var start *executor.StartError
+	if err := r.Run(t.Context(), executor.Process{Argv: []string{"/no/such"}, Dir: "/"}, io.Discard); !errors.As(err, &start) {
+		t.Errorf("a program that is not there: %v", err)
+	}
+}
+
+// TestBrokenAgent has an agent that cannot make a sandbox: steps do without, and the user is told.
+func TestBrokenAgent(t *testing.T) {
+	warned := 0
+	e, disk := debianExecutor(t, func(msg string) {
+		if !strings.Contains(msg, "without a sandbox") {
+			t.Error(msg)
+		}
+		warned++
+	})
+	r, err := e.Open(t.Context(), []layers.Layer{disk})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { r.Close() }()
+	if err := r.Run(t.Context(), script("echo 'f /run/obx-agent' > /etc/tmpfiles.d/obx.conf; grep Seccomp: /proc/self/status"), io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	c, err := r.Freeze(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := c.Layer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	e.parked.end()
+	e.parked = nil
+	if r, err = e.Open(t.Context(), []layers.Layer{disk, l}); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := r.Run(t.Context(), script("grep Seccomp: /proc/self/status; echo x > /x; cat /x; kill -9 $$"), &out); err == nil || err.Error() != "killed by signal 9" || out.String() != "Seccomp:\t0\nx\n" {
+		t.Errorf("printed %q, %v", out.String(), err)
+	}
+	if warned != 1 {
+		t.Errorf("%d warnings", warned)
+	}
+}
