@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the tests of what has to be right on Windows as Windows programs, under Wine.
 #
-#   conformance/wine.sh [PACKAGE...]     default: keys, keys/spec, cas, layers, registry, executor/hcs, plans, and caches
+#   conformance/wine.sh [PACKAGE...]     default: keys, keys/spec, cas, layers, registry, executor, executor/hcs, executor/qemu/agent
+#                                        and wire, plans, and caches
 #
 # Two are no packages. plans: obx.exe has to print the plan, with all keys, that obx prints on Linux for the same platform, of
 # each spec in keys/spec/testdata/realworld. caches: results go from obx to obx.exe and back by export and import, and all are
@@ -16,7 +17,7 @@ cd "$(dirname "$0")/.."
 wine=${OBX_WINE:-${XDG_CACHE_HOME:-$HOME/.cache}/obx-test/wine}
 packages=("$@")
 if [ ${#packages[@]} = 0 ]; then
-	packages=(keys keys/spec cas layers registry executor/hcs plans caches)
+	packages=(keys keys/spec cas layers registry executor executor/hcs executor/qemu/agent executor/qemu/wire plans caches)
 fi
 
 if [ "$(id -u)" != 0 ]; then

@@ -124,9 +124,8 @@ func (r *diskRoot) reach(ctx context.Context, addr string) (*guest, error) {
 	g := &guest{e: r.e, m: m, memory: r.memory, free: semaphore.NewWeighted(1)}
 	linux := !r.e.foreign
 
-	var greeted chan error
-	if linux {
-		greeted = make(chan error, 1)
+	greet := func() chan error {
+		greeted := make(chan error, 1)
 		go func() {
 			err := m.greeting(waiting, limit)
 			if err == nil {
@@ -134,6 +133,11 @@ func (r *diskRoot) reach(ctx context.Context, addr string) (*guest, error) {
 			}
 			greeted <- err
 		}()
+		return greeted
+	}
+	var greeted chan error
+	if linux {
+		greeted = greet()
 	}
 	type answer struct {
 		l   *login
@@ -195,8 +199,17 @@ func (r *diskRoot) reach(ctx context.Context, addr string) (*guest, error) {
 				g.close()
 				return nil, err
 			}
-			if has || agentErr != nil {
-				break
+			if has && greeted != nil {
+				break // it comes
+			}
+			if has {
+				if err := g.login.stopAgent(waiting); err != nil {
+					agentErr = errors.Join(agentErr, err)
+					break
+				}
+			}
+			if greeted == nil {
+				greeted = greet()
 			}
 			if carried, agentErr = g.login.carryAgent(waiting, r.e.options.Arch); agentErr != nil {
 				stop()

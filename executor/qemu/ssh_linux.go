@@ -184,6 +184,11 @@ func (l *login) hasAgent(ctx context.Context) (bool, error) {
 	return err == nil, err
 }
 
+// stopAgent ends the agent that the disk has, one of another version.
+func (l *login) stopAgent(ctx context.Context) error {
+	return l.script(ctx, "linux", "systemctl stop obx-agent", nil)
+}
+
 // putAgent puts the agent into a Linux machine, once.
 func (l *login) putAgent(ctx context.Context, arch string) error {
 	if l.put {

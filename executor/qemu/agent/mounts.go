@@ -95,7 +95,6 @@ func (s *plainServer) mountCache(u wire.Unpack) error {
 		return err
 	}
 	c.undo = append(c.undo, undo)
-	s.caches = append(s.caches, c)
 	if i, err := os.Lstat(c.dir); err == nil {
 		if !i.IsDir() {
 			return &executor.StartError{Msg: fmt.Sprintf("cannot mount a cache on %s: it is no directory", u.Dir)}
@@ -107,6 +106,7 @@ func (s *plainServer) mountCache(u wire.Unpack) error {
 		c.undo = append(c.undo, func() error { return os.Rename(aside, c.dir) })
 	}
 	c.undo = append(c.undo, func() error { return os.RemoveAll(c.dir) })
+	s.caches = append(s.caches, c)
 	return os.Mkdir(c.dir, 0o755)
 }
 
