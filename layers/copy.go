@@ -15,13 +15,14 @@ import (
 
 // A Copy is a copy step.
 type Copy struct {
-	From   fs.FS  // where sources are: a Tree or the source directory (fs.ReadLinkFS)
-	Parent Tree   // the root file system to copy into, for resolving Dst
-	Dst    string // absolute text of the destination, with its trailing slash if it has one
-	Items  []Item
-	UID    int
-	GID    int
-	User   string // by name, for Windows; then UID and GID mean nothing
+	From    fs.FS  // where sources are: a Tree or the source directory (fs.ReadLinkFS)
+	Parent  Tree   // the root file system to copy into, for resolving Dst
+	Dst     string // absolute text of the destination, with its trailing slash if it has one
+	Windows bool   // Dst, and links of Parent, are paths of Windows
+	Items   []Item
+	UID     int
+	GID     int
+	User    string // by name, for Windows; then UID and GID mean nothing
 }
 
 // An Item is one source of a copy, with everything below it, as it was hashed.

@@ -49,6 +49,11 @@ func MakeCopy(ctx context.Context, st *cas.Store, c Copy) (Layer, error) {
 
 // makeCopy fills an empty directory with the change that a copy is.
 func makeCopy(ctx context.Context, dir string, c Copy) error {
+	if c.Windows {
+		if err := c.useDriveC(); err != nil {
+			return err
+		}
+	}
 	root, err := planCopy(&c)
 	if err != nil {
 		return err

@@ -148,6 +148,32 @@ func openTree(t testing.TB, path string) *Dir {
 	return d
 }
 
+// A directory for a machine of Windows has no drive, and its links lead to drive C.
+func TestCopyToWindows(t *testing.T) {
+	needRoot(t)
+	for dst, want := range map[string]string{
+		`C:\src\`:         "src d 755 7:8; src/a f 644 4 7:8",
+		"c:/Users/opam/x": "Users d 755; Users/opam d 755; Users/opam/x f 644 4 7:8",
+		`/link/y`:          "Users d 755; Users/y f 644 4 7:8",
+	} {
+		tmp := t.TempDir()
+		parent, source, out := mkdir(t, tmp, "parent"), mkdir(t, tmp, "source"), mkdir(t, tmp, "out")
+		plant(t, parent, "Users/")
+		check(t, os.Symlink(`C:\Users`, filepath.Join(parent, "link")))
+		plant(t, source, "a")
+		from := openTree(t, source)
+		c := Copy{From: from, Parent: openTree(t, parent), Dst: dst, Windows: true, UID: 7, GID: 8, Items: []Item{items(t, from, "a", "a")}}
+		check(t, makeCopy(t.Context(), out, c))
+		if got := describe(t, out, ""); got != want {
+			t.Errorf("%s:\n got %s\nwant %s", dst, got, want)
+		}
+	}
+	err := makeCopy(t.Context(), mkdir(t, t.TempDir(), "out"), Copy{Dst: `D:\x`, Windows: true})
+	if bad := (*CopyError)(nil); !errors.As(err, &bad) {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestCopyFails(t *testing.T) {
 	needRoot(t)
 	for _, tt := range []struct {

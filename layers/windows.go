@@ -53,11 +53,9 @@ const (
 //     that they have.
 func MakeWindowsCopy(ctx context.Context, st *cas.Store, c Copy, comp Compression) (Layer, error) {
 	fail := func(err error) (Layer, error) { return Layer{}, fmt.Errorf("copy: %w", err) }
-	dst, err := onDriveC(c.Dst)
-	if err != nil {
+	if err := c.useDriveC(); err != nil {
 		return fail(err)
 	}
-	c.Dst, c.Parent = dst, windowsTree{c.Parent}
 	root, err := planCopy(&c)
 	if err != nil {
 		return fail(err)
@@ -69,6 +67,13 @@ func MakeWindowsCopy(ctx context.Context, st *cas.Store, c Copy, comp Compressio
 		return fail(err)
 	}
 	return l, nil
+}
+
+// useDriveC makes paths of Windows such as planCopy knows.
+func (c *Copy) useDriveC() (err error) {
+	c.Parent = windowsTree{c.Parent}
+	c.Dst, err = onDriveC(c.Dst)
+	return err
 }
 
 // onDriveC takes the drive letter from a path.

@@ -2,10 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cas"
@@ -62,7 +62,7 @@ func (f *executorFlags) open(ctx context.Context, p *project) error {
 	if err != nil {
 		return err
 	}
-	var platform ocispec.Platform
+	platform := p.platform
 	if p.plan != nil {
 		platform = p.plan.Platform
 	}
@@ -70,6 +70,9 @@ func (f *executorFlags) open(ctx context.Context, p *project) error {
 	e, err := kind.open(ctx, p.builder.Store, f)
 	if err != nil {
 		return fmt.Errorf("%w\n  obx healthcheck --executor %s says what is missing", err, kind.name)
+	}
+	if has := e.Platform().OS; platform.OS != "" && !strings.EqualFold(platform.OS, has) {
+		return errors.Join(usage("", "--executor %s runs steps of %s, not of %s", kind.name, has, platform.OS), e.Close())
 	}
 	p.builder.Executor = e
 	p.close = append(p.close, e.Close)

@@ -78,7 +78,7 @@ func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 
 // settle tells the executors what they are for, and whom to tell what is not as it should be. A zero platform is this machine's.
 func (f *executorFlags) settle(p ocispec.Platform, warn func(string)) {
-	f.qemu.arch, f.qemu.warn = p.Architecture, warn
+	f.qemu.system, f.qemu.arch, f.qemu.warn = p.OS, p.Architecture, warn
 }
 
 const defaultPlatformText = "Linux on this machine's processor"

@@ -153,12 +153,13 @@ func (in *inputs) images() (*registry.Images, error) {
 
 // A project is a spec with its plan, and what a build of it needs, but for an executor.
 type project struct {
-	spec    *spec.Spec
-	plan    *keys.Plan
-	builder *build.Builder
-	repos   []registry.Repo // of caches
-	notices *notices
-	close   []func() error
+	spec     *spec.Spec
+	plan     *keys.Plan
+	platform ocispec.Platform // of the result that is looked at, if there is no plan
+	builder  *build.Builder
+	repos    []registry.Repo // of caches
+	notices  *notices
+	close    []func() error
 }
 
 // Close ends the use of all that is open, last opened first.

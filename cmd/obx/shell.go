@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -150,6 +151,14 @@ func openKey(cmd *cobra.Command, key string, in *inputs) (*project, *spot, error
 	if err != nil {
 		return nil, nil, errors.Join(err, p.Close())
 	}
+	base := rec
+	for base.Config == nil && err == nil {
+		base, err = p.builder.Record(base.Parent)
+	}
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("find the base image of %s: %w", key, err), p.Close())
+	}
+	p.platform = base.Config.Platform
 	s := &spot{key: key, context: rec.Env}
 	if rec.Parent == "" {
 		s.context = keys.DefaultContext(rec.Config.Platform)

@@ -346,12 +346,13 @@ func (s *stage) copyStep(ctx context.Context, w *work, root *root) (layers.Layer
 		return layers.Layer{}, fmt.Errorf("read the files that step %d copies into: %w", w.step.Number, err)
 	}
 	c := layers.Copy{
-		From:   s.Source,
-		Parent: parent,
-		Dst:    w.step.Dst,
-		UID:    w.step.Env.User.UID,
-		GID:    w.step.Env.User.GID,
-		User:   w.step.Env.User.Name,
+		From:    s.Source,
+		Parent:  parent,
+		Dst:     w.step.Dst,
+		Windows: s.plan.Platform.OS == "windows",
+		UID:     w.step.Env.User.UID,
+		GID:     w.step.Env.User.GID,
+		User:    w.step.Env.User.Name,
 	}
 	sources := w.step.Sources
 	if w.step.From != nil {

@@ -244,6 +244,10 @@ func (r *diskRoot) start(ctx context.Context, p executor.Process) error {
 }
 
 func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (err error) {
+	guest := r.e.options.Guest.orDefault(r.e.options.OS)
+	if r.e.foreign && guest.Key == "" {
+		return fmt.Errorf("a machine of %s is reached by ssh: give the private key with --qemu-ssh-key", r.e.options.OS)
+	}
 	if err := r.e.getReadyForDisks(ctx); err != nil {
 		return err
 	}
@@ -260,7 +264,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 		return err
 	}
 	d := &diskDevice{
-		files: append(append([]string(nil), r.files...), r.active), forward: addr, port: r.e.options.Guest.orDefault(r.e.options.OS).Port,
+		files: append(append([]string(nil), r.files...), r.active), forward: addr, port: guest.Port,
 		online: n == executor.NetworkHost, foreign: r.e.foreign,
 	}
 	if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {
@@ -270,7 +274,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 	if err := r.m.unlock(ctx); err != nil {
 		return err
 	}
-	if r.guest, err = r.reach(ctx, addr); err != nil {
+	if r.guest, err = r.reach(ctx, guest, addr); err != nil {
 		var late *bootError
 		if errors.As(err, &late) {
 			late.console += " " + lastLines(r.m.console.String(), 2)

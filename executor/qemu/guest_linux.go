@@ -117,7 +117,7 @@ func sendLayer(ctx context.Context, dir string) func(io.Writer) error {
 
 // reach finds the way into a machine: its agent, if the disk has it, else by ssh. An sshd may answer before the agent, if the system starts it
 // first: so it is seen first whether there is one to come.
-func (r *diskRoot) reach(ctx context.Context, addr string) (*guest, error) {
+func (r *diskRoot) reach(ctx context.Context, o Guest, addr string) (*guest, error) {
 	limit, m := r.e.options.BootTimeout, r.m
 	waiting, stop := context.WithCancel(ctx)
 	defer stop()
@@ -144,18 +144,16 @@ func (r *diskRoot) reach(ctx context.Context, addr string) (*guest, error) {
 		err error
 	}
 	var answered chan answer
-	if o := r.e.options.Guest.orDefault(r.e.options.OS); o.Key != "" {
+	if o.Key != "" {
 		answered = make(chan answer, 1)
 		go func() {
 			l, err := o.dial(waiting, addr, limit, m.ended)
 			answered <- answer{l, err}
 		}()
-	} else if linux {
+	} else {
 		defer time.AfterFunc(keyless, func() {
 			r.e.warn("a disk image without obx's agent is reached by ssh: give the private key with --qemu-ssh-key")
 		}).Stop()
-	} else {
-		return nil, fmt.Errorf("a machine of %s is reached by ssh: give the private key with --qemu-ssh-key", r.e.options.OS)
 	}
 
 	var agentErr, loginErr error

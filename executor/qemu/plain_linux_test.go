@@ -37,6 +37,27 @@ func debianExecutor(t *testing.T, warn func(string)) (*Executor, layers.Layer) {
 	return e, conformance.DiskLayer(t, st, filepath.Join(dir, "debian.qcow2"))
 }
 
+// A machine of another system needs a disk to boot from, and one that obx has an agent for.
+func TestForeignSystems(t *testing.T) {
+	st := conformance.OpenStore(t)
+	e := testExecutor(t, Options{Store: st, OS: "openbsd"})
+	defer e.Close()
+	if p := e.Platform(); p.OS != "openbsd" || p.Architecture != "amd64" {
+		t.Errorf("they are of %+v", p)
+	}
+	r, err := e.Open(t.Context(), []layers.Layer{conformance.Busybox(t, st)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Run(t.Context(), script("true"), io.Discard); err == nil || !strings.Contains(err.Error(), "has no disk") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := New(Options{Store: st, OS: "windows", Arch: "riscv64"}); err == nil || !strings.Contains(err.Error(), "windows on riscv64") {
+		t.Errorf("got %v", err)
+	}
+}
+
 // TestPlainDisk runs steps without a sandbox, on a machine that is shut down after each: as OpenBSD and Windows have it, on a system that can be had
 // here.
 func TestPlainDisk(t *testing.T) {
