@@ -81,6 +81,28 @@ func TestKernelPanic(t *testing.T) {
 	wantFault(t, e, script("true"), "kernel has crashed: Kernel panic")
 }
 
+// A machine that stands still is not waited for, whatever its process was to do.
+func TestHang(t *testing.T) {
+	e := testExecutor(t, Options{Store: conformance.OpenStore(t), NoState: true})
+	defer e.Close()
+	r, err := e.Open(t.Context(), []layers.Layer{conformance.Busybox(t, e.options.Store)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Run(t.Context(), script("true"), io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	m := r.(*openedRoot).files.m
+	m.patience = 300 * time.Millisecond
+	if err := m.qmp.call(t.Context(), "stop", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Run(t.Context(), script("true"), io.Discard); err == nil || !strings.Contains(err.Error(), "it has said nothing for 300ms") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestNoMachine(t *testing.T) {
 	e := testExecutor(t, Options{Store: conformance.OpenStore(t), NoState: true})
 	e.options.CPUs = 4096

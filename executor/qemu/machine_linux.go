@@ -71,9 +71,11 @@ type machine struct {
 	in      *wire.Reader // of control
 	input   net.Conn
 	plain   bool // its agent has no sandbox
-	layers  *layerDisk
-	console console
-	stderr  tail
+
+	patience time.Duration // for an agent that says nothing
+	layers   *layerDisk
+	console  console
+	stderr   tail
 
 	process *os.Process
 	ended   chan struct{} // closed when QEMU has been waited for
@@ -93,7 +95,7 @@ const unprivileged = 65534
 
 // startMachine starts QEMU. It does not wait for anything.
 func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
-	m := &machine{layers: newLayerDisk(), online: true, ended: make(chan struct{})}
+	m := &machine{layers: newLayerDisk(), online: true, patience: agentPatience, ended: make(chan struct{})}
 	var extra []*os.File
 	var ours []*net.UnixConn
 	defer func() {
@@ -133,6 +135,9 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 	}
 	board, device := boardOf(h)
 	foreign := f.disk != nil && f.disk.foreign
+	if f.disk != nil && h.arch == "amd64" {
+		args = append(args, "-device", "pvpanic") // to be told of a crash, if the system knows how
+	}
 	if foreign {
 		board.machine = "pc" // what its system was installed on, and has drivers for
 		args = append(args, "-vga", "std")
@@ -358,6 +363,8 @@ func (m *machine) failed() bool {
 // event is called for what QEMU tells.
 func (m *machine) event(name string, data json.RawMessage) {
 	switch name {
+	case "GUEST_PANICKED":
+		m.fail(errors.New("the machine's system has crashed"))
 	case "BLOCK_IO_ERROR":
 		var e struct {
 			NoSpace bool   `json:"nospace"`
@@ -507,9 +514,8 @@ func (e *bootError) Error() string {
 	return s
 }
 
-// agentPatience is how long an agent may say nothing while no process runs: the longest that it takes is to look for what a step has
-// changed, file by file.
-const agentPatience = 10 * time.Minute
+// agentPatience is how long an agent may say nothing that has something to do: it beats much more often, if the machine has time for it.
+const agentPatience = 5 * time.Minute
 
 // ask sends a request and gives every frame before the reply to handle.
 func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Kind, []byte) error) (wire.Reply, error) {
@@ -529,18 +535,19 @@ func (m *machine) exchange(ctx context.Context, req wire.Request, send func(io.W
 	}
 	defer func() { _ = m.control.SetReadDeadline(time.Time{}) }()
 	for {
-		if req.Run == nil {
-			_ = m.control.SetReadDeadline(time.Now().Add(agentPatience))
-		}
+		_ = m.control.SetReadDeadline(time.Now().Add(m.patience))
 		kind, b, err := m.in.Next()
 		if err != nil {
 			if m.ending.Load() && errors.Is(err, io.EOF) {
 				return reply, nil // with the system, its agent has ended before it could answer
 			}
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				m.fail(fmt.Errorf("the machine's agent has said nothing for %v", agentPatience))
+				m.fail(fmt.Errorf("the machine hangs: it has said nothing for %v", m.patience))
 			}
 			return reply, m.why(err)
+		}
+		if kind == wire.KindBeat {
+			continue
 		}
 		if kind == wire.KindReply {
 			if err := json.Unmarshal(b, &reply); err != nil {

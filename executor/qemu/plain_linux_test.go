@@ -198,6 +198,9 @@ func TestBrokenAgent(t *testing.T) {
 	if err := r.Run(t.Context(), script("grep Seccomp: /proc/self/status; echo x > /x; cat /x; kill -9 $$"), &out); err == nil || err.Error() != "killed by signal 9" || out.String() != "Seccomp:\t0\nx\n" {
 		t.Errorf("printed %q, %v", out.String(), err)
 	}
+	if err := r.Run(t.Context(), script("PATH=/sbin:/bin; modprobe pvpanic-mmio; echo c > /proc/sysrq-trigger; sleep 1000"), io.Discard); err == nil || !strings.Contains(err.Error(), "crashed") {
+		t.Errorf("a system that crashes: %v", err)
+	}
 	if warned != 1 {
 		t.Errorf("%d warnings", warned)
 	}

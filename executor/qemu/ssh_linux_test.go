@@ -129,7 +129,7 @@ func hostileGuest(t *testing.T, answer func(w io.Writer) error) *guest {
 		t.Fatal(err)
 	}
 	ours, theirs := net.Pipe()
-	m := &machine{control: ours, in: wire.NewReader(ours), process: cmd.Process, ended: make(chan struct{})}
+	m := &machine{control: ours, in: wire.NewReader(ours), process: cmd.Process, patience: agentPatience, ended: make(chan struct{})}
 	go func() {
 		m.status = cmd.Wait()
 		close(m.ended)
@@ -163,13 +163,15 @@ func TestHostileFiles(t *testing.T) {
 	open := func(t *testing.T, answer func(io.Writer) error) *guestTree {
 		return &guestTree{ctx: t.Context(), guest: hostileGuest(t, answer), tmp: t.TempDir(), dirs: map[string][]fs.DirEntry{}, infos: map[string]*guestInfo{}}
 	}
+	defer func(n int) { maxListed = n }(maxListed)
+	maxListed = 1 << 20
 	dir := &guestInfo{mode: fs.ModeDir}
 	for name, test := range map[string]struct {
 		answer func(io.Writer) error
 		want   string
 	}{
 		"endless": {func(w io.Writer) error {
-			for b := []byte("[" + strings.Repeat(" ", wire.MaxFrame-2) + "]"); ; {
+			for b := []byte("[" + strings.Repeat(" ", 1<<18) + "]"); ; {
 				if err := wire.Write(w, wire.KindFiles, b); err != nil {
 					return err
 				}

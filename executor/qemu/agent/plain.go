@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/qemu/wire"
@@ -51,7 +53,9 @@ func answerAll(in *wire.Reader, out io.Writer, answer func(context.Context, wire
 			return fmt.Errorf("read a request: %w", err)
 		}
 		clear(b) // it may have had secrets
+		beat := startBeat(out)
 		reply, err := answer(context.Background(), req)
+		beat.Stop()
 		var start *executor.StartError
 		switch {
 		case errors.As(err, &reply.Exit):
@@ -64,6 +68,17 @@ func answerAll(in *wire.Reader, out io.Writer, answer func(context.Context, wire
 			return err
 		}
 	}
+}
+
+// startBeat says again and again that the agent lives. out takes frames of several goroutines.
+func startBeat(out io.Writer) *time.Timer {
+	var t atomic.Pointer[time.Timer]
+	t.Store(time.AfterFunc(wire.BeatEvery, func() {
+		if wire.Write(out, wire.KindBeat, nil) == nil {
+			t.Load().Reset(wire.BeatEvery)
+		}
+	}))
+	return t.Load()
 }
 
 func (s *plainServer) answer(_ context.Context, req wire.Request) (reply wire.Reply, err error) {

@@ -41,6 +41,7 @@ const (
 	KindHello   Kind = 'H' // guest: Hello
 	KindRequest Kind = 'Q' // host: Request
 	KindReply   Kind = 'R' // guest: Reply, the last frame of an answer
+	KindBeat    Kind = 'B' // guest: nothing; it comes each BeatEvery while an answer is made
 	KindOutput  Kind = 'O' // guest: bytes that the process has written, or that a file has
 	KindTar     Kind = 'T' // bytes of the tar of a change; an empty frame ends it
 	KindCache   Kind = 'C' // guest: CacheChange, a tar of it follows
@@ -48,6 +49,10 @@ const (
 	KindInput   Kind = 'I' // host: bytes of the input; an empty frame ends it
 	KindSize    Kind = 'S' // host, with the input: WindowSize of the terminal
 )
+
+// BeatEvery is how often an agent that works on an answer says so: it may take hours until a process says something, and a system that has
+// crashed never does.
+const BeatEvery = 20 * time.Second
 
 // Hello is the agent's greeting, once it is ready for requests.
 type Hello struct {
