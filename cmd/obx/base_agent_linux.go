@@ -35,7 +35,7 @@ func baseAgentCommand() *cobra.Command {
 		Use:   "agent [flags] DIR",
 		Short: "Write the agent that a disk image may have",
 		Long: `Write obx's agent for disk images into DIR: the program obx-agent, and obx-agent.service for systemd. A Linux disk with it needs no sshd
-and no key, and its steps have what they have elsewhere: limits, cache mounts, a sandbox, and an end to all that they have started.
+and no key, and a machine is ready a little earlier than by ssh, which puts the same program into the machine each time.
 
 Put the program into /usr/local/sbin, the other file into /etc/systemd/system, and enable the service. It starts only in machines of obx. The
 system needs control groups of version 2 and, as modules or built in, virtio_console, virtio_blk, overlay, ext4 and erofs, as Debian and Ubuntu have.`,

@@ -34,6 +34,9 @@ func bootOnDisk() (place, error) {
 	at := place{scratch: ownDir + "/scratch", layers: ownDir + "/layers"}
 	// These the system may not have loaded by itself. Of what is missing, a mount will tell.
 	_ = exec.Command("modprobe", "-a", "-q", "virtio_console", "virtio_blk", "ext4", "overlay", "erofs").Run()
+	if err := checkCgroups(); err != nil {
+		return at, err
+	}
 	if err := os.MkdirAll(ownDir, 0o700); err != nil {
 		return at, err
 	}
@@ -47,6 +50,21 @@ func bootOnDisk() (place, error) {
 	}
 	unix.Umask(0o022)
 	return at, nil
+}
+
+// checkCgroups looks for what limits need.
+func checkCgroups() error {
+	b, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("control groups of version 2: %w", err)
+	}
+	has := strings.Fields(string(b))
+	for _, c := range controllers {
+		if !slices.Contains(has, c) {
+			return fmt.Errorf("control groups of version 2 lack the controller %s", c)
+		}
+	}
+	return nil
 }
 
 // boot makes the machine what a process expects of Linux.

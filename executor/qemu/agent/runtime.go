@@ -20,6 +20,9 @@ import (
 
 const cgroupRoot = "/sys/fs/cgroup"
 
+// controllers are those of control groups that limits need.
+var controllers = []string{"memory", "cpu", "pids"}
+
 // startContainer starts the process of a bundle that package overlay has written.
 func startContainer(bundle string, stdin, stdout *os.File) (process *os.Process, master *os.File, err error) {
 	spec, err := readSpec(bundle)
@@ -121,7 +124,7 @@ func readSpec(bundle string) (*specs.Spec, error) {
 func makeCgroup(spec *specs.Spec) (*os.File, error) {
 	dir := cgroupRoot
 	for name := range strings.SplitSeq(strings.Trim(spec.Linux.CgroupsPath, "/"), "/") {
-		for _, c := range []string{"memory", "cpu", "pids"} {
+		for _, c := range controllers {
 			if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0); err != nil {
 				return nil, fmt.Errorf("control group: enable %s: %w", c, err)
 			}
