@@ -329,7 +329,7 @@ func BenchmarkCacheLarge(b *testing.B) {
 // on a fresh store to go on from eight of them. Floor of that: the same in containers, and for the disk the whole build without a cache.
 func BenchmarkCacheMachines(b *testing.B) {
 	x := newCacheBench(b, 16)
-	disk, key := testDisk(b)
+	disk, key := DebianDisk(b)
 	machines := []string{"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", Kernel(b, "amd64")}
 	onDisk := append([]string{"--base", "debian=qcow2:" + disk, "--qemu-ssh-key", key, "--qemu-boot-time", "5m"}, machines...)
 	debian := func(n int) string { return strings.Replace(steps(n, ""), "busybox", "debian", 1) }

@@ -74,6 +74,20 @@ func Terminal(t *testing.T, m ExecutorMaker) {
 	}
 }
 
+// Screen is what a terminal shows until some words come.
+func Screen(t testing.TB, master *os.File, words string) string {
+	t.Helper()
+	var all []byte
+	for buf := make([]byte, 1024); !bytes.Contains(all, []byte(words)); {
+		n, err := master.Read(buf)
+		if err != nil {
+			t.Fatalf("the terminal shows %q: %v", all, err)
+		}
+		all = append(all, buf[:n]...)
+	}
+	return string(all)
+}
+
 // OpenPTY opens a pseudo-terminal that ends with the test.
 func OpenPTY(t testing.TB) (master, tty *os.File) {
 	t.Helper()

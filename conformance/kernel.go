@@ -23,6 +23,22 @@ func Kernel(t testing.TB, arch string) string {
 	return found[0]
 }
 
+// DebianDisk is a disk with Debian and sshd, and the key to it: what `make test-disks` has made.
+func DebianDisk(t testing.TB) (disk, key string) {
+	t.Helper()
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(cache, "obx-test")
+	for _, name := range []string{"debian.qcow2", "debian.key"} {
+		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
+			t.Fatalf("%v (make test-disks)", err)
+		}
+	}
+	return filepath.Join(dir, "debian.qcow2"), filepath.Join(dir, "debian.key")
+}
+
 // DiskLayer is the layer of a base image that is a disk, in a store.
 func DiskLayer(t testing.TB, st *cas.Store, file string) layers.Layer {
 	t.Helper()

@@ -57,22 +57,6 @@ func TestMachines(t *testing.T) {
 	}
 }
 
-// testDisk is a disk with Debian and sshd, and the key to it: what `make test-disks` has made.
-func testDisk(t testing.TB) (disk, key string) {
-	t.Helper()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "obx-test")
-	for _, name := range []string{"debian.qcow2", "debian.key"} {
-		if _, err := os.Stat(filepath.Join(dir, name)); err != nil {
-			t.Fatalf("%v (make test-disks)", err)
-		}
-	}
-	return filepath.Join(dir, "debian.qcow2"), filepath.Join(dir, "debian.key")
-}
-
 // TestDiskImages builds on a disk of Debian that knows nothing of obx: begun on one store, cached there, finished on another,
 // with files that are copied into the machine and out of it.
 //
@@ -82,7 +66,7 @@ func TestDiskImages(t *testing.T) {
 		t.Skip("it boots Debian twice: `make test-disks` and OBX_TEST_MACHINES=all run it")
 	}
 	f := newFleet(t, NewDebian(t)).with(t)
-	disk, key := testDisk(t)
+	disk, key := DebianDisk(t)
 	cache := f.reg.Addr + "/disks"
 	const begun = `(build vm ((from debian) (shell /bin/sh -c)
  (run (shell "echo step one; cat /etc/debian_version; hostname; echo $HOME; echo one > /one"))
@@ -134,7 +118,7 @@ func TestDiskAgent(t *testing.T) {
 		t.Skip("it boots Debian twice: `make test-disks` and OBX_TEST_MACHINES=all run it")
 	}
 	f := newFleet(t, NewDebian(t)).with(t)
-	disk, key := testDisk(t)
+	disk, key := DebianDisk(t)
 	const install = `(from debian) (shell /bin/sh -c)
  (copy (src obx-agent) (dst /usr/local/sbin/obx-agent))
  (copy (src obx-agent.service) (dst /etc/systemd/system/obx-agent.service))

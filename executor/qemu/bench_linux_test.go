@@ -2,8 +2,6 @@ package qemu_test
 
 import (
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -23,14 +21,10 @@ func BenchmarkStep(b *testing.B) {
 	defer saved.Close()
 	cold := newExecutor(b, qemu.Options{Store: st, NoState: true})
 	defer cold.Close()
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		b.Fatal(err)
-	}
-	dir := filepath.Join(cache, "obx-test")
-	ssh := newExecutor(b, qemu.Options{Store: st, BootTimeout: 5 * time.Minute, Guest: qemu.Guest{Key: filepath.Join(dir, "debian.key")}})
+	file, key := conformance.DebianDisk(b)
+	ssh := newExecutor(b, qemu.Options{Store: st, BootTimeout: 5 * time.Minute, Guest: qemu.Guest{Key: key}})
 	defer ssh.Close()
-	disk := conformance.DiskLayer(b, st, filepath.Join(dir, "debian.qcow2"))
+	disk := conformance.DiskLayer(b, st, file)
 
 	step := func(e *qemu.Executor, l layers.Layer, n int) (took []time.Duration) {
 		start := time.Now()

@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -25,16 +24,12 @@ func TestLongDisk(t *testing.T) {
 	if os.Getenv(allVar) != "all" {
 		t.Skip("it boots Debian twice: OBX_TEST_MACHINES=all runs it")
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "obx-test")
+	disk, key := conformance.DebianDisk(t)
 	st := conformance.OpenStore(t)
 	open := func() *qemu.Executor {
-		return newExecutor(t, qemu.Options{Store: st, BootTimeout: 10 * time.Minute, Guest: qemu.Guest{Key: filepath.Join(dir, "debian.key")}})
+		return newExecutor(t, qemu.Options{Store: st, BootTimeout: 10 * time.Minute, Guest: qemu.Guest{Key: key}})
 	}
-	chain := []layers.Layer{conformance.DiskLayer(t, st, filepath.Join(dir, "debian.qcow2"))}
+	chain := []layers.Layer{conformance.DiskLayer(t, st, disk)}
 	e := open()
 	defer func() { e.Close() }()
 	r, err := e.Open(t.Context(), chain)
@@ -82,15 +77,7 @@ func TestLongDisk(t *testing.T) {
 	if !errors.As(err, &exit) || exit.Code != 3 {
 		t.Errorf("on a terminal: %v", err)
 	}
-	var screen []byte
-	for buf := make([]byte, 1024); !bytes.Contains(screen, []byte("the end")); {
-		n, err := master.Read(buf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		screen = append(screen, buf[:n]...)
-	}
-	if !bytes.Contains(screen, []byte("33 77")) {
+	if screen := conformance.Screen(t, master, "the end"); !strings.Contains(screen, "33 77") {
 		t.Errorf("the terminal shows %q", screen)
 	}
 	if err := errors.Join(r.Close(), e.Close()); err != nil {

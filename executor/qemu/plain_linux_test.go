@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -22,19 +21,15 @@ func debianExecutor(t *testing.T, warn func(string)) (*Executor, layers.Layer) {
 	if os.Getenv("OBX_TEST_MACHINES") != "all" {
 		t.Skip("it boots Debian several times: `make test-disks` and OBX_TEST_MACHINES=all run it")
 	}
-	cache, err := os.UserCacheDir()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := filepath.Join(cache, "obx-test")
+	disk, key := conformance.DebianDisk(t)
 	st := conformance.OpenStore(t)
-	e := testExecutor(t, Options{Store: st, BootTimeout: 5 * time.Minute, Guest: Guest{Key: filepath.Join(dir, "debian.key")}, Warn: warn})
+	e := testExecutor(t, Options{Store: st, BootTimeout: 5 * time.Minute, Guest: Guest{Key: key}, Warn: warn})
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)
 		}
 	})
-	return e, conformance.DiskLayer(t, st, filepath.Join(dir, "debian.qcow2"))
+	return e, conformance.DiskLayer(t, st, disk)
 }
 
 // A machine of another system needs a disk to boot from, and one that obx has an agent for.
@@ -144,15 +139,7 @@ func TestPlainDisk(t *testing.T) {
 	if !errors.As(err, &exit) || exit.Code != 3 {
 		t.Errorf("on a terminal: %v", err)
 	}
-	var screen []byte
-	for buf := make([]byte, 1024); !bytes.Contains(screen, []byte("the end")); {
-		n, err := master.Read(buf)
-		if err != nil {
-			t.Fatal(err)
-		}
-		screen = append(screen, buf[:n]...)
-	}
-	if !bytes.Contains(screen, []byte("/dev/pts/")) || !bytes.Contains(screen, []byte("1000")) {
+	if screen := conformance.Screen(t, master, "the end"); !strings.Contains(screen, "/dev/pts/") || !strings.Contains(screen, "1000") {
 		t.Errorf("the terminal shows %q", screen)
 	}
 	var start *executor.StartError

@@ -252,6 +252,8 @@ func (t *TarReader) Read(p []byte) (int, error) {
 		}
 		kind, b, err := t.r.Next()
 		switch {
+		case errors.Is(err, io.EOF): // that is not how a tar ends
+			t.end = io.ErrUnexpectedEOF
 		case err != nil:
 			t.end = err
 		case kind != KindTar:

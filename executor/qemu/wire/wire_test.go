@@ -67,3 +67,33 @@ func FuzzReader(f *testing.F) {
 		}
 	})
 }
+
+// The tar that comes in frames ends where it ends, and what follows it is left.
+func TestTarReader(t *testing.T) {
+	var b bytes.Buffer
+	for _, f := range []struct {
+		kind    Kind
+		content string
+	}{{KindTar, "one "}, {KindTar, "two"}, {KindTar, ""}, {KindRequest, "next"}, {KindTar, "x"}, {KindRequest, "in between"}} {
+		if err := Write(&b, f.kind, []byte(f.content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := NewReader(&b)
+	tar := NewTarReader(r)
+	if got, err := io.ReadAll(tar); err != nil || string(got) != "one two" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	if err := tar.Drain(); err != nil {
+		t.Error(err)
+	}
+	if kind, content, err := r.Next(); err != nil || kind != KindRequest || string(content) != "next" {
+		t.Errorf("what follows is %q %q, %v", kind, content, err)
+	}
+	if err := NewTarReader(r).Drain(); err == nil {
+		t.Error("another frame is taken for the tar")
+	}
+	if err := NewTarReader(r).Drain(); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("a tar without an end: %v", err)
+	}
+}
