@@ -152,7 +152,7 @@ func openKey(cmd *cobra.Command, key string, in *inputs) (*project, *spot, error
 		return nil, nil, errors.Join(err, p.Close())
 	}
 	base := rec
-	for base.Config == nil && err == nil {
+	for err == nil && base.Config == nil {
 		base, err = p.builder.Record(base.Parent)
 	}
 	if err != nil {

@@ -391,8 +391,8 @@ func (r *diskRoot) shutDown(ctx context.Context) error {
 	case <-time.After(limit):
 		return fmt.Errorf("the machine did not shut down within %v (--qemu-boot-time)", limit)
 	}
-	if r.m.failed() || r.m.status != nil {
-		return r.m.why(errors.New("it did not shut down as it was told to"))
+	if !r.m.wentDown() {
+		return r.m.why(errors.New("it was told to shut down, and did not end so"))
 	}
 	r.guest.close()
 	r.e.end(r.m)

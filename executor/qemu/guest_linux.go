@@ -65,6 +65,9 @@ func (g *guest) process(ctx context.Context, p executor.Process, out io.Writer) 
 // maxListed is how much a machine may say of one directory, in bytes. Tests have less patience.
 var maxListed = 256 << 20
 
+// maxFrame is how much of a list comes at once, in bytes: an agent describes no more than a thousand files in one frame.
+const maxFrame = 8 << 20
+
 // list describes a file, or those in a directory.
 func (g *guest) list(ctx context.Context, name string, dir bool) (all []wire.File, err error) {
 	size := 0
@@ -72,7 +75,7 @@ func (g *guest) list(ctx context.Context, name string, dir bool) (all []wire.Fil
 		if k != wire.KindFiles {
 			return fmt.Errorf("the machine's agent sends %q out of place", k)
 		}
-		if size += len(b); size > maxListed {
+		if size += len(b); size > maxListed || len(b) > maxFrame || len(all) > maxListed/100 {
 			return errors.New("a directory's list is too long")
 		}
 		var more []wire.File
@@ -124,20 +127,20 @@ func (r *diskRoot) reach(ctx context.Context, o Guest, addr string) (*guest, err
 	g := &guest{e: r.e, m: m, memory: r.memory, free: semaphore.NewWeighted(1)}
 	linux := !r.e.foreign
 
-	greet := func() chan error {
-		greeted := make(chan error, 1)
+	var greeted chan error
+	greet := func() {
+		answer := make(chan error, 1)
+		greeted = answer
 		go func() {
 			err := m.greeting(waiting, limit)
 			if err == nil {
-				err = m.begin(waiting)
+				err = m.begin(ctx)
 			}
-			greeted <- err
+			answer <- err
 		}()
-		return greeted
 	}
-	var greeted chan error
 	if linux {
-		greeted = greet()
+		greet()
 	}
 	type answer struct {
 		l   *login
@@ -157,18 +160,21 @@ func (r *diskRoot) reach(ctx context.Context, o Guest, addr string) (*guest, err
 	}
 
 	var agentErr, loginErr error
-	var carried chan error
+	var carried chan error // ends with the agent that ssh has brought
+	has := false           // the disk has an agent
 	for {
 		select {
 		case err := <-greeted:
 			if err == nil {
-				stop()
 				if answered != nil { // nobody waits for it any more
 					go func() {
 						if late := <-answered; late.l != nil {
 							late.l.close()
 						}
 					}()
+				}
+				if carried != nil {
+					go func() { m.fail(<-carried) }()
 				}
 				return g, nil
 			}
@@ -189,44 +195,50 @@ func (r *diskRoot) reach(ctx context.Context, o Guest, addr string) (*guest, err
 				continue // the agent may still come
 			}
 			g.login = a.l
-			if !linux {
-				break
+			if linux {
+				setup, done := timely(ctx, limit)
+				has, agentErr = g.login.hasAgent(setup)
+				done()
 			}
-			has, err := g.login.hasAgent(waiting)
-			if err != nil {
-				g.close()
-				return nil, err
+		case agentErr = <-carried: // without a greeting
+			stop()
+			<-greeted // it reads the port no longer
+			greeted = nil
+		}
+		if g.login == nil || has && greeted != nil || carried != nil && greeted != nil {
+			continue // it comes
+		}
+		if linux && carried == nil && agentErr == nil || has && greeted == nil && carried == nil {
+			setup, done := timely(ctx, limit)
+			if has { // one of another obx, or one that does not work
+				agentErr = g.login.stopAgent(setup)
 			}
-			if has && greeted != nil {
-				break // it comes
+			if agentErr == nil || !has {
+				carried, agentErr = g.login.carryAgent(setup, r.e.options.Arch)
 			}
-			if has {
-				if err := g.login.stopAgent(waiting); err != nil {
-					agentErr = errors.Join(agentErr, err)
-					break
+			done()
+			if agentErr == nil {
+				if greeted == nil {
+					greet()
 				}
+				continue
 			}
-			if greeted == nil {
-				greeted = greet()
-			}
-			if carried, agentErr = g.login.carryAgent(waiting, r.e.options.Arch); agentErr != nil {
-				stop()
-				<-greeted // it reads the port no longer
-				greeted = nil
-			}
-		case agentErr = <-carried:
+		}
+		if greeted != nil {
 			stop()
 			<-greeted
-			greeted, carried = nil, nil
 		}
-		if g.login != nil && greeted == nil {
-			if err := r.goPlain(ctx, g, agentErr); err != nil {
-				g.close()
-				return nil, err
-			}
-			return g, nil
+		if err := r.goPlain(ctx, g, agentErr); err != nil {
+			g.close()
+			return nil, err
 		}
+		return g, nil
 	}
+}
+
+// timely ends what an sshd that has let obx in does not do in time.
+func timely(ctx context.Context, limit time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, limit, &bootError{limit: limit, console: "(it lets obx in by ssh, and then runs nothing)"})
 }
 
 // goPlain has the agent without a sandbox answer.
@@ -234,7 +246,9 @@ func (r *diskRoot) goPlain(ctx context.Context, g *guest, why error) error {
 	if why != nil {
 		r.e.warn(fmt.Sprintf("steps run without a sandbox in a machine, since its agent cannot make one: %v", why))
 	}
-	s, err := g.login.startPlain(ctx, r.e.options.OS, r.e.options.Arch)
+	setup, done := timely(ctx, r.e.options.BootTimeout)
+	s, err := g.login.startPlain(setup, r.e.options.OS, r.e.options.Arch)
+	done()
 	if err == nil {
 		g.m.talkTo(s)
 		err = g.m.greeting(ctx, r.e.options.BootTimeout)

@@ -85,8 +85,9 @@ type machine struct {
 	online bool        // the network is on
 	ending atomic.Bool // its system was told to shut down
 
-	mu    sync.Mutex
-	cause error // why it is of no use any more
+	mu       sync.Mutex
+	cause    error  // why it is of no use any more
+	shutdown string // why QEMU has ended, as it says: "guest-shutdown", "guest-reset", ...
 }
 
 // unprivileged is who QEMU runs as, if obx is root: what breaks out of a machine owns nothing but the memory that machines are copied
@@ -353,6 +354,15 @@ func (m *machine) alive() bool {
 	}
 }
 
+// wentDown reports whether the machine's system has shut it down, which has ended.
+func (m *machine) wentDown() bool {
+	for range m.qmp.answer { // until all events have come
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cause == nil && m.status == nil && m.shutdown == "guest-shutdown"
+}
+
 // failed reports whether fail was called.
 func (m *machine) failed() bool {
 	m.mu.Lock()
@@ -363,6 +373,14 @@ func (m *machine) failed() bool {
 // event is called for what QEMU tells.
 func (m *machine) event(name string, data json.RawMessage) {
 	switch name {
+	case "SHUTDOWN":
+		var e struct {
+			Reason string `json:"reason"`
+		}
+		_ = json.Unmarshal(data, &e)
+		m.mu.Lock()
+		m.shutdown = e.Reason
+		m.mu.Unlock()
 	case "GUEST_PANICKED":
 		m.fail(errors.New("the machine's system has crashed"))
 	case "BLOCK_IO_ERROR":
@@ -387,6 +405,7 @@ func (m *machine) why(err error) error {
 		_ = m.process.Kill()
 		<-m.ended
 	}
+	m.closePorts()   // else what comes of them may wait for somebody to take it
 	m.serving.Wait() // the console has been read to its end
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -526,9 +545,12 @@ func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Ki
 func (m *machine) exchange(ctx context.Context, req wire.Request, send func(io.Writer) error, handle func(wire.Kind, []byte) error) (reply wire.Reply, err error) {
 	defer context.AfterFunc(ctx, func() { m.fail(fmt.Errorf("the process was stopped: %w", context.Cause(ctx))) })()
 	req.Now = time.Now()
-	err = wire.WriteJSON(m.control, wire.KindRequest, req)
+	to := &patientWriter{m: m}
+	err = wire.WriteJSON(to, wire.KindRequest, req)
 	if err == nil && send != nil {
-		err = send(m.control)
+		if err = send(to); err != nil && to.err == nil {
+			m.fail(err) // the agent waits for the rest
+		}
 	}
 	if err != nil {
 		return reply, m.why(err)
@@ -568,6 +590,24 @@ func (m *machine) exchange(ctx context.Context, req wire.Request, send func(io.W
 	}
 }
 
+// A patientWriter writes to a machine's agent, which takes it in time.
+type patientWriter struct {
+	m   *machine
+	err error // of the connection
+}
+
+func (w *patientWriter) Write(p []byte) (int, error) {
+	_ = w.m.control.SetWriteDeadline(time.Now().Add(w.m.patience))
+	n, err := w.m.control.Write(p)
+	if err != nil {
+		w.err = err
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			w.m.fail(fmt.Errorf("the machine hangs: it has taken nothing for %v", w.m.patience))
+		}
+	}
+	return n, err
+}
+
 // close ends the machine and waits for that.
 func (m *machine) close() {
 	_ = m.process.Kill()
@@ -578,9 +618,10 @@ func (m *machine) close() {
 }
 
 func (m *machine) closePorts() {
-	if m.control != nil {
-		m.control.Close()
-		m.input.Close()
+	for _, c := range []net.Conn{m.control, m.input} {
+		if c != nil {
+			c.Close()
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/base64"
@@ -247,7 +248,7 @@ func (l *login) startPlain(ctx context.Context, os, arch string) (*conversation,
 	name := fmt.Sprintf("obx-agent-%x", sum[:8])
 	if os == "windows" {
 		err = l.putFile(ctx, name+".exe", program)
-		l.plain = "cmd /c " + name + ".exe" // whatever the login's shell is: it starts in the directory where files are put
+		l.plain = "cmd /c " + name + ".exe" // the login's shell may be cmd or Cygwin's: it starts in the directory where files are put
 	} else {
 		file := otherDir + "/" + name
 		if l.script(ctx, os, "test -x "+file, nil) != nil {
@@ -356,14 +357,43 @@ func (m *machine) talkTo(c *conversation) {
 	m.serving.Go(func() { forward(theirs) })
 	m.serving.Go(func() { forward(theirInput) })
 	m.serving.Go(func() {
-		_, _ = io.Copy(theirs, c.out)
-		err := c.s.Wait()
+		said, err := skipTo(c.out, wire.Marker)
+		if err == nil {
+			_, _ = io.Copy(theirs, c.out)
+		} else {
+			c.s.Close()
+		}
+		if werr := c.s.Wait(); err == nil {
+			err = werr
+		}
 		if !m.ending.Load() {
-			m.fail(fmt.Errorf("obx's agent in the machine has ended (%v): %s", err, lastLines(c.said.String(), 3)))
+			select {
+			case <-m.ended: // with QEMU, which tells more
+			case <-time.After(time.Second):
+				m.fail(fmt.Errorf("obx's agent in the machine has ended (%v): %s", err, lastLines(said+c.said.String(), 3)))
+			}
 		}
 		theirs.Close()
 		theirInput.Close()
 	})
+}
+
+// maxGreeting is how much a login's shell may say before the agent does, in bytes.
+const maxGreeting = 64 << 10
+
+// skipTo reads up to the end of some words, and gives what came before.
+func skipTo(r io.Reader, words string) (said string, err error) {
+	var b []byte
+	for one := make([]byte, 1); len(b) < maxGreeting; {
+		if _, err := io.ReadFull(r, one); err != nil {
+			return string(b), err
+		}
+		b = append(b, one[0])
+		if before, ok := bytes.CutSuffix(b, []byte(words)); ok {
+			return string(before), nil
+		}
+	}
+	return string(b), errors.New("something else answers")
 }
 
 // terminal runs a process on a terminal of the machine, in a session of its own.

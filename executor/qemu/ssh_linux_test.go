@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"bytes"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -121,24 +122,102 @@ func TestHostileSSH(t *testing.T) {
 	}
 }
 
-// hostileGuest is a machine whose agent answers each request with the same frames.
-func hostileGuest(t *testing.T, answer func(w io.Writer) error) *guest {
+// asleep is a machine that does nothing.
+func asleep(t *testing.T) *machine {
 	t.Helper()
 	cmd := exec.Command("sleep", "1000")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ours, theirs := net.Pipe()
-	m := &machine{control: ours, in: wire.NewReader(ours), process: cmd.Process, patience: agentPatience, ended: make(chan struct{})}
+	m := &machine{process: cmd.Process, patience: agentPatience, ended: make(chan struct{})}
 	go func() {
 		m.status = cmd.Wait()
 		close(m.ended)
-		theirs.Close()
 	}()
 	t.Cleanup(func() {
 		_ = m.process.Kill()
 		<-m.ended
 	})
+	return m
+}
+
+// TestHostileConversation has something else than an agent answer by ssh, or an agent that does not end.
+func TestHostileConversation(t *testing.T) {
+	var hello bytes.Buffer
+	hello.WriteString("Welcome!\n" + wire.Marker)
+	if err := wire.WriteJSON(&hello, wire.KindHello, wire.Hello{Version: wire.Version}); err != nil {
+		t.Fatal(err)
+	}
+	var frame bytes.Buffer
+	if err := wire.Write(&frame, wire.KindOutput, make([]byte, 1<<10)); err != nil {
+		t.Fatal(err)
+	}
+	for name, test := range map[string]struct{ first, again []byte }{
+		"no agent": {nil, []byte("who are you?\n")},
+		"endless":  {hello.Bytes(), frame.Bytes()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := dialHostile(t, func(ch ssh.NewChannel) {
+				c, requests, err := ch.Accept()
+				if err != nil {
+					return
+				}
+				for r := range requests {
+					_ = r.Reply(true, nil)
+					break
+				}
+				go ssh.DiscardRequests(requests)
+				for b := test.first; ; b = test.again {
+					if _, err := c.Write(b); err != nil {
+						return
+					}
+				}
+			})
+			m := asleep(t)
+			c, err := l.converse(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.talkTo(c)
+			go func() { // as the machine's sshd ends with it
+				<-m.ended
+				l.close()
+			}()
+			tooMuch := errors.New("too much")
+			err = ends(t, func() error {
+				if err := m.greeting(t.Context(), time.Minute); err != nil {
+					return err
+				}
+				n := 0
+				_, err := m.ask(t.Context(), wire.Request{Freeze: &wire.Freeze{}}, func(wire.Kind, []byte) error {
+					if n++; n > 10 {
+						return tooMuch
+					}
+					return nil
+				})
+				return m.why(err)
+			})
+			want := "something else answers"
+			if test.first != nil {
+				want = tooMuch.Error()
+			}
+			if err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
+// hostileGuest is a machine whose agent answers each request with the same frames.
+func hostileGuest(t *testing.T, answer func(w io.Writer) error) *guest {
+	t.Helper()
+	m := asleep(t)
+	ours, theirs := net.Pipe()
+	m.control, m.in = ours, wire.NewReader(ours)
+	go func() {
+		<-m.ended
+		theirs.Close()
+	}()
 	go func() {
 		in := wire.NewReader(theirs)
 		for {

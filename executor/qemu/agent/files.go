@@ -39,8 +39,11 @@ func answerFiles(req wire.Request, in *wire.Reader, out io.Writer) error {
 	return errors.Join(err, t.Drain())
 }
 
-// files is a tree of all files. Links in names lead nowhere.
-func files() (*layers.Dir, error) { return layers.DirTree(local("/")) }
+// A tree is all files. Obx does not ask for names with links on the way.
+type tree interface {
+	layers.Tree
+	Close() error
+}
 
 // listedAtOnce is how many files one frame describes.
 const listedAtOnce = 1000
@@ -65,22 +68,35 @@ func list(name string, dir bool, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for some := range slices.Chunk(entries, listedAtOnce) {
-		var all []wire.File
-		for _, e := range some {
-			f, err := describe(t, path.Join(name, e.Name()))
-			if err != nil {
-				return err
-			}
-			if f.Type != 0 {
-				all = append(all, f)
-			}
+	var all []wire.File
+	size := 0
+	send := func() error {
+		err := wire.WriteJSON(out, wire.KindFiles, all)
+		all, size = nil, 0
+		return err
+	}
+	for _, e := range entries {
+		f, err := describe(t, path.Join(name, e.Name()))
+		if err != nil && runtime.GOOS == "windows" {
+			continue // the system's own that nobody may look at
 		}
-		if err := wire.WriteJSON(out, wire.KindFiles, all); err != nil {
+		if err != nil {
 			return err
 		}
+		if f.Type == 0 {
+			continue
+		}
+		all = append(all, f)
+		for _, v := range f.Xattrs {
+			size += len(v)
+		}
+		if size += len(f.Link); len(all) == listedAtOnce || size > 1<<20 {
+			if err := send(); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
+	return send()
 }
 
 // namelessInfo keeps package tar from looking for names of users.
@@ -90,7 +106,7 @@ func (namelessInfo) Uname() (string, error) { return "", nil }
 func (namelessInfo) Gname() (string, error) { return "", nil }
 
 // describe gives the zero File for what is gone, and for what is of no use elsewhere: devices and sockets.
-func describe(t *layers.Dir, name string) (wire.File, error) {
+func describe(t tree, name string) (wire.File, error) {
 	i, err := t.Lstat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return wire.File{}, nil
@@ -170,6 +186,7 @@ func unpack(r io.Reader, dir string) error {
 	}
 	tr := tar.NewReader(r)
 	var dirs []*tar.Header // whose times come last: files are made in them
+	var links []*tar.Header
 	for {
 		h, err := tr.Next()
 		if err == io.EOF {
@@ -183,7 +200,16 @@ func unpack(r io.Reader, dir string) error {
 		if h.Typeflag == tar.TypeDir {
 			dirs = append(dirs, h)
 		}
+		if h.Typeflag == tar.TypeSymlink && runtime.GOOS == "windows" {
+			links = append(links, h) // there are two kinds of them, by what is there that they lead to
+			continue
+		}
 		if err := unpackOne(tr, h, dir, at); err != nil {
+			return fmt.Errorf("unpack %s: %w", h.Name, err)
+		}
+	}
+	for _, h := range links {
+		if err := unpackOne(nil, h, dir, filepath.Join(dir, filepath.FromSlash(h.Name))); err != nil {
 			return fmt.Errorf("unpack %s: %w", h.Name, err)
 		}
 	}

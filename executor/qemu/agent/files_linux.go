@@ -2,10 +2,47 @@ package main
 
 import (
 	"archive/tar"
+	"errors"
+	"io/fs"
+	"os"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/layers"
 )
+
+func files() (tree, error) {
+	t, err := layers.DirTree("/")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := t.Lstat("."); errors.Is(err, unix.ENOSYS) {
+		t.Close()
+		return oldTree()
+	}
+	return t, nil
+}
+
+// A rootTree is a tree on kernels that lack openat2.
+type rootTree struct {
+	*os.Root
+	fs.ReadLinkFS
+}
+
+func oldTree() (tree, error) {
+	root, err := os.OpenRoot("/")
+	if err != nil {
+		return nil, err
+	}
+	return rootTree{root, root.FS().(fs.ReadLinkFS)}, nil
+}
+
+func (t rootTree) Open(name string) (fs.File, error)          { return t.ReadLinkFS.Open(name) }
+func (t rootTree) Lstat(name string) (fs.FileInfo, error)     { return t.ReadLinkFS.Lstat(name) }
+func (t rootTree) ReadLink(name string) (string, error)       { return t.ReadLinkFS.ReadLink(name) }
+func (t rootTree) ReadDir(name string) ([]fs.DirEntry, error) { return fs.ReadDir(t.ReadLinkFS, name) }
+func (t rootTree) Xattrs(string) (map[string]string, error)   { return nil, nil }
 
 // passingTypes are file systems of the kernel, and those in memory: what they have is gone with the machine.
 var passingTypes = map[uint32]bool{

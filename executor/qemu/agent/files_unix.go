@@ -12,6 +12,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// A state changes with whatever is done to a file.
+type state struct {
+	inode    uint64
+	uid, gid uint32
+	changed  unix.Timespec
+}
+
+func stateOf(name string) (state, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(name, &st); err != nil {
+		return state{}, &os.PathError{Op: "lstat", Path: name, Err: err}
+	}
+	return state{uint64(st.Ino), st.Uid, st.Gid, st.Ctim}, nil
+}
+
 func setUser(at string, uid, gid int) error { return os.Lchown(at, uid, gid) }
 
 // setOwner gives a file all that its header says but the time.

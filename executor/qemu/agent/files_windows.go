@@ -9,6 +9,11 @@ import (
 	"time"
 )
 
+// A state is nothing here: size and time have to do.
+type state struct{}
+
+func stateOf(string) (state, error) { return state{}, nil }
+
 // setUser does nothing: all is the login's.
 func setUser(string, int, int) error { return nil }
 

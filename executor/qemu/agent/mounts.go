@@ -29,25 +29,31 @@ func (u undoing) undo() error {
 	return errors.Join(errs...)
 }
 
-// makeWay makes the directories that lead to a mount point, and gives what takes them away again, with all that is there then.
+// makeWay makes the directories that lead to a mount point, and gives what takes them away again, those in which the process has left nothing.
 func makeWay(target string) (undo func() error, err error) {
 	if filepath.Dir(target) == target {
 		return nil, &executor.StartError{Msg: fmt.Sprintf("cannot mount on %q", target)}
 	}
-	top := target
-	for {
-		_, err := os.Lstat(top)
+	var made []string // the deepest first
+	for dir := filepath.Dir(target); ; dir = filepath.Dir(dir) {
+		_, err := os.Stat(dir)
 		if err == nil {
-			return func() error { return nil }, os.MkdirAll(filepath.Dir(target), 0o755)
+			break
 		}
 		if !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		if _, err := os.Lstat(filepath.Dir(top)); err == nil {
-			return func() error { return os.RemoveAll(top) }, os.MkdirAll(filepath.Dir(target), 0o755)
-		}
-		top = filepath.Dir(top)
+		made = append(made, dir)
 	}
+	if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+		return nil, &executor.StartError{Msg: fmt.Sprintf("cannot mount on %q: %v", target, err)}
+	}
+	return func() error {
+		for _, dir := range made {
+			_ = os.Remove(dir) // what is not empty stays
+		}
+		return nil
+	}, nil
 }
 
 // mountSecrets puts secrets in their places.
@@ -85,6 +91,7 @@ type seen struct {
 	size     int64
 	mode     fs.FileMode
 	modified time.Time
+	state    state
 }
 
 // mountCache makes the directory that a cache is unpacked into.
@@ -101,7 +108,7 @@ func (s *plainServer) mountCache(u wire.Unpack) error {
 		}
 		aside := c.dir + ".obx-" + strconv.Itoa(len(s.caches))
 		if err := os.Rename(c.dir, aside); err != nil {
-			return err
+			return &executor.StartError{Msg: fmt.Sprintf("cannot put a cache in the place of %s: %v", u.Dir, err)}
 		}
 		c.undo = append(c.undo, func() error { return os.Rename(aside, c.dir) })
 	}
@@ -148,6 +155,9 @@ func look(dir string) (map[string]seen, error) {
 			return err
 		}
 		f := seen{mode: i.Mode(), modified: i.ModTime()}
+		if f.state, err = stateOf(name); err != nil {
+			return err
+		}
 		if !i.IsDir() {
 			f.size = i.Size()
 		}
@@ -180,11 +190,11 @@ func writeChange(ctx context.Context, w io.Writer, dir string, before map[string
 		}
 		now, there := after[name]
 		was, before := before[name]
-		_, parent := after[path.Dir(name)]
+		parent, ok := after[path.Dir(name)]
 		switch {
 		case there && (now != was || !before || now.mode.IsDir()):
 			err = writeFile(t, filepath.Join(dir, filepath.FromSlash(name)), name)
-		case !there && parent:
+		case !there && ok && parent.mode.IsDir():
 			err = t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(path.Dir(name), whiteout+path.Base(name)), Mode: 0o644})
 		}
 		if err != nil {

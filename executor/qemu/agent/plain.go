@@ -9,8 +9,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/ocurrent/obx/executor"
@@ -28,6 +29,10 @@ type plainServer struct {
 // servePlain answers requests until in ends.
 func servePlain(in io.Reader, out io.Writer) error {
 	s := &plainServer{in: wire.NewReader(bufio.NewReaderSize(in, 64<<10)), out: &lockedWriter{w: out}}
+	setUmask()
+	if _, err := io.WriteString(s.out, wire.Marker); err != nil {
+		return err
+	}
 	if err := wire.WriteJSON(s.out, wire.KindHello, wire.Hello{Version: wire.Version}); err != nil {
 		return err
 	}
@@ -53,9 +58,9 @@ func answerAll(in *wire.Reader, out io.Writer, answer func(context.Context, wire
 			return fmt.Errorf("read a request: %w", err)
 		}
 		clear(b) // it may have had secrets
-		beat := startBeat(out)
+		stop := startBeat(out)
 		reply, err := answer(context.Background(), req)
-		beat.Stop()
+		stop()
 		var start *executor.StartError
 		switch {
 		case errors.As(err, &reply.Exit):
@@ -71,14 +76,25 @@ func answerAll(in *wire.Reader, out io.Writer, answer func(context.Context, wire
 }
 
 // startBeat says again and again that the agent lives. out takes frames of several goroutines.
-func startBeat(out io.Writer) *time.Timer {
-	var t atomic.Pointer[time.Timer]
-	t.Store(time.AfterFunc(wire.BeatEvery, func() {
-		if wire.Write(out, wire.KindBeat, nil) == nil {
-			t.Load().Reset(wire.BeatEvery)
+func startBeat(out io.Writer) (stop func()) {
+	var mu sync.Mutex
+	var t *time.Timer
+	stopped := false
+	mu.Lock()
+	defer mu.Unlock()
+	t = time.AfterFunc(wire.BeatEvery, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if !stopped && wire.Write(out, wire.KindBeat, nil) == nil {
+			t.Reset(wire.BeatEvery)
 		}
-	}))
-	return t.Load()
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		t.Stop()
+	}
 }
 
 func (s *plainServer) answer(_ context.Context, req wire.Request) (reply wire.Reply, err error) {
@@ -127,14 +143,14 @@ func (s *plainServer) run(r wire.Run) (err error) {
 
 // runProcess runs a process to its end, with frames as its input if there is one.
 func (s *plainServer) runProcess(r wire.Run) error {
-	var stdin *os.File
+	var stdin, typed *os.File
 	var pumped chan struct{}
 	if r.Input {
 		in, w, err := os.Pipe()
 		if err != nil {
 			return err
 		}
-		stdin = in
+		stdin, typed = in, w
 		pumped = make(chan struct{})
 		go func() {
 			defer close(pumped)
@@ -145,6 +161,7 @@ func (s *plainServer) runProcess(r wire.Run) error {
 	err := runPlain(r.Process, stdin, out)
 	out.close()
 	if pumped != nil {
+		_ = typed.SetWriteDeadline(time.Now()) // somebody may have the other end who does not read
 		// The host ends the input when it has this announcement, an empty output.
 		if werr := wire.Write(s.out, wire.KindInput, nil); werr != nil {
 			return werr
@@ -226,6 +243,8 @@ func runOnTerminal(arg string) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	// What is typed to interrupt something is the process's business. To ignore it would be inherited.
+	signal.Notify(make(chan os.Signal, 1), os.Interrupt, syscall.SIGQUIT)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	err = exitOf(cmd.Run(), cmd)
 	var exit *executor.ExitError

@@ -62,6 +62,8 @@ func help(do string) (code int) {
 		}
 	case "remove":
 		err = os.RemoveAll(arg)
+	case "replace":
+		err = errors.Join(os.RemoveAll(arg), os.WriteFile(arg, []byte("file"), 0o644))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -90,6 +92,10 @@ func newClient(t *testing.T) *client {
 			t.Error(err)
 		}
 	})
+	marker := make([]byte, len(wire.Marker))
+	if _, err := io.ReadFull(from, marker); err != nil || string(marker) != wire.Marker {
+		t.Fatalf("it begins with %q, %v", marker, err)
+	}
 	c := &client{t: t, in: wire.NewReader(from), to: to}
 	if kind, b, err := c.in.Next(); err != nil || kind != wire.KindHello {
 		t.Fatalf("it greets with %q %s, %v", kind, b, err)
@@ -402,18 +408,24 @@ func TestCaches(t *testing.T) {
 	}
 	mount(0, there, file("old", "old"), file("gone", "x"), directory("sub"), file("sub/gone", "x"))
 	mount(1, fresh)
-	p := process(t, there, "write old=new! added=a ../not/yet/made=m")
+	p := process(t, there, "write old=new! added=a ../not/yet/made=m ../not/beside=b")
 	reply, got := c.ask(wire.Request{Run: &wire.Run{Process: p}}, nil)
 	want := map[string]string{"old": "new!", "added": "a", "made": "m"}
 	if sent := change(got); reply != (wire.Reply{}) || !maps.Equal(sent, want) {
 		t.Errorf("changed are %v, want %v; %+v, %s", sent, want, reply, got[wire.KindOutput])
 	}
-	if after := contents(t, dir); !maps.Equal(after, map[string]string{"there/disk": "disk"}) {
+	if after := contents(t, dir); !maps.Equal(after, map[string]string{"there/disk": "disk", "not/beside": "b"}) {
 		t.Errorf("the disk has %v", after)
 	}
 	mount(0, there, file("old", "old"), directory("sub"), file("sub/gone", "x"))
 	reply, got = c.ask(wire.Request{Run: &wire.Run{Process: process(t, dir, "remove there/sub")}}, nil)
 	if sent := change(got); reply != (wire.Reply{}) || !maps.Equal(sent, map[string]string{".wh.sub": ""}) {
+		t.Errorf("changed are %v; %+v, %s", sent, reply, got[wire.KindOutput])
+	}
+	// A directory that becomes a file.
+	mount(0, there, directory("sub"), file("sub/gone", "x"))
+	reply, got = c.ask(wire.Request{Run: &wire.Run{Process: process(t, dir, "replace there/sub")}}, nil)
+	if sent := change(got); reply != (wire.Reply{}) || !maps.Equal(sent, map[string]string{"sub": "file"}) {
 		t.Errorf("changed are %v; %+v, %s", sent, reply, got[wire.KindOutput])
 	}
 	// A file cannot be hidden by a directory, and the tar is read all the same.

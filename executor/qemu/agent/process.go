@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/ocurrent/obx/executor"
@@ -76,11 +78,15 @@ func runPlain(p executor.Process, stdin *os.File, out io.Writer) error {
 	w.Close()
 	if err != nil {
 		r.Close()
+		if errors.Is(err, errSystem) || errors.Is(err, syscall.EAGAIN) || errors.Is(err, syscall.ENOMEM) {
+			return fmt.Errorf("run %s: %w", p.Argv[0], err)
+		}
 		return &executor.StartError{Msg: fmt.Sprintf("cannot run %s: %v", p.Argv[0], err)}
 	}
 	copied := make(chan error, 1)
+	counted := &counter{w: out}
 	go func() {
-		_, err := io.Copy(out, r)
+		_, err := io.Copy(counted, r)
 		r.Close()
 		copied <- err
 	}()
@@ -101,18 +107,42 @@ func runPlain(p executor.Process, stdin *os.File, out io.Writer) error {
 		err = <-ended
 	}
 	g.kill()
-	select {
-	case cerr := <-copied:
-		if cerr != nil {
-			return fmt.Errorf("read what the process prints: %w", cerr)
-		}
-	case <-time.After(afterwards): // somebody who is no longer in the group has it
+	if err := counted.wait(copied); err != nil {
+		return fmt.Errorf("read what the process prints: %w", err)
 	}
 	if late {
 		return &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
 	}
 	return exitOf(err, cmd)
 }
+
+// A counter counts what is written to another.
+type counter struct {
+	w io.Writer
+	n atomic.Int64
+}
+
+func (c *counter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+// wait waits until all is copied, or nothing comes any more: somebody who is no longer in the group may have the other end.
+func (c *counter) wait(copied <-chan error) error {
+	for before := int64(-1); before != c.n.Load(); {
+		before = c.n.Load()
+		select {
+		case err := <-copied:
+			return err
+		case <-time.After(afterwards):
+		}
+	}
+	return nil
+}
+
+// errSystem is a fault of the system's, not of the program that was to run.
+var errSystem = errors.New("the system cannot start a process")
 
 // exitOf tells how a process ended that was waited for.
 func exitOf(err error, cmd *exec.Cmd) error {

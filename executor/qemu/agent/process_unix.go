@@ -56,7 +56,6 @@ func homeOf(uid int) string {
 
 // asProcess has a command run as a user, in a session of its own.
 func asProcess(cmd *exec.Cmd, p executor.Process) error {
-	syscall.Umask(0o022)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: !p.Terminal}
 	if os.Geteuid() == 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(p.UID), Gid: uint32(p.GID)}
@@ -90,6 +89,9 @@ func setHostname(name string) {
 	}
 	_ = exec.Command("hostname", name).Run() // a machine without the program has the name that it has
 }
+
+// setUmask has new files be as everywhere, whatever the login has said.
+func setUmask() { syscall.Umask(0o022) }
 
 func syncDisks() error {
 	unix.Sync()

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/windows"
@@ -47,13 +49,15 @@ type group struct{ job windows.Handle }
 func startGroup(cmd *exec.Cmd) (*group, error) {
 	job, err := windows.CreateJobObject(nil, nil)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: CreateJobObject: %w", errSystem, err)
 	}
 	info := windows.JOBOBJECT_EXTENDED_LIMIT_INFORMATION{
 		BasicLimitInformation: windows.JOBOBJECT_BASIC_LIMIT_INFORMATION{LimitFlags: windows.JOB_OBJECT_LIMIT_KILL_ON_JOB_CLOSE},
 	}
 	_, err = windows.SetInformationJobObject(job, windows.JobObjectExtendedLimitInformation, uintptr(unsafe.Pointer(&info)), uint32(unsafe.Sizeof(info)))
-	if err == nil {
+	if err != nil {
+		err = fmt.Errorf("%w: SetInformationJobObject: %w", errSystem, err)
+	} else {
 		cmd.SysProcAttr.CreationFlags |= windows.CREATE_SUSPENDED // until it is in the job: what it starts is then, too
 		err = cmd.Start()
 	}
@@ -66,7 +70,7 @@ func startGroup(cmd *exec.Cmd) (*group, error) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		g.kill()
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errSystem, err)
 	}
 	return g, nil
 }
@@ -107,12 +111,28 @@ func resume(pid uint32) error {
 	return os.NewSyscallError("Thread32Next", err)
 }
 
+// accounting is JOBOBJECT_BASIC_ACCOUNTING_INFORMATION.
+type accounting struct {
+	_                                                 [4]int64 // times
+	_                                                 uint32   // page faults
+	totalProcesses, activeProcesses, endedByViolation uint32
+}
+
+// kill ends all processes of the group, and waits until they have let go of files, within reason.
 func (g *group) kill() {
-	if g.job != 0 {
-		_ = windows.TerminateJobObject(g.job, 1)
-		windows.CloseHandle(g.job)
-		g.job = 0
+	if g.job == 0 {
+		return
 	}
+	_ = windows.TerminateJobObject(g.job, 1)
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		var a accounting
+		err := windows.QueryInformationJobObject(g.job, windows.JobObjectBasicAccountingInformation, uintptr(unsafe.Pointer(&a)), uint32(unsafe.Sizeof(a)), nil)
+		if err != nil || a.activeProcesses == 0 {
+			break
+		}
+	}
+	windows.CloseHandle(g.job)
+	g.job = 0
 }
 
 // signalOf finds none: Windows has no signals.
@@ -120,6 +140,9 @@ func signalOf(*os.ProcessState) int { return 0 }
 
 // setHostname leaves the name: Windows takes another with a restart only.
 func setHostname(string) {}
+
+// setUmask does nothing: directories say who may use what is in them.
+func setUmask() {}
 
 // syncDisks leaves it to the end of the machine, which is shut down before its disk is read.
 func syncDisks() error { return nil }

@@ -33,15 +33,23 @@ func mountSecret(number int, target string, secret *executor.Secret) (undo func(
 	if err := errors.Join(os.WriteFile(file, secret.Data, 0o600), os.Chmod(file, mode)); err != nil {
 		return nil, err
 	}
+	made := false
 	if _, err := os.Stat(target); err != nil {
 		if err := os.WriteFile(target, nil, 0o644); err != nil {
 			return nil, err
 		}
+		made = true
 	}
 	if err := unix.Mount(file, target, "", unix.MS_BIND, ""); err != nil {
 		return nil, fmt.Errorf("mount a secret: %w", err)
 	}
-	undo = func() error { return errors.Join(unix.Unmount(target, unix.MNT_DETACH), os.Remove(file)) }
+	undo = func() error {
+		err := errors.Join(unix.Unmount(target, unix.MNT_DETACH), os.Remove(file))
+		if made && err == nil {
+			err = os.Remove(target)
+		}
+		return err
+	}
 	if err := unix.Mount("", target, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
 		return nil, errors.Join(err, undo())
 	}

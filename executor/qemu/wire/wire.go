@@ -50,6 +50,9 @@ const (
 	KindSize    Kind = 'S' // host, with the input: WindowSize of the terminal
 )
 
+// Marker comes before the greeting of an agent that talks by ssh: what comes before it is what the login's shell has to say.
+const Marker = "\x00obx's agent\x00\n"
+
 // BeatEvery is how often an agent that works on an answer says so: it may take hours until a process says something, and a system that has
 // crashed never does.
 const BeatEvery = 20 * time.Second
