@@ -154,7 +154,7 @@ func TestCopyToWindows(t *testing.T) {
 	for dst, want := range map[string]string{
 		`C:\src\`:         "src d 755 7:8; src/a f 644 4 7:8",
 		"c:/Users/opam/x": "Users d 755; Users/opam d 755; Users/opam/x f 644 4 7:8",
-		`/link/y`:          "Users d 755; Users/y f 644 4 7:8",
+		`/link/y`:         "Users d 755; Users/y f 644 4 7:8",
 	} {
 		tmp := t.TempDir()
 		parent, source, out := mkdir(t, tmp, "parent"), mkdir(t, tmp, "source"), mkdir(t, tmp, "out")
