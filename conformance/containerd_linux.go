@@ -103,11 +103,14 @@ func mountBtrfs(t testing.TB, dir string) string {
 	return at
 }
 
+// shimPatience is more than containerd may take to end a shim whose creation was broken off: two clean-ups of 5 s, and 3 s for its end.
+const shimPatience = 20 * time.Second
+
 // noShims fails t if, a little later, a shim of the containerd at an address is there.
 func noShims(t testing.TB, address string) {
 	t.Helper()
 	var left []int
-	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(shimPatience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if left = shims(address); len(left) == 0 {
 			return
 		}
