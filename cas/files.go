@@ -46,7 +46,11 @@ func filesBelow(dir string, depth int) iter.Seq2[string, error] {
 }
 
 func walkLevels(dir string, depth int, yield func(string, error) bool) bool {
-	entries, err := os.ReadDir(dir)
+	var entries []fs.DirEntry
+	err := whileBusy(func() (err error) {
+		entries, err = os.ReadDir(dir)
+		return err
+	})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		err = nil
 	}

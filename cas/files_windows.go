@@ -8,6 +8,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// isBusy reports whether others are in the way, who remove or replace something.
+func isBusy(err error) bool { return errors.Is(err, windows.ERROR_SHARING_VIOLATION) }
+
 // whileBusy does something with a file again as long as Windows refuses for what others do with it: readers of a file that is replaced, who
 // removes it, and virus scanners have it open for moments.
 func whileBusy(do func() error) (err error) {
@@ -35,13 +38,13 @@ func Rename(from, to string) error {
 		}
 		return err
 	})
-	if dir, ok := err.(errIsDir); ok {
-		return dir.error
+	if _, ok := err.(errIsDir); ok {
+		return &os.LinkError{Op: "rename", Old: from, New: to, Err: windows.ERROR_ALREADY_EXISTS} // it may be gone since
 	}
 	return err
 }
 
-// errIsDir is why a directory is in the way, which no waiting changes.
+// errIsDir says that a directory is in the way, which no waiting changes.
 type errIsDir struct{ error }
 
 // chmod sets the mode of an open file. By its name: a handle that only reads cannot.

@@ -133,7 +133,7 @@ func diskSize(ctx context.Context, dir string) (int64, error) {
 		if err == nil {
 			info, err = e.Info()
 		}
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || isBusy(err) { // others move it away
 			return nil
 		}
 		if errors.Is(err, fs.ErrPermission) {
