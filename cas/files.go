@@ -150,3 +150,12 @@ func openFile(name string, flags int) (f *os.File, err error) {
 	})
 	return f, err
 }
+
+// readFile is os.ReadFile for a file that others may replace or remove at that moment.
+func readFile(name string) (b []byte, err error) {
+	err = whileBusy(func() error {
+		b, err = os.ReadFile(name)
+		return err
+	})
+	return b, err
+}

@@ -50,7 +50,7 @@ func (s *Store) layerIsValid(name string) bool {
 	if isMarked(info) {
 		return true
 	}
-	b, err := os.ReadFile(path)
+	b, err := readFile(path)
 	return err == nil && s.isValid(false, string(b))
 }
 

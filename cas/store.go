@@ -116,7 +116,7 @@ func Open(dir string) (*Store, error) {
 // prepare makes the tree, or checks its format.
 func prepare(dir string) error {
 	version := filepath.Join(dir, versionFile)
-	b, err := os.ReadFile(version)
+	b, err := readFile(version)
 	if err == nil && len(b) > 0 {
 		if got := strings.TrimSpace(string(b)); got != format {
 			return fmt.Errorf("its format is %q, this program knows only %q: use a newer obx, or another store", got, format)
