@@ -85,7 +85,7 @@ type executorSpy struct {
 	*fake.Executor
 	readsBytes bool
 
-	// before, if set, sees each process before it runs, and may change its command.
+	// before, if set, sees each process before it runs, and may change its command. Steps of different stages call it at once.
 	before func(command *string, p executor.Process)
 
 	mu    sync.Mutex

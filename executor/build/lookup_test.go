@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -200,10 +201,9 @@ func TestEqualStages(t *testing.T) {
 
 	// Also when nothing is believed: a step that this build has run is not in doubt.
 	m.NoCache = true
-	n := 0
+	var n atomic.Int64
 	m.exec.before = func(command *string, _ executor.Process) {
-		n++
-		*command += fmt.Sprintf("; echo %d > /n", n) // never twice the same files
+		*command += fmt.Sprintf("; echo %d > /n", n.Add(1)) // never twice the same files
 	}
 	o = m.run(text)
 	o.wantRan("echo same > /f", "echo a > /a", "echo b > /b")
