@@ -1,0 +1,285 @@
+package qemu
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/pem"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"github.com/ocurrent/obx/executor/qemu/wire"
+)
+
+// A scriptedGuest is a stand-in for a machine that has booted from a disk: agents at its port and an sshd, of which a test says what they do.
+type scriptedGuest struct {
+	agent   []wire.Hello // how the disk's agent greets, each time that it is started; none: there is no agent
+	late    bool         // the agent waits until it is asked for by ssh
+	carried *wire.Hello  // how an agent that was put there greets; nil: it ends at once
+	plain   *wire.Hello  // how one without a sandbox does; nil: it ends at once
+	sshd    func() error // nil: anybody is let in; else the error of each login
+	broken  string       // what cannot be done by ssh
+	stuck   string       // what never ends by ssh
+
+	control io.ReadWriter
+	asked   chan struct{} // closed when ssh has looked for the agent
+	mu      sync.Mutex
+	did     []string // by ssh
+}
+
+// serveAgent is an agent: it greets, and does what it is asked to.
+func serveAgent(rw io.ReadWriter, h wire.Hello) {
+	if wire.WriteJSON(rw, wire.KindHello, h) != nil || h.Err != "" || h.Version != wire.Version {
+		return
+	}
+	for r := wire.NewReader(rw); ; {
+		if _, _, err := r.Next(); err != nil {
+			return
+		}
+		if wire.WriteJSON(rw, wire.KindReply, wire.Reply{}) != nil {
+			return
+		}
+	}
+}
+
+// exec is the machine's shell.
+func (s *scriptedGuest) exec(command string, rw io.ReadWriter) (status uint32) {
+	what := "something else"
+	for _, w := range []struct{ part, name string }{
+		{"command -v obx-agent", "look"}, {"systemctl stop", "stop"}, {"mount -t tmpfs", "put"}, {"test -x", "put"}, {"agent serve", "carry"}, {" plain", "plain"},
+	} {
+		if strings.Contains(command, w.part) {
+			what = w.name
+			break
+		}
+	}
+	s.mu.Lock()
+	s.did = append(s.did, what)
+	s.mu.Unlock()
+	if what == s.stuck {
+		_, _ = io.Copy(io.Discard, rw)
+		select {}
+	}
+	if what == s.broken {
+		return 1
+	}
+	switch what {
+	case "look":
+		close(s.asked)
+		if len(s.agent) == 0 {
+			return 1
+		}
+	case "put":
+		_, _ = io.Copy(io.Discard, rw)
+	case "carry":
+		if s.carried == nil {
+			return 1
+		}
+		serveAgent(s.control, *s.carried)
+	case "plain":
+		if s.plain == nil {
+			return 1
+		}
+		_, _ = io.WriteString(rw, "Welcome!\n"+wire.Marker)
+		serveAgent(rw, *s.plain)
+	}
+	return 0
+}
+
+func (s *scriptedGuest) session(ch ssh.NewChannel) {
+	c, requests, err := ch.Accept()
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	for r := range requests {
+		var exec struct{ Command string }
+		if r.Type != "exec" || ssh.Unmarshal(r.Payload, &exec) != nil {
+			_ = r.Reply(false, nil)
+			continue
+		}
+		_ = r.Reply(true, nil)
+		go ssh.DiscardRequests(requests)
+		status := struct{ Status uint32 }{s.exec(exec.Command, c)}
+		_, _ = c.SendRequest("exit-status", false, ssh.Marshal(status))
+		return
+	}
+}
+
+// listen starts sshd.
+func (s *scriptedGuest) listen(t *testing.T) (addr, key string) {
+	_, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	signer, err := ssh.NewSignerFromKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, err := ssh.MarshalPrivateKey(private, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	key = filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(key, pem.EncodeToMemory(block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	config := &ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
+		if s.sshd != nil {
+			return nil, s.sshd()
+		}
+		return nil, nil
+	}}
+	config.AddHostKey(signer)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				_, channels, requests, err := ssh.NewServerConn(conn, config)
+				if err != nil {
+					return
+				}
+				go ssh.DiscardRequests(requests)
+				for ch := range channels {
+					go s.session(ch)
+				}
+			}()
+		}
+	}()
+	return l.Addr().String(), key
+}
+
+func TestReach(t *testing.T) {
+	good, old := wire.Hello{Version: wire.Version}, wire.Hello{Version: wire.Version - 1}
+	broken := wire.Hello{Version: wire.Version, Err: "no cgroups"}
+	refuse := func() error { return errors.New("not with this key") }
+	for name, test := range map[string]struct {
+		guest   *scriptedGuest
+		keyless bool
+		os      string
+		limit   time.Duration // to boot
+		did     string        // by ssh
+		plain   bool
+		warning string
+		err     string
+	}{
+		"the disk's agent, no key":       {guest: &scriptedGuest{agent: []wire.Hello{good}}, keyless: true},
+		"sshd answers first":             {guest: &scriptedGuest{agent: []wire.Hello{good}, late: true}, did: "look"},
+		"sshd refuses":                   {guest: &scriptedGuest{agent: []wire.Hello{good}, sshd: refuse}},
+		"neither":                        {guest: &scriptedGuest{sshd: refuse}, limit: 300 * time.Millisecond, err: "unable to authenticate"},
+		"nothing without a key":          {guest: &scriptedGuest{}, keyless: true, limit: 300 * time.Millisecond, err: "did not boot within 300ms"},
+		"brought":                        {guest: &scriptedGuest{carried: &good}, did: "look put carry"},
+		"of another version":             {guest: &scriptedGuest{agent: []wire.Hello{old}, carried: &good}, did: "look stop put carry"},
+		"of another version, no key":     {guest: &scriptedGuest{agent: []wire.Hello{old}}, keyless: true, err: "obx base agent"},
+		"broken":                         {guest: &scriptedGuest{agent: []wire.Hello{broken}, carried: &good}, did: "look stop put carry"},
+		"cannot be stopped":              {guest: &scriptedGuest{agent: []wire.Hello{old}, plain: &good, broken: "stop"}, did: "look stop put plain", plain: true, warning: "without a sandbox"},
+		"cannot make a sandbox":          {guest: &scriptedGuest{carried: &broken, plain: &good}, did: "look put carry plain", plain: true, warning: "no cgroups"},
+		"ends":                           {guest: &scriptedGuest{plain: &good}, did: "look put carry plain", plain: true, warning: "it has ended"},
+		"has no room":                    {guest: &scriptedGuest{broken: "put", plain: &good}, did: "look put put", warning: "without a sandbox", err: "put obx's agent there"},
+		"runs nothing":                   {guest: &scriptedGuest{stuck: "look"}, limit: 300 * time.Millisecond, did: "look", err: "runs nothing"},
+		"another system":                 {guest: &scriptedGuest{plain: &good}, os: "openbsd", did: "put plain", plain: true},
+		"another system, and it refuses": {guest: &scriptedGuest{plain: &good, sshd: refuse}, os: "openbsd", err: "unable to authenticate"},
+		"another version by ssh":         {guest: &scriptedGuest{plain: &old}, os: "openbsd", did: "put plain", err: "another obx"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := test.guest
+			ours, theirs := net.Pipe()
+			s.control, s.asked = theirs, make(chan struct{})
+			m := asleep(t)
+			m.control, m.in = ours, wire.NewReader(ours)
+			go func() {
+				<-m.ended
+				theirs.Close()
+			}()
+			addr, key := s.listen(t)
+			if test.keyless {
+				key = ""
+			}
+			go func() {
+				if s.late {
+					<-s.asked
+					time.Sleep(10 * time.Millisecond)
+				}
+				for _, h := range s.agent {
+					serveAgent(theirs, h)
+				}
+			}()
+			var warnings []string
+			o := Options{OS: "linux", Arch: "amd64", BootTimeout: time.Minute, Warn: func(msg string) { warnings = append(warnings, msg) }}
+			if test.os != "" {
+				o.OS = test.os
+			}
+			if test.limit > 0 {
+				o.BootTimeout = test.limit
+			}
+			r := &diskRoot{e: &Executor{options: o, foreign: test.os != "", warned: map[string]bool{}}, m: m}
+			g, err := r.reach(t.Context(), Guest{Key: key}.orDefault(o.OS), addr)
+			if test.err == "" && err != nil || test.err != "" && (err == nil || !strings.Contains(err.Error(), test.err)) {
+				t.Errorf("the error is %v", err)
+			}
+			if err == nil {
+				defer g.close()
+				if err := g.sync(t.Context()); err != nil || m.plain != test.plain {
+					t.Errorf("it answers %v, plain: %v", err, m.plain)
+				}
+			}
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if did := strings.Join(s.did, " "); did != test.did {
+				t.Errorf("by ssh: %q, want %q", did, test.did)
+			}
+			if got := strings.Join(warnings, "; "); test.warning == "" && got != "" || !strings.Contains(got, test.warning) {
+				t.Errorf("warned %q, want %q", got, test.warning)
+			}
+		})
+	}
+}
+
+// A build that is cancelled while it waits for a machine is told so, and of nothing else.
+func TestReachCancelled(t *testing.T) {
+	for _, stuck := range []string{"look", "put", "stop", "plain"} {
+		t.Run(stuck, func(t *testing.T) {
+			t.Parallel()
+			s := &scriptedGuest{stuck: stuck}
+			if stuck == "stop" {
+				s.agent = []wire.Hello{{}}
+			}
+			ours, theirs := net.Pipe()
+			s.control, s.asked = theirs, make(chan struct{})
+			m := asleep(t)
+			m.control, m.in = ours, wire.NewReader(ours)
+			addr, key := s.listen(t)
+			for _, h := range s.agent {
+				go serveAgent(theirs, h)
+			}
+			o := Options{OS: "linux", Arch: "amd64", BootTimeout: time.Minute, Warn: func(msg string) { t.Error(msg) }}
+			if stuck == "plain" {
+				o.OS = "openbsd"
+			}
+			r := &diskRoot{e: &Executor{options: o, foreign: stuck == "plain", warned: map[string]bool{}}, m: m}
+			ctx, cancel := context.WithTimeoutCause(t.Context(), 300*time.Millisecond, errors.New("enough"))
+			defer cancel()
+			if err := ends(t, func() error { _, err := r.reach(ctx, Guest{Key: key}.orDefault(o.OS), addr); return err }); err == nil || !strings.Contains(err.Error(), "enough") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
