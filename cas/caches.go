@@ -173,7 +173,7 @@ type generationFile struct {
 
 // generations lists those that are there, valid or not, newest first.
 func (c *CacheMount) generations() ([]generationFile, error) {
-	entries, err := os.ReadDir(c.dir)
+	entries, err := readDir(c.dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (c *CacheMount) generations() ([]generationFile, error) {
 
 func (c *CacheMount) readGeneration(name string, number int) (generationFile, error) {
 	g := generationFile{path: filepath.Join(c.dir, name), number: number}
-	f, err := os.Open(g.path)
+	f, err := OpenFile(g.path)
 	if err != nil {
 		return g, err
 	}
@@ -366,7 +366,7 @@ func (c *CacheMount) tidy() error {
 			needed[d] = true
 		}
 	}
-	entries, err := os.ReadDir(c.dir)
+	entries, err := readDir(c.dir)
 	if err != nil {
 		return err
 	}

@@ -152,7 +152,7 @@ func (s *Store) journals() ([]journal, error) {
 			continue
 		}
 		lock := tryExisting(path)
-		f, err := os.Open(path)
+		f, err := OpenFile(path)
 		if err != nil {
 			continue // somebody else has worked it off
 		}
@@ -176,7 +176,7 @@ func (s *Store) syncBatch(ctx context.Context, paths []string, pause time.Durati
 		}
 	}()
 	for _, p := range paths {
-		f, err := os.Open(s.path(filepath.FromSlash(p)))
+		f, err := OpenFile(s.path(filepath.FromSlash(p)))
 		if err != nil {
 			continue // removed since, or never made
 		}

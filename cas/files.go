@@ -46,11 +46,7 @@ func filesBelow(dir string, depth int) iter.Seq2[string, error] {
 }
 
 func walkLevels(dir string, depth int, yield func(string, error) bool) bool {
-	var entries []fs.DirEntry
-	err := whileBusy(func() (err error) {
-		entries, err = os.ReadDir(dir)
-		return err
-	})
+	entries, err := readDir(dir)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		err = nil
 	}
@@ -149,6 +145,15 @@ func openFile(name string, flags int) (f *os.File, err error) {
 		return err
 	})
 	return f, err
+}
+
+// readDir is os.ReadDir for a directory that others may move or remove at that moment.
+func readDir(name string) (entries []fs.DirEntry, err error) {
+	err = whileBusy(func() error {
+		entries, err = os.ReadDir(name)
+		return err
+	})
+	return entries, err
 }
 
 // readFile is os.ReadFile for a file that others may replace or remove at that moment.

@@ -77,7 +77,7 @@ func (s *Store) liveLeases() (map[string]bool, error) {
 			_ = f.Close() // dead
 			continue
 		}
-		f, err := os.Open(path)
+		f, err := OpenFile(path)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // closed since
 		}

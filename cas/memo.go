@@ -42,7 +42,7 @@ func (s *Store) HashMemo(dir string) (*HashMemo, error) {
 		today: uint64(time.Now().Unix() / 86400),
 		fresh: map[string]memoEntry{},
 	}
-	b, err := os.ReadFile(m.path)
+	b, err := readFile(m.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, nil
 	}

@@ -101,7 +101,7 @@ func (s *Store) measure(ctx context.Context) (sizes, error) {
 // layerSize is the size of a layer directory, which does not change.
 func (s *Store) layerSize(ctx context.Context, name string) (int64, error) {
 	path := s.path(layersDir, name, sizeFile)
-	if b, err := os.ReadFile(path); err == nil {
+	if b, err := readFile(path); err == nil {
 		// A file that a power cut has emptied is no number.
 		if n, err := strconv.ParseInt(string(b), 10, 64); err == nil && n >= 0 {
 			return n, nil

@@ -196,7 +196,7 @@ func (v *verifier) verifyBlob(ctx context.Context, path string) error {
 	if want.Validate() != nil {
 		return bad("its name is no digest")
 	}
-	f, err := os.Open(path)
+	f, err := OpenFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // pruned meanwhile
 	}

@@ -8,6 +8,7 @@ package executor
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -157,6 +158,12 @@ type ExitError struct {
 	Code   int    // of Exited; of OOM if the process outlived the one that was killed
 	Signal int    // of Signaled, and of OOM otherwise
 	Limit  string // of TimedOut and OOM: the limit, for people ("10s", "64MiB")
+}
+
+// Ended reports whether a process whose Run has given err came to its own end, be it a bad one: then its cache mounts keep what it wrote.
+func Ended(err error) bool {
+	var exit *ExitError
+	return err == nil || errors.As(err, &exit)
 }
 
 func (e *ExitError) Error() string {

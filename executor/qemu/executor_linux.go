@@ -105,7 +105,7 @@ func New(o Options) (*Executor, error) {
 	}
 	e.life, e.endLife = context.WithCancel(context.Background())
 	for _, dir := range []string{e.empty, e.void} {
-		if err := makeEmpty(dir); err != nil {
+		if err := rootfs.MakeEmpty(dir); err != nil {
 			return nil, fmt.Errorf("make an executor: %w", err)
 		}
 	}

@@ -199,7 +199,7 @@ func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, c.close(keepsCaches(err))) }()
+	defer func() { err = errors.Join(err, c.close(executor.Ended(err))) }()
 	if err := c.show(ctx, p); err != nil {
 		return err
 	}
@@ -246,12 +246,6 @@ func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor
 		return reply.Exit
 	}
 	return nil
-}
-
-// keepsCaches reports whether a process came to its own end, be it a bad one.
-func keepsCaches(err error) bool {
-	var exit *executor.ExitError
-	return err == nil || errors.As(err, &exit)
 }
 
 // network connects the machine to the host's network, or takes the cable out.

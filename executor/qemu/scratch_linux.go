@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -44,15 +43,4 @@ func copySparse(to *os.File, name string) error {
 		at = end
 	}
 	return nil
-}
-
-// makeEmpty makes a directory that is the same everywhere: it is the root of a file system without layers.
-func makeEmpty(dir string) error {
-	if err := os.Mkdir(dir, 0o755); err != nil {
-		return err
-	}
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return err
-	}
-	return os.Chtimes(dir, time.Unix(0, 0), time.Unix(0, 0))
 }

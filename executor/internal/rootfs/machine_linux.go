@@ -94,7 +94,7 @@ func NewMachine(st *cas.Store, prefix string, oldMounts bool, r Runner) (*Machin
 	mc.Mounter.void = filepath.Join(tmp, "void")
 	mc.Mounter.old.Store(oldMounts)
 	for _, dir := range []string{mc.Mounter.empty, mc.Mounter.void} {
-		if err := makeEmpty(dir); err != nil {
+		if err := MakeEmpty(dir); err != nil {
 			return nil, err
 		}
 	}
@@ -113,8 +113,8 @@ func NewMachine(st *cas.Store, prefix string, oldMounts bool, r Runner) (*Machin
 	return mc, nil
 }
 
-// makeEmpty makes a directory that is the same everywhere: it is the root of a file system without layers.
-func makeEmpty(dir string) error {
+// MakeEmpty makes a directory that is the same everywhere: it is the root of a file system without layers.
+func MakeEmpty(dir string) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
@@ -129,7 +129,7 @@ func (mc *Machine) makeFloors() error {
 	for _, n := range []executor.Network{executor.NetworkNone, executor.NetworkHost} {
 		floor := mc.floor(n)
 		for _, name := range append([]string{"/", "/etc"}, systemDirs...) {
-			if err := makeEmpty(floor + name); err != nil {
+			if err := MakeEmpty(floor + name); err != nil {
 				return err
 			}
 		}

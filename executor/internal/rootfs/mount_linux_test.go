@@ -19,7 +19,7 @@ func newTestMounter(t *testing.T, old bool) *Mounter {
 	m := &Mounter{empty: filepath.Join(dir, "empty"), void: filepath.Join(dir, "void")}
 	m.old.Store(old)
 	for _, d := range []string{m.empty, m.void} {
-		if err := makeEmpty(d); err != nil {
+		if err := MakeEmpty(d); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -104,13 +104,7 @@ func (mc *Machine) runIn(ctx context.Context, mount *os.File, r *Run, box Box, o
 	}
 	rerr := r.Plan.Remove()
 	_ = mount.Close() // before the directories below it are touched
-	return errors.Join(err, rerr, settle(&r.Plan.points), caches.close(keepsCaches(err)))
-}
-
-// keepsCaches reports whether a process came to its own end, be it a bad one: then the caches keep what it wrote.
-func keepsCaches(err error) bool {
-	var exit *executor.ExitError
-	return err == nil || errors.As(err, &exit)
+	return errors.Join(err, rerr, settle(&r.Plan.points), caches.close(executor.Ended(err)))
 }
 
 // begin makes the directory of a change.

@@ -126,8 +126,7 @@ func (s *plainServer) run(r wire.Run) (err error) {
 		return errors.Join(err, mounts.undo())
 	}
 	defer func() {
-		var exit *executor.ExitError
-		ended := err == nil || errors.As(err, &exit)
+		ended := executor.Ended(err)
 		// A failed step's machine is not used again, so what cannot be taken away then does no harm.
 		if undone := errors.Join(mounts.undo(), s.unmountCaches(ended)); ended && undone != nil {
 			err = undone
