@@ -515,7 +515,12 @@ func (m *machine) greeting(ctx context.Context, limit time.Duration) error {
 func (m *machine) begin(ctx context.Context) error {
 	seed := make([]byte, 64)
 	_, _ = rand.Read(seed) // never fails
-	_, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, nil)
+	_, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, func(k wire.Kind, _ []byte) error {
+		if k != wire.KindHello { // a disk's own agent may have greeted just before it gave way to this one
+			return fmt.Errorf("the machine's agent sends %q out of place", k)
+		}
+		return nil
+	})
 	return err
 }
 

@@ -148,7 +148,8 @@ func TestPlainDisk(t *testing.T) {
 	}
 }
 
-// TestBrokenAgent has an agent that cannot make a sandbox: steps do without, and the user is told.
+// TestBrokenAgent has a disk with the agent of another obx, which gives way to that which ssh brings; and then one on which no agent can make a
+// sandbox: steps do without, and the user is told.
 func TestBrokenAgent(t *testing.T) {
 	warned := 0
 	e, disk := debianExecutor(t, func(msg string) {
@@ -157,30 +158,62 @@ func TestBrokenAgent(t *testing.T) {
 		}
 		warned++
 	})
-	r, err := e.Open(t.Context(), []layers.Layer{disk})
-	if err != nil {
-		t.Fatal(err)
+	chain := []layers.Layer{disk}
+	open := func() executor.Root {
+		t.Helper()
+		r, err := e.Open(t.Context(), chain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
 	}
+	// then runs a step, and has the next one boot the disk again.
+	then := func(command string) (printed string) {
+		t.Helper()
+		r := open()
+		defer r.Close()
+		var out bytes.Buffer
+		if err := r.Run(t.Context(), script(command), &out); err != nil {
+			t.Fatalf("%v\n%s", err, &out)
+		}
+		c, err := r.Freeze(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := c.Layer(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain = append(chain, l)
+		if err := r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		e.parked.end()
+		e.parked = nil
+		return out.String()
+	}
+	then(`set -e; cat > /usr/local/sbin/obx-agent <<'E'
+#!/bin/sh
+for p in /sys/class/virtio-ports/*; do
+	if [ "$(cat $p/name)" = obx.control ]; then exec 3<>/dev/${p##*/}; fi
+done
+printf 'H\015\000\000\000{"Version":1}' >&3
+echo started > /started
+exec sleep 1000
+E
+cat > /etc/systemd/system/obx-agent.service <<'E'
+[Service]
+ExecStart=/usr/local/sbin/obx-agent serve
+[Install]
+WantedBy=multi-user.target
+E
+chmod 755 /usr/local/sbin/obx-agent; systemctl enable obx-agent`)
+	got := then("cat /started; grep Seccomp: /proc/self/status; rm /usr/local/sbin/obx-agent /started; echo 'f /run/obx-agent' > /etc/tmpfiles.d/obx.conf")
+	if got != "started\nSeccomp:\t2\n" || warned != 0 {
+		t.Errorf("with the agent of another obx, a step printed %q, and there are %d warnings", got, warned)
+	}
+	r := open()
 	defer func() { r.Close() }()
-	if err := r.Run(t.Context(), script("echo 'f /run/obx-agent' > /etc/tmpfiles.d/obx.conf; grep Seccomp: /proc/self/status"), io.Discard); err != nil {
-		t.Fatal(err)
-	}
-	c, err := r.Freeze(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l, err := c.Layer(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Close(); err != nil {
-		t.Fatal(err)
-	}
-	e.parked.end()
-	e.parked = nil
-	if r, err = e.Open(t.Context(), []layers.Layer{disk, l}); err != nil {
-		t.Fatal(err)
-	}
 	var out bytes.Buffer
 	if err := r.Run(t.Context(), script("grep Seccomp: /proc/self/status; echo x > /x; cat /x; kill -9 $$"), &out); err == nil || err.Error() != "killed by signal 9" || out.String() != "Seccomp:\t0\nx\n" {
 		t.Errorf("printed %q, %v", out.String(), err)

@@ -115,9 +115,12 @@ func (r *diskRoot) firstAnswer(ctx context.Context, own *hail, o Guest, addr str
 	return l, err
 }
 
+// agentGrace is what a disk's own agent has to greet, once sshd lets obx in. One that comes later gives way.
+var agentGrace = 30 * time.Second
+
 // bringAgent has an agent with a sandbox answer in a Linux machine that ssh lets obx into. The error is why none does.
 func (r *diskRoot) bringAgent(ctx context.Context, g *guest, own *hail) error {
-	limit := r.e.options.BootTimeout
+	m, limit := g.m, r.e.options.BootTimeout
 	setup, done := timely(ctx, limit)
 	has, err := g.login.hasAgent(setup)
 	done()
@@ -125,7 +128,10 @@ func (r *diskRoot) bringAgent(ctx context.Context, g *guest, own *hail) error {
 		return err
 	}
 	if has {
-		<-own.done
+		select {
+		case <-own.done:
+		case <-time.After(agentGrace):
+		}
 	}
 	own.end()
 	if own.err == nil {
@@ -133,7 +139,7 @@ func (r *diskRoot) bringAgent(ctx context.Context, g *guest, own *hail) error {
 	}
 	setup, done = timely(ctx, limit)
 	defer done()
-	if has { // one of another obx, or one that does not work
+	if has { // one of another obx, or one that does not work, or comes late
 		if err := g.login.stopAgent(setup); err != nil {
 			return err
 		}
@@ -142,13 +148,13 @@ func (r *diskRoot) bringAgent(ctx context.Context, g *guest, own *hail) error {
 	if err != nil {
 		return err
 	}
-	carried := r.m.hail(ctx, limit)
+	carried := m.hail(ctx, limit)
 	select {
 	case <-carried.done:
 		var late *bootError
 		switch {
 		case carried.err == nil:
-			go func() { r.m.fail(<-ended) }()
+			go func() { m.fail(<-ended) }()
 		case errors.As(carried.err, &late):
 			late.console = "(obx's agent was started by ssh, and has not greeted)"
 		}

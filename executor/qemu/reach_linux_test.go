@@ -23,6 +23,8 @@ import (
 type scriptedGuest struct {
 	agent   []wire.Hello // how the disk's agent greets, each time that it is started; none: there is no agent
 	late    bool         // the agent waits until it is asked for by ssh
+	mute    bool         // it never greets
+	tardy   bool         // it greets when it is stopped
 	carried *wire.Hello  // how an agent that was put there greets; nil: it ends at once
 	plain   *wire.Hello  // how one without a sandbox does; nil: it ends at once
 	sshd    func() error // nil: anybody is let in; else the error of each login
@@ -33,6 +35,23 @@ type scriptedGuest struct {
 	asked   chan struct{} // closed when ssh has looked for the agent
 	mu      sync.Mutex
 	did     []string // by ssh
+}
+
+// boot is the machine that the guest is in.
+func (s *scriptedGuest) boot(t *testing.T) *machine {
+	t.Helper()
+	ours, theirs, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.control, s.asked = theirs, make(chan struct{})
+	m := asleep(t)
+	m.control, m.in = ours, wire.NewReader(ours)
+	go func() {
+		<-m.ended
+		theirs.Close()
+	}()
+	return m
 }
 
 // serveAgent is an agent: it greets, and does what it is asked to.
@@ -77,6 +96,10 @@ func (s *scriptedGuest) exec(command string, rw io.ReadWriter) (status uint32) {
 		if len(s.agent) == 0 {
 			return 1
 		}
+	case "stop":
+		if s.tardy {
+			go func() { _ = wire.WriteJSON(s.control, wire.KindHello, s.agent[0]) }()
+		}
 	case "put":
 		_, _ = io.Copy(io.Discard, rw)
 	case "carry":
@@ -84,6 +107,7 @@ func (s *scriptedGuest) exec(command string, rw io.ReadWriter) (status uint32) {
 			return 1
 		}
 		serveAgent(s.control, *s.carried)
+		_, _ = io.Copy(io.Discard, rw)
 	case "plain":
 		if s.plain == nil {
 			return 1
@@ -169,6 +193,9 @@ func (s *scriptedGuest) listen(t *testing.T) (addr, key string) {
 func TestReach(t *testing.T) {
 	good, old := wire.Hello{Version: wire.Version}, wire.Hello{Version: wire.Version - 1}
 	broken := wire.Hello{Version: wire.Version, Err: "no cgroups"}
+	grace := agentGrace
+	t.Cleanup(func() { agentGrace = grace })
+	agentGrace = 100 * time.Millisecond
 	refuse := func() error { return errors.New("not with this key") }
 	for name, test := range map[string]struct {
 		guest   *scriptedGuest
@@ -185,6 +212,8 @@ func TestReach(t *testing.T) {
 		"sshd refuses":                   {guest: &scriptedGuest{agent: []wire.Hello{good}, sshd: refuse}},
 		"neither":                        {guest: &scriptedGuest{sshd: refuse}, limit: 300 * time.Millisecond, err: "unable to authenticate"},
 		"nothing without a key":          {guest: &scriptedGuest{}, keyless: true, limit: 300 * time.Millisecond, err: "did not boot within 300ms"},
+		"there, and silent":              {guest: &scriptedGuest{agent: []wire.Hello{good}, mute: true, carried: &good}, did: "look stop put carry"},
+		"greets as it stops":             {guest: &scriptedGuest{agent: []wire.Hello{good}, tardy: true, carried: &good}, did: "look stop put carry"},
 		"brought":                        {guest: &scriptedGuest{carried: &good}, did: "look put carry"},
 		"of another version":             {guest: &scriptedGuest{agent: []wire.Hello{old}, carried: &good}, did: "look stop put carry"},
 		"of another version, no key":     {guest: &scriptedGuest{agent: []wire.Hello{old}}, keyless: true, err: "obx base agent"},
@@ -201,25 +230,21 @@ func TestReach(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := test.guest
-			ours, theirs := net.Pipe()
-			s.control, s.asked = theirs, make(chan struct{})
-			m := asleep(t)
-			m.control, m.in = ours, wire.NewReader(ours)
-			go func() {
-				<-m.ended
-				theirs.Close()
-			}()
+			m := s.boot(t)
 			addr, key := s.listen(t)
 			if test.keyless {
 				key = ""
 			}
 			go func() {
+				if s.mute || s.tardy {
+					return
+				}
 				if s.late {
 					<-s.asked
 					time.Sleep(10 * time.Millisecond)
 				}
 				for _, h := range s.agent {
-					serveAgent(theirs, h)
+					serveAgent(s.control, h)
 				}
 			}()
 			var warnings []string
@@ -236,7 +261,13 @@ func TestReach(t *testing.T) {
 				t.Errorf("the error is %v", err)
 			}
 			if err == nil {
-				defer g.close()
+				defer func() {
+					r.m = nil
+					g.close()
+					if test.plain || strings.HasSuffix(test.did, "carry") {
+						<-m.ended // with the session of its agent
+					}
+				}()
 				if err := g.sync(t.Context()); err != nil || m.plain != test.plain {
 					t.Errorf("it answers %v, plain: %v", err, m.plain)
 				}
@@ -262,13 +293,10 @@ func TestReachCancelled(t *testing.T) {
 			if stuck == "stop" {
 				s.agent = []wire.Hello{{}}
 			}
-			ours, theirs := net.Pipe()
-			s.control, s.asked = theirs, make(chan struct{})
-			m := asleep(t)
-			m.control, m.in = ours, wire.NewReader(ours)
+			m := s.boot(t)
 			addr, key := s.listen(t)
 			for _, h := range s.agent {
-				go serveAgent(theirs, h)
+				go serveAgent(s.control, h)
 			}
 			o := Options{OS: "linux", Arch: "amd64", BootTimeout: time.Minute, Warn: func(msg string) { t.Error(msg) }}
 			if stuck == "plain" {
