@@ -104,7 +104,7 @@ func layersHelper(args []string) error {
 		if err != nil {
 			return err
 		}
-		if _, err := os.ReadFile(filepath.Join(s.LayerPath(name), "file")); err != nil {
+		if _, err := readFile(filepath.Join(s.LayerPath(name), "file")); err != nil {
 			return err
 		}
 		if exists(dir) {
@@ -175,7 +175,7 @@ func churn(s *Store) error {
 	}
 	defer c.Close()
 	for _, dir := range c.Lower {
-		if _, err := os.ReadFile(filepath.Join(dir, "file")); err != nil {
+		if _, err := readFile(filepath.Join(dir, "file")); err != nil {
 			return err
 		}
 	}
@@ -233,7 +233,7 @@ func checkResult(s *Store, key string) error {
 		if !s.HasLayer(l) {
 			return fmt.Errorf("key %s: layer %s is missing", key, l)
 		}
-		if b, err := os.ReadFile(filepath.Join(s.LayerPath(l), "file")); err != nil || len(b) == 0 {
+		if b, err := readFile(filepath.Join(s.LayerPath(l), "file")); err != nil || len(b) == 0 {
 			return fmt.Errorf("key %s: layer %s: %q, %v", key, l, b, err)
 		}
 	}
@@ -253,7 +253,7 @@ func flattenForTest(dst string, dirs []string) error {
 		return err
 	}
 	for _, d := range dirs {
-		entries, err := os.ReadDir(d)
+		entries, err := readDir(d)
 		if err != nil {
 			return err
 		}
@@ -372,7 +372,7 @@ func TestSameLayerFromSeveralProcesses(t *testing.T) {
 	now := openStore(t, dir)
 	for i := range 50 {
 		name := "d-" + strconv.Itoa(i)
-		b, err := os.ReadFile(filepath.Join(now.LayerPath(name), "file"))
+		b, err := readFile(filepath.Join(now.LayerPath(name), "file"))
 		if !now.HasLayer(name) || err != nil || string(b) != "same" {
 			t.Errorf("layer %s: %q, %v", name, b, err)
 		}
@@ -456,7 +456,7 @@ func TestChurnPruneKill(t *testing.T) {
 	s = openStore(t, dir)
 	prune(t, s, PruneOptions{All: true})
 	for _, d := range []string{blobsDir + "/sha256", layersDir, tmpDir, trashDir, locksDir + "/default", cachesDir + "/default"} {
-		entries, err := os.ReadDir(s.path(d))
+		entries, err := readDir(s.path(d))
 		if err != nil {
 			t.Fatal(err)
 		}
