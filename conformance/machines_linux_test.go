@@ -115,19 +115,21 @@ func TestDiskImages(t *testing.T) {
 // TestDiskAgent puts obx's agent on a disk of Debian, by ssh, and goes on by the agent, without the key: then steps have what they have elsewhere.
 func TestDiskAgent(t *testing.T) {
 	if os.Getenv("OBX_TEST_MACHINES") != "all" {
-		t.Skip("it boots Debian twice: `make test-disks` and OBX_TEST_MACHINES=all run it")
+		t.Skip("it boots Debian three times: `make test-disks` and OBX_TEST_MACHINES=all run it")
 	}
 	f := newFleet(t, NewDebian(t)).with(t)
 	disk, key := DebianDisk(t)
 	const install = `(from debian) (shell /bin/sh -c)
  (copy (src obx-agent) (dst /usr/local/sbin/obx-agent))
  (copy (src obx-agent.service) (dst /etc/systemd/system/obx-agent.service))
- (run (shell "systemctl enable obx-agent"))`
+ (copy (src file) (dst /tmp/))
+ (run (shell "systemctl enable obx-agent; echo kept > /tmp/kept; chmod 700 /tmp/kept; echo gone > /run/gone"))`
 	const steps = `
  (run (cache (c (target /new/cache) (buildkit_options ((sharing locked))))) (shell "hostname; echo $HOME; grep Seccomp: /proc/self/status; ls /run/obx-agent; echo x >> /new/cache/n; sleep 1000 & echo bg"))
  (copy (src file) (dst /copied/))
  (run (cache (c (target /new/cache) (buildkit_options ((sharing locked))))) (shell "echo x >> /new/cache/n; cat /new/cache/n /copied/file; ps ax | grep -c '[s]leep' || true"))
- (run (secrets (s (target /run/secrets/s))) (shell "cat /run/secrets/s; ls /sys/class/net; cat /sys/fs/cgroup/memory.max"))
+ (run (secrets (s (target /run/secrets/s))) (shell "cat /run/secrets/s; ls /sys/class/net; cat /sys/fs/cgroup/memory.max /proc/self/oom_score_adj; wc -l < /proc/swaps"))
+ (run (shell "cat /tmp/file; stat -c '%a %n' /tmp /tmp/kept; ls /run; ls /var/lib/obx"))
  (user (uid 1000) (gid 1000)) (workdir /var/tmp)
  (run (shell "id -u; ls -d /new /run/secrets; cat /proc/mounts | grep -c obx-agent; echo made > made"))`
 	flags := []string{
@@ -143,14 +145,18 @@ func TestDiskAgent(t *testing.T) {
 		}
 		return m
 	}
-	machine().silent(3, 0, "("+install+")", append(flags, "--qemu-ssh-key", key)...)
+	machine().silent(4, 0, "("+install+")", append(flags, "--qemu-ssh-key", key)...)
 	b := machine()
-	got := b.silent(6, 3, `((build vm (`+install+steps+`)) (from busybox) (copy (from (build vm)) (src /var/tmp/made) (dst /made)))`, append(flags, "--memory", "300m")...)
+	got := b.silent(7, 4, `((build vm (`+install+steps+`)) (from busybox) (copy (from (build vm)) (src /var/tmp/made) (dst /made)))`, append(flags, "--memory", "300m")...)
 	for _, want := range []string{
-		"builder\n/root\nSeccomp:\t2\nbg\n", "x\nx\ncopied\n0\n", "secret\nlo\n314572800\n", "1000\n", "No such file or directory\n", "\n0\n",
+		"builder\n/root\nSeccomp:\t2\nls: cannot access '/run/obx-agent': No such file or directory\nbg\n", "x\nx\ncopied\n0\n", "secret\nlo\n314572800\n0\n1\n", "copied\n1777 /tmp\n700 /tmp/kept\nlock\ntmp\n", "1000\n", "No such file or directory\n", "\n0\n",
 	} {
 		if !strings.Contains(got.logs, want) {
 			t.Errorf("%q is not in what was printed:\n%s", want, got.logs)
 		}
+	}
+	short := b.try("("+install+` (run (shell "tail /dev/zero")))`, append(flags, "--memory", "64m")...)
+	if short.err == nil || !strings.Contains(short.stderr, "used more memory than") {
+		t.Errorf("a step without enough memory: %v\n%s", short.err, short.stderr)
 	}
 }

@@ -7,6 +7,9 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,6 +23,15 @@ import (
 // diskFile is where an image has the disk of a virtual machine. Below disk/ is KubeVirt's rule; files of steps have the
 // next numbers.
 const diskFile = "disk/000.qcow2"
+
+// stepDisk matches the disks in layers of steps.
+var stepDisk = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]{3,}\.qcow2$`) })
+
+// isDisk reports whether a layer directory has a disk, which is one of a chain.
+func (c *Cache) isDisk(name string) bool {
+	entries, err := os.ReadDir(filepath.Join(c.Store.LayerPath(name), filepath.Dir(diskFile)))
+	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool { return stepDisk().MatchString(e.Name()) })
+}
 
 // PushDisk publishes a disk, a qcow2 file, as an image with one layer. The image is a function of the file, the platform and
 // the compression alone. The store is where it is packed.

@@ -31,7 +31,7 @@ const (
 // after the first use.
 type Images struct {
 	Store     *cas.Store
-	Bases     map[string]string   // what a name in a spec means; names are compared in their full form
+	Bases     map[string]string   // what a name in a spec means; names are compared in their full form. May be set after OpenRepo
 	Mirrors   map[string][]string // HOST[/PREFIX]es to try before a registry's host, in order
 	PlainHTTP []string            // hosts spoken to without TLS; loopback addresses always may be
 	Offline   bool                // resolve only from what was recorded, and fetch nothing
@@ -44,8 +44,11 @@ type Images struct {
 
 	once   sync.Once
 	err    error // of once
-	bases  map[string]imageName
 	client *client
+
+	basesOnce sync.Once
+	basesErr  error
+	bases     map[string]imageName
 
 	mu       sync.Mutex
 	resolved map[string]*resolving
@@ -90,25 +93,34 @@ func (im *Images) init() error {
 	im.once.Do(func() {
 		im.resolved = make(map[string]*resolving)
 		im.origins = make(map[digest.Digest]imageName)
+		im.client, im.err = newClient(im.PlainHTTP, im.UserAgent, im.patience, cmp.Or(im.certs, certsDir()))
+	})
+	return im.err
+}
+
+func (im *Images) readBases() error {
+	im.basesOnce.Do(func() {
 		im.bases = make(map[string]imageName)
 		for from, to := range im.Bases {
 			f, err := parseName(from)
 			t, err2 := parseName(to)
 			if err := cmp.Or(err, err2); err != nil {
-				im.err = fmt.Errorf("base %s=%s: %w", from, to, err)
+				im.basesErr = fmt.Errorf("base %s=%s: %w", from, to, err)
 				return
 			}
 			im.bases[f.String()] = t
 		}
-		im.client, im.err = newClient(im.PlainHTTP, im.UserAgent, im.patience, cmp.Or(im.certs, certsDir()))
 	})
-	return im.err
+	return im.basesErr
 }
 
 // Resolve finds the manifest of a platform for a name, with one HEAD (and a GET of an index where needed). The answer is kept for the process's
 // life and recorded in the store for Offline. Base.Ref is the full form of ref itself, also where Bases says that it means another.
 func (im *Images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (keys.Base, error) {
 	if err := im.init(); err != nil {
+		return keys.Base{}, err
+	}
+	if err := im.readBases(); err != nil {
 		return keys.Base{}, err
 	}
 	named, err := parseName(ref)

@@ -217,6 +217,9 @@ func (c *Cache) flatten(ctx context.Context, g []part) (layers.Layer, error) {
 			}
 		}
 		dirs[i] = l.Dir
+		if c.isDisk(l.Dir) {
+			return layers.Layer{}, fmt.Errorf("layers of disks are not merged: a build on a disk image shares no more than %d of them", maxImageLayers)
+		}
 	}
 	l, err := layers.Flatten(ctx, c.Store, dirs)
 	if err != nil {

@@ -77,12 +77,15 @@ The disk must stand alone, boot by itself, and let obx in: by ssh, or by obx's a
 // A diskBase is a base image that --base NAME=qcow2:FILE makes of a file. It is kept in the store as a layout: the file's
 // name, size and time say which, with the platform.
 type diskBase struct {
-	file, layout string
+	name     string // of the image in the spec
+	file     string
+	layout   string // below the store
+	platform ocispec.Platform
 }
 
 const diskPrefix = "qcow2:"
 
-func newDiskBase(store, file string, p ocispec.Platform) (*diskBase, error) {
+func newDiskBase(name, file string, p ocispec.Platform) (*diskBase, error) {
 	abs, err := filepath.Abs(file)
 	if err != nil {
 		return nil, err
@@ -94,31 +97,26 @@ func newDiskBase(store, file string, p ocispec.Platform) (*diskBase, error) {
 	if err := qemu.CheckDisk(abs); err != nil {
 		return nil, err
 	}
-	dir, err := storeDir(store)
-	if err != nil {
-		return nil, err
-	}
-	if dir, err = filepath.Abs(dir); err != nil {
-		return nil, err
-	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "2\n%s\n%d\n%v\n%q\n", abs, info.Size(), info.ModTime().UTC(), []string{p.OS, p.Architecture, p.Variant, p.OSVersion}))
-	return &diskBase{abs, filepath.Join(dir, "qemu", "disks", fmt.Sprintf("%x", sum[:16]))}, nil
+	return &diskBase{name, abs, filepath.Join("qemu", "disks", fmt.Sprintf("%x", sum[:16])), p}, nil
 }
 
-// ref is how the image is called.
-func (d *diskBase) ref() string { return "oci:" + d.layout + ":latest" }
-
-// make makes the image, if it is not there. Its layer is not compressed: so its digest is the file's business alone.
-func (d *diskBase) make(ctx context.Context, st *cas.Store, p ocispec.Platform) (err error) {
-	if _, err := os.Stat(filepath.Join(d.layout, "index.json")); err == nil {
-		now := time.Now()
-		return os.Chtimes(d.layout, now, now) // a prune goes by it
-	}
-	repo, err := registry.OpenRepo("oci:"+d.layout, registry.RepoOptions{})
+// make makes the image, if it is not there, and tells how it is called. Its layer is not compressed: so its digest is the file's business alone.
+func (d *diskBase) make(ctx context.Context, st *cas.Store) (ref string, err error) {
+	dir, err := filepath.Abs(filepath.Join(st.Dir(), d.layout))
 	if err != nil {
-		return err
+		return "", err
+	}
+	layout := "oci:" + dir
+	if _, err := os.Stat(filepath.Join(dir, "index.json")); err == nil {
+		now := time.Now()
+		return layout + ":latest", os.Chtimes(dir, now, now) // a prune goes by it
+	}
+	repo, err := registry.OpenRepo(layout, registry.RepoOptions{})
+	if err != nil {
+		return "", err
 	}
 	defer func() { err = errors.Join(err, closeRepo(repo)) }()
-	_, err = registry.PushDisk(ctx, st, repo, "latest", p, d.file, layers.Compression{Algorithm: "none"})
-	return err
+	_, err = registry.PushDisk(ctx, st, repo, "latest", d.platform, d.file, layers.Compression{Algorithm: "none"})
+	return layout + ":latest", err
 }

@@ -117,21 +117,22 @@ func (in *inputs) images() (*registry.Images, error) {
 		return nil, err
 	}
 	for _, p := range bases {
+		fail := func(err error) error { return usage("", "--base %s=%s: %w", p[0], p[1], err) }
+		name, err := registry.Normalize(p[0])
+		if err != nil {
+			return nil, fail(err)
+		}
 		if file, ok := strings.CutPrefix(p[1], diskPrefix); ok {
-			d, err := newDiskBase(in.store, file, platform)
+			d, err := newDiskBase(name, file, platform)
 			if err != nil {
-				return nil, usage("", "--base %s=%s: %w", p[0], p[1], err)
+				return nil, fail(err)
 			}
 			in.disks = append(in.disks, d)
-			p[1] = d.ref()
+			continue
 		}
-		var ref [2]string
-		for i, s := range p {
-			if ref[i], err = registry.Normalize(s); err != nil {
-				return nil, usage("", "--base %s=%s: %w", p[0], p[1], err)
-			}
+		if im.Bases[name], err = registry.Normalize(p[1]); err != nil {
+			return nil, fail(err)
 		}
-		im.Bases[ref[0]] = ref[1]
 	}
 	mirrors, err := pairs("mirror", in.mirrors, "HOST=MIRROR")
 	if err != nil {
@@ -281,11 +282,13 @@ func (p *project) openStore(ctx context.Context, in *inputs, platform ocispec.Pl
 	// The store goes last: a cache may read it when it is closed.
 	p.close = slices.Insert(p.close, 0, closer)
 	p.builder.Store, p.builder.Images.Store = st, st
-	if !readOnly {
-		for _, d := range in.disks {
-			if err := d.make(ctx, st, platform); err != nil {
-				return err
-			}
+	for _, d := range in.disks {
+		ref, err := d.make(ctx, st)
+		if err == nil {
+			p.builder.Images.Bases[d.name], err = registry.Normalize(ref)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	p.useCaches(in, platform)

@@ -29,6 +29,11 @@ type kvmProbe struct {
 
 // chooseAccel takes KVM where it works. Some hosts have a /dev/kvm in which a guest never comes to life.
 func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
+	if e.options.Accel == "kvm" {
+		if err := unprivilegedKVM(); err != nil {
+			e.warn("QEMU runs as root: " + err.Error())
+		}
+	}
 	if e.options.Accel != "auto" {
 		return e.options.Accel, nil
 	}
@@ -36,8 +41,13 @@ func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
 		return "tcg", nil
 	}
 	const slow = "virtual machines are slow here, without KVM: "
+	const insist = " (--qemu-accel kvm insists)"
 	if err := unix.Access("/dev/kvm", unix.R_OK|unix.W_OK); err != nil {
 		e.warn(slow + "/dev/kvm: " + err.Error())
+		return "tcg", nil
+	}
+	if err := unprivilegedKVM(); err != nil {
+		e.warn(slow + err.Error() + insist)
 		return "tcg", nil
 	}
 	info, err := os.Stat(e.qemu)
@@ -54,18 +64,21 @@ func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
 	if b, err := os.ReadFile(file); err == nil && json.Unmarshal(b, &old) == nil && old.sameAs(probe) {
 		probe = old
 	} else {
-		if err := e.tryKVM(ctx); err != nil {
-			if ctx.Err() != nil {
-				return "", err
-			}
+		lasts, err := e.tryKVM(ctx)
+		if err != nil && ctx.Err() != nil {
+			return "", err
+		}
+		if err != nil {
 			probe.Err = err.Error()
 		}
-		e.remember(file, probe)
+		if err == nil || lasts {
+			e.remember(file, probe)
+		}
 	}
 	if probe.Err == "" {
 		return "kvm", nil
 	}
-	e.warn(slow + probe.Err + " (--qemu-accel kvm insists)")
+	e.warn(slow + probe.Err + insist)
 	return "tcg", nil
 }
 
@@ -86,17 +99,27 @@ func (e *Executor) remember(file string, probe kvmProbe) {
 	}
 }
 
-func (e *Executor) tryKVM(ctx context.Context) error {
+// tryKVM boots a machine with KVM. An error that lasts is one of KVM, not of a full disk or the like.
+func (e *Executor) tryKVM(ctx context.Context) (lasts bool, err error) {
 	h := e.hardware(e.options.Memory)
 	h.accel = "kvm"
 	m, err := e.boot(ctx, h, kvmPatience)
 	var late *bootError
-	if errors.As(err, &late) {
-		return fmt.Errorf("/dev/kvm is there, but a machine does not boot with it within %v", kvmPatience)
-	}
-	if err != nil {
-		return fmt.Errorf("KVM does not work: %w", err)
+	var ended *endError
+	switch {
+	case errors.As(err, &late):
+		return true, fmt.Errorf("/dev/kvm is there, but a machine does not boot with it within %v", kvmPatience)
+	case err != nil:
+		return errors.As(err, &ended), fmt.Errorf("KVM does not work: %w", err)
 	}
 	e.end(m)
-	return nil
+	return false, nil
+}
+
+// unprivilegedKVM says why QEMU cannot use KVM, unless it runs as root.
+func unprivilegedKVM() error {
+	if _, ok := groupsFor("kvm"); ok || os.Geteuid() != 0 {
+		return nil
+	}
+	return errors.New("only root may open /dev/kvm, and QEMU should not be root (give it a group: chgrp kvm /dev/kvm && chmod 660 /dev/kvm)")
 }

@@ -57,7 +57,7 @@ func diskFiles(dirs []string) (files, rest []string, err error) {
 			continue
 		}
 		name := filepath.Base(file)
-		if i == 0 && !layerName.MatchString(name) {
+		if i == 0 {
 			name = diskName(0) // containerDisks name theirs as they like
 		}
 		if known[name] != nil {
@@ -133,10 +133,12 @@ type diskRoot struct {
 }
 
 func (e *Executor) newDiskRoot(files, rest []string) (*diskRoot, error) {
-	name := strings.TrimSuffix(filepath.Base(files[len(files)-1]), ".qcow2")
-	top, err := strconv.Atoi(name)
-	if err != nil {
-		top = 0
+	top := 0
+	if last := len(files) - 1; last > 0 {
+		var err error
+		if top, err = strconv.Atoi(strings.TrimSuffix(filepath.Base(files[last]), ".qcow2")); err != nil {
+			return nil, err
+		}
 	}
 	return &diskRoot{e: e, files: files, rest: rest, top: top}, nil
 }
@@ -271,7 +273,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 		return err
 	}
 	r.network, r.memory, r.node = n, memory, len(r.files)
-	if err := r.m.unlock(ctx); err != nil {
+	if err := r.m.unlock(ctx, r.e.options.BootTimeout); err != nil {
 		return err
 	}
 	if r.guest, err = r.reach(ctx, guest, addr); err != nil {
@@ -495,7 +497,22 @@ func (r *diskRoot) Add(ctx context.Context, l layers.Layer) error {
 	if err != nil {
 		return err
 	}
-	r.rest = append(r.rest, r.e.options.Store.LayerPath(l.Dir))
+	dir := r.e.options.Store.LayerPath(l.Dir)
+	if err := r.takes(dir); err != nil {
+		return err
+	}
+	r.rest = append(r.rest, dir)
+	return nil
+}
+
+// takes says why files cannot be put into the machine.
+func (r *diskRoot) takes(dir string) error {
+	if _, h, err := diskIn(dir, false); h != nil || err != nil {
+		return fmt.Errorf("a file in /%s with a name like %s cannot be copied to a disk image: so are its own files called", diskDir, diskName(1))
+	}
+	if entries, err := os.ReadDir(filepath.Join(dir, "run")); err == nil && len(entries) > 0 && !r.e.foreign {
+		return errors.New("files cannot be copied to /run of a disk image: that is in the machine's memory, and each step has its own")
+	}
 	return nil
 }
 

@@ -35,19 +35,22 @@ func Health(ctx context.Context, o Options) []executor.Check {
 		version, _, _ := strings.Cut(string(out), "\n")
 		return program + " " + version, nil
 	})
-	check("kernel", func() (string, error) {
-		k, err := findKernel(o.Store, o.Kernel, arch)
-		if err == nil && k.modules == "" {
-			return k.image + ", without modules: it must have all that machines need", nil
-		}
-		return k.image, err
-	})
+	foreign := o.foreign()
+	if !foreign {
+		check("kernel", func() (string, error) {
+			k, err := findKernel(o.Store, o.Kernel, arch)
+			if err == nil && k.modules == "" {
+				return k.image + ", without modules: it must have all that machines need", nil
+			}
+			return k.image, err
+		})
+	}
 	check("qemu-img", func() (string, error) {
 		program, err := exec.LookPath("qemu-img")
-		if err != nil {
+		if err != nil && !foreign {
 			return "not there: only disk images need it (apt-get install qemu-utils)", nil
 		}
-		return program, nil
+		return program, err
 	})
 	check("mke2fs", func() (string, error) { return lookSbin("mke2fs") })
 	for _, c := range checks {
@@ -66,6 +69,9 @@ func Health(ctx context.Context, o Options) []executor.Check {
 		return checks
 	}
 	check("machine", func() (string, error) {
+		if foreign {
+			return "not tried: it needs a disk to boot from", nil
+		}
 		if err := e.try(ctx); err != nil {
 			return "", err
 		}
@@ -99,6 +105,9 @@ var debian = map[string]struct{ qemu, kernel, arch string }{
 	"riscv64": {"qemu-system-misc", "linux-image-riscv64", "riscv64"},
 }
 
+// foreign reports machines that can only boot from disks, which have their kernels.
+func (o Options) foreign() bool { return o.OS != "" && o.OS != "linux" }
+
 // Install installs QEMU with apt, and unpacks Debian's kernel for machines into the store. It tells say what it does.
 func Install(ctx context.Context, o Options, say func(string)) error {
 	if o.Arch == "" {
@@ -121,14 +130,23 @@ func Install(ctx context.Context, o Options, say func(string)) error {
 	if _, err := lookSbin("mke2fs"); err != nil {
 		missing = append(missing, "e2fsprogs")
 	}
+	k, err := findKernel(o.Store, o.Kernel, o.Arch)
+	hasKernel := err == nil && k.modules != "" || o.foreign()
+	if len(missing) > 0 || !hasKernel && o.Arch == hostArch {
+		if err := run(ctx, "", "apt-get", "update", "-q"); err != nil {
+			return err
+		}
+	}
 	if len(missing) > 0 {
 		say("installing " + strings.Join(missing, " "))
 		if err := run(ctx, "", "apt-get", append([]string{"install", "-qy", "--no-install-recommends"}, missing...)...); err != nil {
 			return err
 		}
 	}
-	if k, err := findKernel(o.Store, o.Kernel, o.Arch); err == nil && k.modules != "" {
-		say("there is a kernel: " + k.image)
+	if hasKernel {
+		if k.image != "" {
+			say("there is a kernel: " + k.image)
+		}
 		return nil
 	}
 	say("unpacking " + names.kernel + " into the store")

@@ -422,10 +422,21 @@ func (m *machine) why(err error) error {
 		words = lastLines(said, 3)
 	}
 	if words != "" {
-		return fmt.Errorf("the machine has ended (%v): %s", m.status, words)
+		err = errors.New(words)
 	}
-	return fmt.Errorf("the machine has ended (%v): %w", m.status, err)
+	return &endError{m.status, err}
 }
+
+// An endError is a QEMU that has ended by itself.
+type endError struct {
+	status error
+	err    error // what it has said, else what came of it
+}
+
+func (e *endError) Error() string {
+	return fmt.Sprintf("the machine has ended (%v): %v", e.status, e.err)
+}
+func (e *endError) Unwrap() error { return e.err }
 
 func lastLines(s string, n int) string {
 	lines := strings.Split(strings.TrimSpace(s), "\n")
@@ -455,8 +466,10 @@ func printable(s string) string {
 	}, s)
 }
 
-// unlock makes the monitor take commands and tell events.
-func (m *machine) unlock(ctx context.Context) error {
+// unlock makes the monitor take commands and tell events. Before it does, QEMU makes the machine, and may hang in what it asks of the kernel.
+func (m *machine) unlock(ctx context.Context, limit time.Duration) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, &bootError{limit: limit})
+	defer cancel()
 	if err := m.qmp.call(ctx, "qmp_capabilities", nil, nil); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -468,10 +481,10 @@ func (m *machine) unlock(ctx context.Context) error {
 
 // hello waits for the agent, which is all that the machine has.
 func (m *machine) hello(ctx context.Context, limit time.Duration) error {
-	if err := m.unlock(ctx); err != nil {
-		return err
+	err := m.unlock(ctx, limit)
+	if err == nil {
+		err = m.greeting(ctx, limit)
 	}
-	err := m.greeting(ctx, limit)
 	var late *bootError
 	if errors.As(err, &late) {
 		late.console = lastLines(m.console.String(), 2)
@@ -487,8 +500,10 @@ func (m *machine) greeting(ctx context.Context, limit time.Duration) error {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = m.control.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
 	kind, b, err := m.in.Next()
+	if !stop() && err == nil { // the deadline may be set from now on
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -511,16 +526,21 @@ func (m *machine) greeting(ctx context.Context, limit time.Duration) error {
 	return m.control.SetReadDeadline(time.Time{})
 }
 
+// drain drops what an agent may have said just before it was stopped.
+func (m *machine) drain() {
+	_ = m.control.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+	for {
+		if _, _, err := m.in.Next(); err != nil {
+			return
+		}
+	}
+}
+
 // begin is the first request to an agent.
 func (m *machine) begin(ctx context.Context) error {
 	seed := make([]byte, 64)
 	_, _ = rand.Read(seed) // never fails
-	_, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, func(k wire.Kind, _ []byte) error {
-		if k != wire.KindHello { // a disk's own agent may have greeted just before it gave way to this one
-			return fmt.Errorf("the machine's agent sends %q out of place", k)
-		}
-		return nil
-	})
+	_, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, nil)
 	return err
 }
 

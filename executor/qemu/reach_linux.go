@@ -39,8 +39,11 @@ func (r *diskRoot) reachAgent(ctx context.Context, g *guest, o Guest, addr strin
 		return why
 	}
 	own.end()
+	if err := r.goPlain(ctx, g); err != nil {
+		return fmt.Errorf("%w; an agent with a sandbox does not work either: %v", err, why)
+	}
 	r.e.warn(fmt.Sprintf("steps run without a sandbox in a machine, since its agent cannot make one: %v", why))
-	return r.goPlain(ctx, g)
+	return nil
 }
 
 // A hail waits for the greeting of an agent at a machine's ports.
@@ -143,6 +146,7 @@ func (r *diskRoot) bringAgent(ctx context.Context, g *guest, own *hail) error {
 		if err := g.login.stopAgent(setup); err != nil {
 			return err
 		}
+		m.drain()
 	}
 	ended, err := g.login.carryAgent(setup, r.e.options.Arch)
 	if err != nil {
@@ -154,7 +158,14 @@ func (r *diskRoot) bringAgent(ctx context.Context, g *guest, own *hail) error {
 		var late *bootError
 		switch {
 		case carried.err == nil:
-			go func() { m.fail(<-ended) }()
+			go func() {
+				err := <-ended
+				select {
+				case <-m.ended: // with QEMU, which tells more
+				case <-time.After(time.Second):
+					m.fail(err)
+				}
+			}()
 		case errors.As(carried.err, &late):
 			late.console = "(obx's agent was started by ssh, and has not greeted)"
 		}
@@ -173,6 +184,9 @@ func (r *diskRoot) goPlain(ctx context.Context, g *guest) error {
 	if err == nil {
 		g.m.talkTo(s)
 		err = g.m.greeting(ctx, r.e.options.BootTimeout)
+	}
+	if err == nil {
+		err = g.m.begin(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("start obx's agent in the machine: %w", err)

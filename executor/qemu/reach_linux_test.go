@@ -98,7 +98,7 @@ func (s *scriptedGuest) exec(command string, rw io.ReadWriter) (status uint32) {
 		}
 	case "stop":
 		if s.tardy {
-			go func() { _ = wire.WriteJSON(s.control, wire.KindHello, s.agent[0]) }()
+			_ = wire.WriteJSON(s.control, wire.KindHello, s.agent[0])
 		}
 	case "put":
 		_, _ = io.Copy(io.Discard, rw)
@@ -214,14 +214,15 @@ func TestReach(t *testing.T) {
 		"nothing without a key":          {guest: &scriptedGuest{}, keyless: true, limit: 300 * time.Millisecond, err: "did not boot within 300ms"},
 		"there, and silent":              {guest: &scriptedGuest{agent: []wire.Hello{good}, mute: true, carried: &good}, did: "look stop put carry"},
 		"greets as it stops":             {guest: &scriptedGuest{agent: []wire.Hello{good}, tardy: true, carried: &good}, did: "look stop put carry"},
+		"of another version, and late":   {guest: &scriptedGuest{agent: []wire.Hello{old}, tardy: true, carried: &good}, did: "look stop put carry"},
 		"brought":                        {guest: &scriptedGuest{carried: &good}, did: "look put carry"},
 		"of another version":             {guest: &scriptedGuest{agent: []wire.Hello{old}, carried: &good}, did: "look stop put carry"},
 		"of another version, no key":     {guest: &scriptedGuest{agent: []wire.Hello{old}}, keyless: true, err: "obx base agent"},
 		"broken":                         {guest: &scriptedGuest{agent: []wire.Hello{broken}, carried: &good}, did: "look stop put carry"},
 		"cannot be stopped":              {guest: &scriptedGuest{agent: []wire.Hello{old}, plain: &good, broken: "stop"}, did: "look stop put plain", plain: true, warning: "without a sandbox"},
 		"cannot make a sandbox":          {guest: &scriptedGuest{carried: &broken, plain: &good}, did: "look put carry plain", plain: true, warning: "no cgroups"},
-		"ends":                           {guest: &scriptedGuest{plain: &good}, did: "look put carry plain", plain: true, warning: "it has ended"},
-		"has no room":                    {guest: &scriptedGuest{broken: "put", plain: &good}, did: "look put put", warning: "without a sandbox", err: "put obx's agent there"},
+		"ends":                           {guest: &scriptedGuest{plain: &good}, did: "look put carry plain", plain: true, warning: "agent in the machine has ended"},
+		"has no room":                    {guest: &scriptedGuest{broken: "put", plain: &good}, did: "look put put", err: "put obx's agent there"},
 		"runs nothing":                   {guest: &scriptedGuest{stuck: "look"}, limit: 300 * time.Millisecond, did: "look", err: "runs nothing"},
 		"another system":                 {guest: &scriptedGuest{plain: &good}, os: "openbsd", did: "put plain", plain: true},
 		"another system, and it refuses": {guest: &scriptedGuest{plain: &good, sshd: refuse}, os: "openbsd", err: "unable to authenticate"},

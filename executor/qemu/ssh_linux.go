@@ -207,7 +207,7 @@ func (l *login) putAgent(ctx context.Context, arch string) error {
 	return nil
 }
 
-// carryAgent starts the agent in a Linux machine that does not have it. It greets by the machine's port as any; ended says that it does not.
+// carryAgent starts the agent in a Linux machine that does not have it. It greets by the machine's port as any; ended says when it has ended.
 func (l *login) carryAgent(ctx context.Context, arch string) (ended chan error, err error) {
 	if err := l.putAgent(ctx, arch); err != nil {
 		return nil, err
@@ -223,7 +223,7 @@ func (l *login) carryAgent(ctx context.Context, arch string) (ended chan error, 
 	ended = make(chan error, 1)
 	go func() {
 		err := s.Wait()
-		ended <- fmt.Errorf("it has ended (%v): %s", err, lastLines(said.String(), 3))
+		ended <- fmt.Errorf("obx's agent in the machine has ended (%v): %s", err, lastLines(said.String(), 3))
 	}()
 	return ended, nil
 }

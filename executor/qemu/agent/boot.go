@@ -49,7 +49,7 @@ func bootOnDisk() (place, error) {
 		}
 	}
 	unix.Umask(0o022)
-	return at, nil
+	return at, tameSystem()
 }
 
 // checkCgroups looks for what limits need.

@@ -41,6 +41,10 @@ func enter(bundle string) error {
 	if err != nil {
 		return err
 	}
+	// The agent's own, which it may have from its service, would keep the kernel from ending the process.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0); err != nil {
+		return fmt.Errorf("be one that may be ended when memory is short: %w", err)
+	}
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return fmt.Errorf("control group namespace: %w", err)
 	}
@@ -82,8 +86,8 @@ func changeRoot(spec *specs.Spec) error {
 		onDisk = onDisk || was && name == ownDir
 	}
 	if onDisk {
-		if err := r.hideSystemd(); err != nil {
-			return fmt.Errorf("hide %s: %w", systemdDir, err)
+		if err := r.hideRun(); err != nil {
+			return fmt.Errorf("hide %s: %w", runDir, err)
 		}
 	}
 	for _, m := range spec.Mounts {
@@ -170,13 +174,17 @@ func (r mountRoot) hide(name string) (was bool, err error) {
 	return err == nil, err
 }
 
-// systemdDir tells programs that systemd runs, and how it is reached.
-const systemdDir = "/run/systemd"
+// runDir is in memory: what is there is gone with the machine.
+const runDir = "/run"
 
-// hideSystemd has a process find no systemd, as in a container: it could not reach the one that the machine has, and `systemctl enable` would fail.
-// Name servers, which are there too, stay.
-func (r mountRoot) hideSystemd() error {
-	fd, err := r.open(systemdDir)
+// nameServers are where in runDir the system's /etc/resolv.conf may lead to.
+var nameServers = []string{runDir + "/systemd/resolve", runDir + "/resolvconf", runDir + "/NetworkManager", runDir + "/connman"}
+
+// hideRun gives a process a directory /run of its own. What a step leaves there, no other finds: else one that goes on in the same machine would, and
+// one that goes on from the result would not. And a process finds no systemd, as in a container: it could not reach the one that the machine has,
+// and `systemctl enable` would fail.
+func (r mountRoot) hideRun() error {
+	fd, err := r.open(runDir)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
 		return nil
 	}
@@ -184,24 +192,40 @@ func (r mountRoot) hideSystemd() error {
 		return err
 	}
 	defer unix.Close(fd)
-	names, err := r.open(systemdDir + "/resolve")
-	if err == nil {
-		defer unix.Close(names)
-	} else if err != unix.ENOENT {
-		return err
+	kept := map[string]int{}
+	for _, name := range nameServers {
+		switch dir, err := r.open(name); err {
+		case nil:
+			defer unix.Close(dir)
+			kept[name] = dir
+		case unix.ENOENT, unix.ENOTDIR:
+		default:
+			return err
+		}
 	}
 	if err := unix.Mount("tmpfs", fdName(fd), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return err
 	}
-	if names == -1 {
-		return nil
-	}
-	to, err := r.ensure(systemdDir+"/resolve", true)
+	lock, err := r.ensure(runDir+"/lock", true)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(to)
-	return unix.Mount(fdName(names), fdName(to), "", unix.MS_BIND, "")
+	defer unix.Close(lock)
+	if err := os.Chmod(fdName(lock), 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	for name, dir := range kept {
+		to, err := r.ensure(name, true)
+		if err != nil {
+			return err
+		}
+		err = unix.Mount(fdName(dir), fdName(to), "", unix.MS_BIND, "")
+		unix.Close(to)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 var mountFlags = map[string]uintptr{

@@ -99,7 +99,8 @@ func startBeat(out io.Writer) (stop func()) {
 
 func (s *plainServer) answer(_ context.Context, req wire.Request) (reply wire.Reply, err error) {
 	switch {
-	case req.Begin != nil: // the machine has booted, and has drawn random numbers of its own
+	case req.Begin != nil: // it has booted, and has drawn random numbers of its own
+		err = tameSystem()
 	case req.Run != nil:
 		err = s.run(*req.Run)
 	case req.Freeze != nil && req.Freeze.ShutDown:
