@@ -18,10 +18,10 @@ build: $(OBX) ## build .build/obx
 $(OBX): FORCE
 	go build -trimpath -o $@ ./cmd/obx
 
-# install NEEDED: installs Debian packages; TOOL:PACKAGE pairs name what to look for.
+# install NEEDED: installs Debian packages; TOOL:PACKAGE and FILE:PACKAGE pairs name what to look for.
 define install
 	@missing=; PATH=$$PATH:/usr/sbin:/sbin; \
-	for need in $(1); do command -v $${need%%:*} >/dev/null || missing="$$missing $${need##*:}"; done; \
+	for need in $(1); do command -v $${need%%:*} >/dev/null || test -e $${need%%:*} || missing="$$missing $${need##*:}"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "installing$$missing"; \
 		if [ "$$(id -u)" = 0 ]; then sudo=; else sudo=sudo; fi; \
@@ -45,8 +45,7 @@ endef
 
 # test-disks makes the tests of disk images run, with OBX_TEST_MACHINES=all; benchmarks boot the disk too.
 test-disks: test-deps ## make the disk with Debian that tests of disk images boot
-	$(call install,syslinux:syslinux mcopy:mtools mkfs.vfat:dosfstools sfdisk:fdisk ssh-keygen:openssh-client)
-	@test -e /usr/lib/syslinux/mbr/mbr.bin || apt-get install -qy --no-install-recommends syslinux-common
+	$(call install,syslinux:syslinux /usr/lib/syslinux/mbr/mbr.bin:syslinux-common mkfs.vfat:dosfstools ssh-keygen:openssh-client)
 	@test -e "$(TEST_CACHE)/debian.qcow2" || conformance/testdata/debian-disk "$(TEST_CACHE)"
 
 # kernel PACKAGE,ARCH: unpacks the kernel that a Debian package depends on, without installing it.
@@ -66,7 +65,8 @@ CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
 # Tests run against two registries: Debian's, and the current one of the distribution project; and a current containerd,
 # which has btrfs only with cgo.
 test-deps: deps ## install what tests need beside that
-	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc qemu-img:qemu-utils)
+	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc qemu-img:qemu-utils mcopy:mtools sfdisk:fdisk)
+	$(call install,/usr/share/ovmf/OVMF.fd:ovmf /usr/share/qemu-efi-aarch64/QEMU_EFI.fd:qemu-efi-aarch64 /usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin:u-boot-qemu)
 	@test -n "$$(ls "$(TEST_CACHE)"/kernel-amd64/boot/vmlinuz-* 2>/dev/null)" || $(call kernel,linux-image-cloud-amd64,amd64)
 	$(call foreign,arm64,bookworm,linux-image-cloud-arm64)
 	$(call foreign,riscv64,trixie,linux-image-riscv64)

@@ -1281,6 +1281,31 @@ func TestRangesOfRanges(t *testing.T) {
 	}
 }
 
+// Layers of a disk image, of which each has the next file of a chain, are none when they are merged.
+func TestManyDisks(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	repo := newSpy()
+	c, _ := machine(t, repo)
+	build := newChain(t, c.Store, "disk")
+	step := func() *registry.Result {
+		r := build.step("")
+		r.Layers[len(r.Layers)-1] = build.layer(map[string]string{fmt.Sprintf("disk/%03d.qcow2", len(r.Steps)): "x"})
+		return r
+	}
+	for range 118 {
+		step()
+	}
+	push(t, c, step())
+	if _, err := c.Push(t.Context(), step()); err == nil || !strings.Contains(err.Error(), "no more than 120") {
+		t.Errorf("pushed an image of 121 layers: %v", err)
+	}
+	b, warned := machine(t, repo)
+	if r := find(t, b, build.ids()...); r == nil || len(r.Layers) != 120 || len(r.Steps) != 119 {
+		t.Errorf("found %+v, warned %q", r, warned.take())
+	}
+}
+
 // Bytes that the store has lost are packed again, where the registry has lost them, too.
 func TestPackedAgain(t *testing.T) {
 	needRoot(t)

@@ -17,13 +17,14 @@ import (
 
 // qemuFlags are about virtual machines.
 type qemuFlags struct {
-	kernel string
-	accel  string
-	memory string
-	cpus   int
-	boot   time.Duration
-	guest  qemu.Guest
-	of     [2]string // --qemu-guest-os and -arch
+	kernel   string
+	firmware string
+	accel    string
+	memory   string
+	cpus     int
+	boot     time.Duration
+	guest    qemu.Guest
+	of       [2]string // --qemu-guest-os and -arch
 
 	system, arch string // of the build
 	warn         func(string)
@@ -35,6 +36,7 @@ func (q *qemuFlags) add(cmd *cobra.Command) {
 	f.StringVar(&q.accel, "qemu-accel", "auto", "run virtual machines by `WAY`: kvm, tcg, or auto, which tries KVM and remembers")
 	f.StringVar(&q.memory, "qemu-memory", "1g", "give a virtual machine `SIZE` of memory, as 512m; a number alone is gigabytes")
 	f.IntVar(&q.cpus, "qemu-cpus", 0, "give a virtual machine `N` processors (default: this machine's, at most 8)")
+	f.StringVar(&q.firmware, "qemu-firmware", "", "boot disk images by the firmware in `FILE`, or by what is installed of uefi (default: BIOS on amd64, else uefi)")
 	f.StringVar(&q.guest.User, "qemu-ssh-user", "", "log in to machines of disk images as `USER` (default: root, or Administrator); another than root needs sudo or doas without a password")
 	f.StringVar(&q.guest.Key, "qemu-ssh-key", "", "log in to machines of disk images without obx's agent with the private key in `FILE`")
 	f.IntVar(&q.guest.Port, "qemu-ssh-port", 22, "reach sshd in machines of disk images on `PORT`")
@@ -99,7 +101,7 @@ func (v *guestValue) Set(s string) error {
 }
 
 func (q *qemuFlags) options(st *cas.Store) (qemu.Options, error) {
-	o := qemu.Options{Store: st, OS: q.system, Arch: q.arch, Kernel: q.kernel, Accel: q.accel, CPUs: q.cpus, BootTimeout: q.boot, Guest: q.guest, Warn: q.warn}
+	o := qemu.Options{Store: st, OS: q.system, Arch: q.arch, Kernel: q.kernel, Firmware: q.firmware, Accel: q.accel, CPUs: q.cpus, BootTimeout: q.boot, Guest: q.guest, Warn: q.warn}
 	if q.of[0] != "" && q.of[0] != o.OS || q.of[1] != "" && q.of[1] != o.Arch {
 		return o, usage("", "--platform and --qemu-guest-os or --qemu-guest-arch say different things")
 	}

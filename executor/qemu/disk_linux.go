@@ -265,8 +265,13 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 	if err != nil {
 		return err
 	}
+	firmware, err := r.e.options.firmware()
+	if err != nil {
+		return err
+	}
 	d := &diskDevice{
-		files: append(append([]string(nil), r.files...), r.active), forward: addr, port: guest.Port,
+		firmware: firmware,
+		files:    append(append([]string(nil), r.files...), r.active), forward: addr, port: guest.Port,
 		online: n == executor.NetworkHost, foreign: r.e.foreign,
 	}
 	if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {

@@ -25,6 +25,7 @@ func TestDiskFiles(t *testing.T) {
 		"base":                  {layers: [][]string{{"disk/any.qcow2"}}, files: "0/any.qcow2"},
 		"chain":                 {layers: [][]string{{"disk/any.qcow2"}, {"disk/001.qcow2 000.qcow2"}, {"x"}, {"disk/002.qcow2 001.qcow2"}, {"y"}}, files: "0/any.qcow2 1/001.qcow2 3/002.qcow2", rest: "4"},
 		"squashed":              {layers: [][]string{{"disk/000.qcow2"}, {"disk/001.qcow2 000.qcow2"}, {"disk/002.qcow2 000.qcow2"}}, files: "0/000.qcow2 2/002.qcow2"},
+		"base with a number":    {layers: [][]string{{"disk/0007.qcow2"}, {"disk/001.qcow2 000.qcow2"}}, files: "0/0007.qcow2 1/001.qcow2"},
 		"copied file":           {layers: [][]string{{"disk/000.qcow2"}, {"disk/mine.qcow2"}}, files: "0/000.qcow2", rest: "1"},
 		"two in the base":       {layers: [][]string{{"disk/a.qcow2", "disk/b.qcow2"}}, err: "2 disks"},
 		"two above":             {layers: [][]string{{"disk/000.qcow2"}, {"disk/001.qcow2 000.qcow2", "disk/002.qcow2 001.qcow2"}}, err: "2 disks"},
@@ -66,6 +67,28 @@ func TestDiskFiles(t *testing.T) {
 				t.Errorf("the rest is %q, want %q", got, c.rest)
 			}
 		})
+	}
+}
+
+// Files that would be lost, or that would be taken for the disk's own, are not copied to a disk.
+func TestCopyToDisk(t *testing.T) {
+	for file, want := range map[string]string{
+		"etc/run/x":                "",
+		"disk/mine.qcow2":          "",
+		"disk/005.qcow2 004.qcow2": "so are its own files called",
+		"run/x":                    "memory",
+	} {
+		dir := t.TempDir()
+		makeFile(t, dir, file)
+		r := &diskRoot{e: &Executor{}}
+		if err := r.takes(dir); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", file, err, want)
+		}
+	}
+	dir := t.TempDir()
+	makeFile(t, dir, "run/x")
+	if err := (&diskRoot{e: &Executor{foreign: true}}).takes(dir); err != nil {
+		t.Errorf("on another system than Linux: %v", err)
 	}
 }
 

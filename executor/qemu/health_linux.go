@@ -45,6 +45,16 @@ func Health(ctx context.Context, o Options) []executor.Check {
 			return k.image, err
 		})
 	}
+	o.Arch = arch
+	if arch != "amd64" || o.Firmware != "" {
+		check("firmware", func() (string, error) {
+			file, err := o.firmware()
+			if errors.Is(err, errNoFirmware) && o.Firmware == "" {
+				return "not there: only disk images need it (apt-get install " + debian[arch].firmware + ")", nil
+			}
+			return file, err
+		})
+	}
 	check("qemu-img", func() (string, error) {
 		program, err := exec.LookPath("qemu-img")
 		if err != nil && !foreign {
@@ -99,10 +109,10 @@ func (e *Executor) try(ctx context.Context) error {
 }
 
 // debian names Debian's packages by architecture.
-var debian = map[string]struct{ qemu, kernel, arch string }{
-	"amd64":   {"qemu-system-x86", "linux-image-cloud-amd64", "amd64"},
-	"arm64":   {"qemu-system-arm", "linux-image-cloud-arm64", "arm64"},
-	"riscv64": {"qemu-system-misc", "linux-image-riscv64", "riscv64"},
+var debian = map[string]struct{ qemu, firmware, kernel, arch string }{
+	"amd64":   {"qemu-system-x86", "ovmf", "linux-image-cloud-amd64", "amd64"},
+	"arm64":   {"qemu-system-arm", "qemu-efi-aarch64", "linux-image-cloud-arm64", "arm64"},
+	"riscv64": {"qemu-system-misc", "u-boot-qemu", "linux-image-riscv64", "riscv64"},
 }
 
 // foreign reports machines that can only boot from disks, which have their kernels.
@@ -123,6 +133,9 @@ func Install(ctx context.Context, o Options, say func(string)) error {
 	var missing []string
 	if _, err := findQEMU(o.Arch); err != nil {
 		missing = append(missing, names.qemu)
+	}
+	if _, err := o.firmware(); errors.Is(err, errNoFirmware) {
+		missing = append(missing, names.firmware)
 	}
 	if _, err := exec.LookPath("qemu-img"); err != nil {
 		missing = append(missing, "qemu-utils")

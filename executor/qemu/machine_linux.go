@@ -3,6 +3,7 @@ package qemu
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -57,11 +58,12 @@ const scratchSet = 1 << 20
 
 // A diskDevice is a disk that a machine boots from, and the way to its sshd.
 type diskDevice struct {
-	files   []string // a chain of qcow2 files, base first; the last is written to
-	forward string   // address on the host that leads to
-	port    int      // this one of the machine
-	online  bool     // the machine reaches the host's network
-	foreign bool     // its system has no use for the agent's disks and ports
+	files    []string // a chain of qcow2 files, base first; the last is written to
+	firmware string   // a file; "" is QEMU's own
+	forward  string   // address on the host that leads to
+	port     int      // this one of the machine
+	online   bool     // the machine reaches the host's network
+	foreign  bool     // its system has no use for the agent's disks and ports
 }
 
 // A machine is a running QEMU. It ends with this process, however that ends.
@@ -167,6 +169,13 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		return nil, err
 	}
 	args = append(args, "-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fd), "-mon", "chardev=qmp,mode=control")
+	load := func(flag, name string) error {
+		file, err := os.Open(name)
+		if err == nil {
+			args = append(args, flag, fmt.Sprintf("/proc/self/fd/%d", pass(file)))
+		}
+		return err
+	}
 	netdev := "user,id=net"
 	if f.disk != nil {
 		more, err := f.disk.arguments(pass, device)
@@ -175,13 +184,14 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		}
 		args = append(args, more...)
 		netdev += f.disk.network()
-	} else {
-		for _, o := range [][2]string{{"-kernel", h.kernel}, {"-initrd", h.initrd}} {
-			file, err := os.Open(o[1])
-			if err != nil {
+		if f.disk.firmware != "" {
+			if err := load(firmwareFlag(h.arch), f.disk.firmware); err != nil {
 				return nil, err
 			}
-			args = append(args, o[0], fmt.Sprintf("/proc/self/fd/%d", pass(file)))
+		}
+	} else {
+		if err := cmp.Or(load("-kernel", h.kernel), load("-initrd", h.initrd)); err != nil {
+			return nil, err
 		}
 		args = append(args, "-append", "console="+board.console+" quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init GOMAXPROCS=1 "+board.append)
 	}

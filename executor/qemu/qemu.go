@@ -52,6 +52,7 @@ type Options struct {
 	CPUs        int           // of a machine
 	BootTimeout time.Duration // for the agent to greet, or the sshd of a disk image to answer
 	NoState     bool          // boot every machine
+	Firmware    string        // that boots disk images: a file, or UEFI; the default is BIOS on amd64, UEFI elsewhere
 	Guest       Guest         // of disk images
 
 	// Warn is told what is not as it should be, once each.
