@@ -85,6 +85,11 @@ example: $(OBX) deps ## install what is missing, and run examples/hello twice
 test: test-deps ## install what is missing, and run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 45m ./...
 
+machines: test-disks ## run the long tests of virtual machines too: all of the suite, disk images, all that OBuilder was recorded to do
+	OBX_TEST_MACHINES=all go test -timeout 45m ./executor/qemu
+	OBX_TEST_MACHINES=all go test -timeout 45m -run 'TestMachines|TestDisk' ./conformance
+	OBX_GOLDEN=qemu go test -run TestGolden ./conformance
+
 wine: test-deps ## run what has to be right on Windows as Windows programs, under Wine
 	conformance/wine.sh
 
@@ -117,4 +122,4 @@ clean: ## remove what was built
 	rm -rf .build examples/hello/busybox
 
 FORCE:
-.PHONY: help build deps test-deps test-disks example test agents check-agents wine lint cross bench clean FORCE
+.PHONY: help build deps test-deps test-disks example test machines agents check-agents wine lint cross bench clean FORCE

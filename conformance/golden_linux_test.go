@@ -126,8 +126,10 @@ func TestGolden(t *testing.T) {
 	case "", "overlay":
 	case "containerd":
 		g.flags = containerdFlags(t, "overlayfs")
+	case "qemu":
+		g.flags = []string{"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", Kernel(t, "amd64")}
 	default:
-		t.Fatalf("OBX_GOLDEN is %q, neither overlay nor containerd", e)
+		t.Fatalf("OBX_GOLDEN is %q, neither overlay, containerd nor qemu", e)
 	}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {

@@ -63,7 +63,7 @@ func TestMachines(t *testing.T) {
 // It boots Debian twice, for minutes where the processor is emulated: only OBX_TEST_MACHINES=all runs it.
 func TestDiskImages(t *testing.T) {
 	if os.Getenv("OBX_TEST_MACHINES") != "all" {
-		t.Skip("it boots Debian twice: `make test-disks` and OBX_TEST_MACHINES=all run it")
+		t.Skip("it boots Debian twice: `make machines` runs it")
 	}
 	f := newFleet(t, NewDebian(t)).with(t)
 	disk, key := DebianDisk(t)
@@ -115,7 +115,7 @@ func TestDiskImages(t *testing.T) {
 // TestDiskAgent puts obx's agent on a disk of Debian, by ssh, and goes on by the agent, without the key: then steps have what they have elsewhere.
 func TestDiskAgent(t *testing.T) {
 	if os.Getenv("OBX_TEST_MACHINES") != "all" {
-		t.Skip("it boots Debian three times: `make test-disks` and OBX_TEST_MACHINES=all run it")
+		t.Skip("it boots Debian three times: `make machines` runs it")
 	}
 	f := newFleet(t, NewDebian(t)).with(t)
 	disk, key := DebianDisk(t)

@@ -22,7 +22,7 @@ import (
 // TestLongDisk makes so many steps on a disk of Debian that the chain is squashed, and goes on from it in another machine.
 func TestLongDisk(t *testing.T) {
 	if os.Getenv(allVar) != "all" {
-		t.Skip("it boots Debian twice: OBX_TEST_MACHINES=all runs it")
+		t.Skip("it boots Debian twice: `make machines` runs it")
 	}
 	disk, key := conformance.DebianDisk(t)
 	st := conformance.OpenStore(t)

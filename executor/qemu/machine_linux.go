@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	mathrand "math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -92,9 +93,22 @@ type machine struct {
 	shutdown string // why QEMU has ended, as it says: "guest-shutdown", "guest-reset", ...
 }
 
-// unprivileged is who QEMU runs as, if obx is root: what breaks out of a machine owns nothing but the memory that machines are copied
-// from, which QEMU before 8.2 cannot map without being allowed to write to it.
-const unprivileged = 65534
+// Users that QEMU runs as, if obx is root: one of these, which no system gives to anybody, so that what breaks out of a machine reaches no other.
+// It owns nothing, but the memory that machines are copied from is open to it for writing.
+const (
+	firstUser = 0x7000_0000
+	users     = 0x0fff_0000
+	nobody    = 65534 // where those are not to be had: in a user namespace
+)
+
+// machineUser draws a user for a machine, who is also its group.
+func machineUser() uint32 {
+	b, err := os.ReadFile("/proc/self/uid_map")
+	if f := strings.Fields(string(b)); err != nil || len(f) != 3 || f[0] != "0" || f[2] != "4294967295" {
+		return nobody
+	}
+	return firstUser + mathrand.Uint32N(users)
+}
 
 // startMachine starts QEMU. It does not wait for anything.
 func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
@@ -236,7 +250,8 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true},
 	}
 	if groups, ok := groupsFor(h.accel); ok && os.Geteuid() == 0 {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: unprivileged, Gid: unprivileged, Groups: groups}
+		user := machineUser()
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: user, Gid: user, Groups: groups}
 	}
 	started := make(chan error)
 	go func() {

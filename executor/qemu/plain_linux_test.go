@@ -19,7 +19,7 @@ import (
 func debianExecutor(t *testing.T, warn func(string)) (*Executor, layers.Layer) {
 	t.Helper()
 	if os.Getenv("OBX_TEST_MACHINES") != "all" {
-		t.Skip("it boots Debian several times: `make test-disks` and OBX_TEST_MACHINES=all run it")
+		t.Skip("it boots Debian several times: `make machines` runs it")
 	}
 	disk, key := conformance.DebianDisk(t)
 	st := conformance.OpenStore(t)
