@@ -147,9 +147,11 @@ func TestDiskAgent(t *testing.T) {
 	}
 	machine().silent(4, 0, "("+install+")", append(flags, "--qemu-ssh-key", key)...)
 	b := machine()
-	got := b.silent(7, 4, `((build vm (`+install+steps+`)) (from busybox) (copy (from (build vm)) (src /var/tmp/made) (dst /made)))`, append(flags, "--memory", "300m")...)
+	const contained = `(build container ((from busybox) (shell /bin/sh -c) (run (shell "echo contained > /c"))))`
+	const copied = ` (user (uid 0) (gid 0)) (copy (from (build container)) (src /c) (dst /c)) (run (shell "cat /c"))`
+	got := b.silent(10, 4, `((build vm (`+contained+install+steps+copied+`)) (from busybox) (copy (from (build vm)) (src /var/tmp/made) (dst /made)))`, append(flags, "--memory", "300m")...)
 	for _, want := range []string{
-		"builder\n/root\nSeccomp:\t2\nls: cannot access '/run/obx-agent': No such file or directory\nbg\n", "x\nx\ncopied\n0\n", "secret\nlo\n314572800\n0\n1\n", "copied\n1777 /tmp\n700 /tmp/kept\nlock\ntmp\n", "1000\n", "No such file or directory\n", "\n0\n",
+		"builder\n/root\nSeccomp:\t2\nls: cannot access '/run/obx-agent': No such file or directory\nbg\n", "x\nx\ncopied\n0\n", "secret\nlo\n314572800\n0\n1\n", "copied\n1777 /tmp\n700 /tmp/kept\nlock\ntmp\n", "1000\n", "No such file or directory\n", "\n0\n", "contained\n",
 	} {
 		if !strings.Contains(got.logs, want) {
 			t.Errorf("%q is not in what was printed:\n%s", want, got.logs)

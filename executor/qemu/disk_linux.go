@@ -261,27 +261,33 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 		return err
 	}
 	defer scratch.Close()
-	addr, err := freeAddress()
-	if err != nil {
-		return err
-	}
 	firmware, err := r.e.options.firmware()
 	if err != nil {
 		return err
 	}
 	d := &diskDevice{
 		firmware: firmware,
-		files:    append(append([]string(nil), r.files...), r.active), forward: addr, port: guest.Port,
+		files:    append(append([]string(nil), r.files...), r.active), port: guest.Port,
 		online: n == executor.NetworkHost, foreign: r.e.foreign,
 	}
-	if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {
-		return err
-	}
 	r.network, r.memory, r.node = n, memory, len(r.files)
-	if err := r.m.unlock(ctx, r.e.options.BootTimeout); err != nil {
-		return err
+	for try := 1; ; try++ {
+		if d.forward, err = freeAddress(); err != nil {
+			return err
+		}
+		if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {
+			return err
+		}
+		if err = r.m.unlock(ctx, r.e.options.BootTimeout); err == nil {
+			break
+		}
+		if try == maxForwards || !strings.Contains(err.Error(), "host forwarding") { // somebody else has taken the port
+			return err
+		}
+		r.e.end(r.m)
+		r.m = nil
 	}
-	if r.guest, err = r.reach(ctx, guest, addr); err != nil {
+	if r.guest, err = r.reach(ctx, guest, d.forward); err != nil {
 		var late *bootError
 		if errors.As(err, &late) {
 			late.console += " " + lastLines(r.m.console.String(), 2)
@@ -292,8 +298,11 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 	return nil
 }
 
-// freeAddress finds a port of the loopback interface that nobody has.
-func freeAddress() (string, error) {
+// maxForwards is how often a port for a machine is looked for.
+const maxForwards = 5
+
+// freeAddress finds a port of the loopback interface that nobody has; tests have it err.
+var freeAddress = func() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err

@@ -55,6 +55,11 @@ func (g *guest) process(ctx context.Context, p executor.Process, out io.Writer) 
 		g.e.warn("limits of memory, processors and processes do not apply in machines without a sandbox: they have what the machine has")
 	}
 	if g.m.plain && p.Terminal {
+		if limit := p.Limits.Timeout; limit > 0 {
+			late, stop := context.WithTimeoutCause(ctx, limit, &executor.ExitError{Reason: executor.TimedOut, Limit: limit.String()})
+			defer stop()
+			ctx = late
+		}
 		return g.login.terminal(ctx, p)
 	}
 	return g.e.run(ctx, g.m, g.memory, p, out)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +52,37 @@ func TestForeignSystems(t *testing.T) {
 	}
 	if _, err := New(Options{Store: st, OS: "windows", Arch: "riscv64"}); err == nil || !strings.Contains(err.Error(), "windows on riscv64") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A port that somebody else takes before QEMU does is not the machine's fault.
+func TestPortTaken(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	free := freeAddress
+	defer func() { freeAddress = free }()
+	asked := 0
+	freeAddress = func() (string, error) {
+		if asked++; asked < 3 {
+			return taken.Addr().String(), nil
+		}
+		return free()
+	}
+	st := conformance.OpenStore(t)
+	e := testExecutor(t, Options{Store: st, BootTimeout: time.Second})
+	defer e.Close()
+	disk := filepath.Join(t.TempDir(), "empty.qcow2")
+	newDisk(t, disk, "")
+	r, err := e.Open(t.Context(), []layers.Layer{conformance.DiskLayer(t, st, disk)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Run(t.Context(), script("true"), io.Discard); err == nil || !strings.Contains(err.Error(), "did not boot within 1s") || asked != 3 {
+		t.Errorf("after %d ports: %v", asked, err)
 	}
 }
 

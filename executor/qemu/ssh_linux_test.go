@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path"
 	"strings"
 	"testing"
 	"time"
@@ -273,6 +274,37 @@ func TestHostileFiles(t *testing.T) {
 			}
 		})
 	}
+	t.Run("without end", func(t *testing.T) {
+		tree := open(t, files(wire.File{Name: []byte("deeper"), Type: '5'}))
+		tree.infos["."] = dir
+		name := "."
+		err := ends(t, func() error {
+			for {
+				list, err := tree.ReadDir(name)
+				if err != nil {
+					return err
+				}
+				name = path.Join(name, list[0].Name())
+			}
+		})
+		if !strings.Contains(err.Error(), "too deep") || len(name) < maxPath {
+			t.Errorf("after %d bytes of a path: %v", len(name), err)
+		}
+	})
+	t.Run("too many", func(t *testing.T) {
+		tree := open(t, files(wire.File{Name: []byte("a"), Type: '5'}, wire.File{Name: []byte("b"), Type: '5'}))
+		tree.infos["."] = dir
+		defer func(n int) { maxNames = n }(maxNames)
+		maxNames = 10
+		for _, name := range []string{".", "a", "b", "a/a"} {
+			if _, err := tree.ReadDir(name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := tree.ReadDir("a/b"); err == nil || !strings.Contains(err.Error(), "too many files") {
+			t.Errorf("got %v", err)
+		}
+	})
 	t.Run("grown", func(t *testing.T) {
 		tree := open(t, func(w io.Writer) error {
 			for {

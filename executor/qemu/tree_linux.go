@@ -28,6 +28,12 @@ type guestTree struct {
 	infos map[string]*guestInfo
 }
 
+// What a machine may say of all its files together: some gigabytes of memory. Tests have less patience.
+var maxNames = 4 << 20
+
+// maxPath is the longest path, as Linux has it.
+const maxPath = 4096
+
 // Files reads the files in the machine.
 func (r *diskRoot) Files(ctx context.Context) (layers.Tree, error) {
 	if err := r.start(ctx, executor.Process{Network: r.network}); err != nil {
@@ -147,6 +153,9 @@ func (t *guestTree) ReadDir(name string) ([]fs.DirEntry, error) {
 	found, err := t.guest.list(t.ctx, name, true)
 	if err != nil {
 		return nil, &fs.PathError{Op: "readdir", Path: name, Err: err}
+	}
+	if len(name) > maxPath || len(t.infos)+len(found) > maxNames {
+		return nil, &fs.PathError{Op: "readdir", Path: name, Err: errors.New("the machine has too many files, or too deep directories")}
 	}
 	list := make([]fs.DirEntry, 0, len(found))
 	for _, f := range found {
