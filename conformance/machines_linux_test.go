@@ -129,7 +129,7 @@ func TestDiskAgent(t *testing.T) {
  (copy (src file) (dst /copied/))
  (run (cache (c (target /new/cache) (buildkit_options ((sharing locked))))) (shell "echo x >> /new/cache/n; cat /new/cache/n /copied/file; ps ax | grep -c '[s]leep' || true"))
  (run (secrets (s (target /run/secrets/s))) (shell "cat /run/secrets/s; ls /sys/class/net; cat /sys/fs/cgroup/memory.max /proc/self/oom_score_adj; wc -l < /proc/swaps"))
- (run (shell "cat /tmp/file; stat -c '%a %n' /tmp /tmp/kept; ls /run; ls /var/lib/obx"))
+ (run (shell "cat /tmp/file; stat -c '%a %n' /tmp /tmp/kept; ls /run; ls /var/lib/obx-agent; cat /proc/sys/kernel/core_pattern"))
  (user (uid 1000) (gid 1000)) (workdir /var/tmp)
  (run (shell "id -u; ls -d /new /run/secrets; cat /proc/mounts | grep -c obx-agent; echo made > made"))`
 	flags := []string{
@@ -151,7 +151,7 @@ func TestDiskAgent(t *testing.T) {
 	const copied = ` (user (uid 0) (gid 0)) (copy (from (build container)) (src /c) (dst /c)) (run (shell "cat /c"))`
 	got := b.silent(10, 4, `((build vm (`+contained+install+steps+copied+`)) (from busybox) (copy (from (build vm)) (src /var/tmp/made) (dst /made)))`, append(flags, "--memory", "300m")...)
 	for _, want := range []string{
-		"builder\n/root\nSeccomp:\t2\nls: cannot access '/run/obx-agent': No such file or directory\nbg\n", "x\nx\ncopied\n0\n", "secret\nlo\n314572800\n0\n1\n", "copied\n1777 /tmp\n700 /tmp/kept\nlock\ntmp\n", "1000\n", "No such file or directory\n", "\n0\n", "contained\n",
+		"builder\n/root\nSeccomp:\t2\nls: cannot access '/run/obx-agent': No such file or directory\nbg\n", "x\nx\ncopied\n0\n", "secret\nlo\n314572800\n0\n1\n", "copied\n1777 /tmp\n700 /tmp/kept\nlock\nshm\ntmp\n|/bin/false\n", "1000\n", "No such file or directory\n", "\n0\n", "contained\n",
 	} {
 		if !strings.Contains(got.logs, want) {
 			t.Errorf("%q is not in what was printed:\n%s", want, got.logs)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -231,8 +232,15 @@ func (im *Images) resolve(ctx context.Context, n imageName, res resolution) (res
 			return res, err
 		}
 	}
-	im.Lock.add(res)
+	if !im.isOwn(n) {
+		im.Lock.add(res)
+	}
 	return res, nil
+}
+
+// isOwn reports a layout in the store, which is made of what its name stands for: there is nothing to pin.
+func (im *Images) isOwn(n imageName) bool {
+	return n.dir != "" && strings.HasPrefix(n.dir, im.Store.Dir()+string(filepath.Separator))
 }
 
 // recorded finds what a name meant when it was last resolved.

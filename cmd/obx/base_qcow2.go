@@ -110,7 +110,8 @@ func (d *diskBase) make(ctx context.Context, st *cas.Store) (ref string, err err
 	layout := "oci:" + dir
 	if _, err := os.Stat(filepath.Join(dir, "index.json")); err == nil {
 		now := time.Now()
-		return layout + ":latest", os.Chtimes(dir, now, now) // a prune goes by it
+		_ = os.Chtimes(dir, now, now) // a prune goes by it; it may be another user's
+		return layout + ":latest", nil
 	}
 	repo, err := registry.OpenRepo(layout, registry.RepoOptions{})
 	if err != nil {

@@ -25,8 +25,8 @@ func planCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "plan [flags] SPEC [DIR]",
 		Short: "Show each step's key, where its result is, and what a run would do",
-		Long: `Show each step's key, where its result is, and what a run would pull and execute. Nothing is run, pulled or made. Steps
-are numbered from 1 in the order of the log. With the flags of obx run that decide what is built, keys are those of
+		Long: `Show each step's key, where its result is, and what a run would pull and execute. Nothing is run, pulled or made,
+but that a disk (--base NAME=qcow2:FILE) is read. Steps are numbered from 1 in the order of the log. With the flags of obx run that decide what is built, keys are those of
 the run. With --cache, shared caches are asked too, all at once: in one round trip, or two where they do not have the last
 step, and one more where what they have was published for other inputs that came to the same.
 

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,13 +31,8 @@ type kvmProbe struct {
 
 // chooseAccel takes KVM where it works. Some hosts have a /dev/kvm in which a guest never comes to life.
 func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
-	if e.options.Accel == "kvm" {
-		if err := unprivilegedKVM(); err != nil {
-			e.warn("QEMU runs as root: " + err.Error())
-		}
-	}
 	if e.options.Accel != "auto" {
-		return e.options.Accel, nil
+		return e.forced(), nil
 	}
 	if e.options.Arch != hostArch {
 		return "tcg", nil
@@ -82,6 +79,16 @@ func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
 	return "tcg", nil
 }
 
+// forced is the accelerator that the user insists on.
+func (e *Executor) forced() string {
+	if e.options.Accel == "kvm" {
+		if err := unprivilegedKVM(); err != nil {
+			e.warn("QEMU runs as root: " + err.Error())
+		}
+	}
+	return e.options.Accel
+}
+
 func (p kvmProbe) sameAs(q kvmProbe) bool {
 	p.Err, q.Err = "", ""
 	return p == q
@@ -110,10 +117,16 @@ func (e *Executor) tryKVM(ctx context.Context) (lasts bool, err error) {
 	case errors.As(err, &late):
 		return true, fmt.Errorf("/dev/kvm is there, but a machine does not boot with it within %v", kvmPatience)
 	case err != nil:
-		return errors.As(err, &ended), fmt.Errorf("KVM does not work: %w", err)
+		return errors.As(err, &ended) && ended.lasts(), fmt.Errorf("KVM does not work: %w", err)
 	}
 	e.end(m)
 	return false, nil
+}
+
+// lasts reports a QEMU that has ended of its own accord, and not for what others have of the host.
+func (e *endError) lasts() bool {
+	var exit *exec.ExitError
+	return errors.As(e.status, &exit) && exit.Exited() && !strings.Contains(e.Error(), "memory") && !strings.Contains(e.Error(), "busy")
 }
 
 // unprivilegedKVM says why QEMU cannot use KVM, unless it runs as root.

@@ -265,6 +265,13 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 	if err != nil {
 		return err
 	}
+	if firmware != "" {
+		own := filepath.Join(filepath.Dir(r.e.scratch), "firmware")
+		if err := copyForQEMU(own, firmware); err != nil {
+			return fmt.Errorf("firmware: %w", err)
+		}
+		firmware = own
+	}
 	d := &diskDevice{
 		firmware: firmware,
 		files:    append(append([]string(nil), r.files...), r.active), port: guest.Port,
@@ -278,7 +285,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 		if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {
 			return err
 		}
-		if err = r.m.unlock(ctx, r.e.options.BootTimeout); err == nil {
+		if err = r.m.unlock(ctx, r.e.options.BootTimeout, &bootError{limit: r.e.options.BootTimeout}); err == nil {
 			break
 		}
 		if try == maxForwards || !strings.Contains(err.Error(), "host forwarding") { // somebody else has taken the port
@@ -524,10 +531,29 @@ func (r *diskRoot) takes(dir string) error {
 	if _, h, err := diskIn(dir, false); h != nil || err != nil {
 		return fmt.Errorf("a file in /%s with a name like %s cannot be copied to a disk image: so are its own files called", diskDir, diskName(1))
 	}
-	if entries, err := os.ReadDir(filepath.Join(dir, "run")); err == nil && len(entries) > 0 && !r.e.foreign {
-		return errors.New("files cannot be copied to /run of a disk image: that is in the machine's memory, and each step has its own")
+	if r.e.foreign {
+		return nil
+	}
+	t, err := layers.DirTree(dir)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	if hasFiles(t, "run") {
+		return errors.New("files cannot be copied to /run of a disk image: that is in the machine's memory, and would be gone with it")
 	}
 	return nil
+}
+
+// hasFiles reports whether a directory has anything but directories.
+func hasFiles(t layers.Tree, name string) bool {
+	entries, _ := t.ReadDir(name) // of what is no directory there are none
+	for _, e := range entries {
+		if !e.IsDir() || hasFiles(t, path.Join(name, e.Name())) {
+			return true
+		}
+	}
+	return false
 }
 
 // Close forgets what was not frozen. A machine that has nothing of that kind stays for the next root with the same disk: what

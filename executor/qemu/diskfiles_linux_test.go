@@ -77,6 +77,8 @@ func TestCopyToDisk(t *testing.T) {
 		"disk/mine.qcow2":          "",
 		"disk/005.qcow2 004.qcow2": "so are its own files called",
 		"run/x":                    "memory",
+		"run/a/b/c":                "memory",
+		"run -> /etc":              "",
 	} {
 		dir := t.TempDir()
 		makeFile(t, dir, file)

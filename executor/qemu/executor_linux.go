@@ -149,7 +149,7 @@ func (e *Executor) getReadyForDisks(ctx context.Context) error {
 	if err := makeScratch(ctx, e.scratch); err != nil {
 		return err
 	}
-	if e.accel = e.options.Accel; e.accel == "auto" {
+	if e.accel = e.forced(); e.accel == "auto" {
 		e.warn("virtual machines are slow, without KVM, since it cannot be tried: " + noKernel(e.options.Arch).Error())
 		e.accel = "tcg"
 	}
@@ -193,7 +193,7 @@ func (e *Executor) getReady(ctx context.Context) error {
 	}
 	e.initrd = f.Name()
 	e.image = filepath.Join(e.tmp, "kernel")
-	if err := copyFile(e.image, e.kernel.image); err != nil {
+	if err := copyForQEMU(e.image, e.kernel.image); err != nil {
 		return fmt.Errorf("kernel: %w", err)
 	}
 	e.scratch = filepath.Join(e.tmp, "scratch")
@@ -220,6 +220,11 @@ func copyFile(to, from string) error {
 	}
 	_, err = io.Copy(out, in)
 	return errors.Join(err, out.Close())
+}
+
+// copyForQEMU makes a copy that QEMU's user may read.
+func copyForQEMU(to, from string) error {
+	return errors.Join(copyFile(to, from), os.Chmod(to, 0o644))
 }
 
 // scratchSize is what a step can write, if the host has as much.

@@ -96,8 +96,8 @@ type machine struct {
 // Users that QEMU runs as, if obx is root: one of these, which no system gives to anybody, so that what breaks out of a machine reaches no other.
 // It owns nothing, but the memory that machines are copied from is open to it for writing.
 const (
-	firstUser = 0x7000_0000
-	users     = 0x0fff_0000
+	firstUser = 0x7780_0000
+	users     = 0x7ffe_0000 - firstUser
 	nobody    = 65534 // where those are not to be had: in a user namespace
 )
 
@@ -491,9 +491,9 @@ func printable(s string) string {
 	}, s)
 }
 
-// unlock makes the monitor take commands and tell events. Before it does, QEMU makes the machine, and may hang in what it asks of the kernel.
-func (m *machine) unlock(ctx context.Context, limit time.Duration) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, &bootError{limit: limit})
+// unlock makes the monitor take commands and tell events. Before it does, QEMU makes the machine, and may hang in what it asks of the kernel: late is then the error.
+func (m *machine) unlock(ctx context.Context, limit time.Duration, late error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
 	defer cancel()
 	if err := m.qmp.call(ctx, "qmp_capabilities", nil, nil); err != nil {
 		if ctx.Err() != nil {
@@ -506,7 +506,7 @@ func (m *machine) unlock(ctx context.Context, limit time.Duration) error {
 
 // hello waits for the agent, which is all that the machine has.
 func (m *machine) hello(ctx context.Context, limit time.Duration) error {
-	err := m.unlock(ctx, limit)
+	err := m.unlock(ctx, limit, &bootError{limit: limit})
 	if err == nil {
 		err = m.greeting(ctx, limit)
 	}

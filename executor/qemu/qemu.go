@@ -14,7 +14,7 @@
 //	requests, secrets, input         --------->  virtio-serial ports (package wire)
 //	output, changes as tars          <---------
 //
-// Nothing has a name: all of QEMU's files are descriptors, so a killed obx leaves nothing behind. It runs as a user of its own, and groups but that of /dev/kvm it has none.
+// Nothing has a name: all of QEMU's files are descriptors, so a killed obx leaves nothing behind. It runs as a user that is only this machine's, in no group but that of /dev/kvm.
 //
 // # Saved machines
 //

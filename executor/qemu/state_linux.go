@@ -292,7 +292,7 @@ func (e *Executor) restore(ctx context.Context, size int64, s *savedState) (_ *m
 }
 
 func (m *machine) goOn(ctx context.Context, devices *os.File) error {
-	if err := m.unlock(ctx, migrationPatience); err != nil {
+	if err := m.unlock(ctx, migrationPatience, errors.New("QEMU's monitor does not answer")); err != nil {
 		return err
 	}
 	if err := m.qmp.call(ctx, "migrate-set-capabilities", ignoreShared, nil); err != nil {

@@ -49,7 +49,7 @@ func bootOnDisk() (place, error) {
 		}
 	}
 	unix.Umask(0o022)
-	return at, tameSystem()
+	return at, tameSystem() // now, for files may be put into the machine before it first runs something
 }
 
 // checkCgroups looks for what limits need.

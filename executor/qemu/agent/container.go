@@ -177,12 +177,15 @@ func (r mountRoot) hide(name string) (was bool, err error) {
 // runDir is in memory: what is there is gone with the machine.
 const runDir = "/run"
 
-// nameServers are where in runDir the system's /etc/resolv.conf may lead to.
-var nameServers = []string{runDir + "/systemd/resolve", runDir + "/resolvconf", runDir + "/NetworkManager", runDir + "/connman"}
+// keptInRun is what a process sees of the machine's own runDir, and cannot change: what the system's /etc/resolv.conf may lead to, and where NixOS and Guix
+// have setuid programs.
+var keptInRun = []string{
+	"systemd/resolve", "resolvconf", "NetworkManager/resolv.conf", "NetworkManager/no-stub-resolv.conf", "connman/resolv.conf", "wrappers", "privileged",
+}
 
 // hideRun gives a process a directory /run of its own. What a step leaves there, no other finds: else one that goes on in the same machine would, and
 // one that goes on from the result would not. And a process finds no systemd, as in a container: it could not reach the one that the machine has,
-// and `systemctl enable` would fail.
+// and `systemctl enable` would fail. Links stay: some systems have their programs by them.
 func (r mountRoot) hideRun() error {
 	fd, err := r.open(runDir)
 	if err == unix.ENOENT || err == unix.ENOTDIR {
@@ -192,12 +195,24 @@ func (r mountRoot) hideRun() error {
 		return err
 	}
 	defer unix.Close(fd)
+	entries, err := os.ReadDir(fdName(fd))
+	if err != nil {
+		return err
+	}
+	links := map[string]string{}
+	for _, e := range entries {
+		if e.Type() == fs.ModeSymlink {
+			if links[e.Name()], err = os.Readlink(fdName(fd) + "/" + e.Name()); err != nil {
+				return err
+			}
+		}
+	}
 	kept := map[string]int{}
-	for _, name := range nameServers {
-		switch dir, err := r.open(name); err {
+	for _, name := range keptInRun {
+		switch fd, err := r.open(runDir + "/" + name); err {
 		case nil:
-			defer unix.Close(dir)
-			kept[name] = dir
+			defer unix.Close(fd)
+			kept[name] = fd
 		case unix.ENOENT, unix.ENOTDIR:
 		default:
 			return err
@@ -206,26 +221,55 @@ func (r mountRoot) hideRun() error {
 	if err := unix.Mount("tmpfs", fdName(fd), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return err
 	}
-	lock, err := r.ensure(runDir+"/lock", true)
+	run, err := r.open(runDir) // what is mounted there now
 	if err != nil {
 		return err
 	}
-	defer unix.Close(lock)
-	if err := os.Chmod(fdName(lock), 0o777|os.ModeSticky); err != nil {
+	defer unix.Close(run)
+	if err := os.Mkdir(fdName(run)+"/lock", 0o777); err != nil {
 		return err
 	}
-	for name, dir := range kept {
-		to, err := r.ensure(name, true)
-		if err != nil {
+	if err := os.Chmod(fdName(run)+"/lock", 0o777|os.ModeSticky); err != nil {
+		return err
+	}
+	for name, target := range links {
+		if err := unix.Symlinkat(target, run, name); err != nil && err != unix.EEXIST {
 			return err
 		}
-		err = unix.Mount(fdName(dir), fdName(to), "", unix.MS_BIND, "")
-		unix.Close(to)
-		if err != nil {
-			return err
+	}
+	for name, fd := range kept {
+		if err := r.bindReadOnly(fd, runDir+"/"+name); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// bindReadOnly mounts an open file or directory.
+func (r mountRoot) bindReadOnly(from int, name string) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(from, &st); err != nil {
+		return err
+	}
+	to, err := r.ensure(name, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(to)
+	if err := unix.Mount(fdName(from), fdName(to), "", unix.MS_BIND, ""); err != nil {
+		return err
+	}
+	on, err := r.open(name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(on)
+	var fsys unix.Statfs_t
+	if err := unix.Fstatfs(on, &fsys); err != nil {
+		return err
+	}
+	keep := uintptr(fsys.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
+	return unix.Mount("", fdName(on), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|keep, "")
 }
 
 var mountFlags = map[string]uintptr{

@@ -23,6 +23,7 @@ import (
 type plainServer struct {
 	in     *wire.Reader
 	out    io.Writer
+	begun  bool          // the machine is obx's
 	caches []*plainCache // of the next process
 }
 
@@ -100,6 +101,7 @@ func startBeat(out io.Writer) (stop func()) {
 func (s *plainServer) answer(_ context.Context, req wire.Request) (reply wire.Reply, err error) {
 	switch {
 	case req.Begin != nil: // it has booted, and has drawn random numbers of its own
+		s.begun = true
 		err = tameSystem()
 	case req.Run != nil:
 		err = s.run(*req.Run)
@@ -122,6 +124,11 @@ func (s *plainServer) answer(_ context.Context, req wire.Request) (reply wire.Re
 }
 
 func (s *plainServer) run(r wire.Run) (err error) {
+	if s.begun {
+		if err := tameSystem(); err != nil {
+			return err
+		}
+	}
 	mounts, err := mountSecrets(r.Process.Mounts)
 	if err != nil {
 		return errors.Join(err, mounts.undo())

@@ -261,6 +261,11 @@ func (s *server) export(ctx context.Context) (changed bool, err error) {
 
 func (s *server) run(ctx context.Context, r wire.Run) (err error) {
 	p := r.Process
+	if s.onDisk {
+		if err := tameSystem(); err != nil {
+			return err
+		}
+	}
 	if p.Network == executor.NetworkHost && !s.net && !s.onDisk {
 		if err := networkUp(); err != nil {
 			return err

@@ -11,10 +11,11 @@ import (
 )
 
 // tmpDir is what /tmp is in a machine that has booted from a disk: many systems empty that when they boot, or have it in memory, and what a step has
-// left there would be gone at a time that no step knows of.
-const tmpDir = "/var/lib/obx/tmp"
+// left there would be gone at a time that no step knows of. It is no directory that obx has for other things.
+const tmpDir = "/var/lib/obx-agent/tmp"
 
-// tameSystem has the system of a disk do nothing that makes a result depend on when the machine was booted, or that gets secrets onto the disk.
+// tameSystem has the system of a disk do nothing that makes a result depend on when the machine was booted, or that gets secrets onto the disk. It may be
+// called again: the system may undo what was done while it still booted.
 func tameSystem() error {
 	if err := keepTmp(); err != nil {
 		return fmt.Errorf("keep /tmp: %w", err)
@@ -22,9 +23,9 @@ func tameSystem() error {
 	if err := swapOff(); err != nil {
 		return fmt.Errorf("do without swap space: %w", err)
 	}
-	// The system may have had dumps of crashed processes collected.
-	if err := os.WriteFile("/proc/sys/kernel/core_pattern", []byte("core"), 0); err != nil {
-		return fmt.Errorf("let nothing collect core dumps: %w", err)
+	// Else memory of processes that crash would get into the step's directory, or to where the system collects such dumps.
+	if err := os.WriteFile("/proc/sys/kernel/core_pattern", []byte("|/bin/false"), 0); err != nil {
+		return fmt.Errorf("have no core dumps: %w", err)
 	}
 	return nil
 }
