@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,10 +44,6 @@ func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
 		e.warn(slow + "/dev/kvm: " + err.Error())
 		return "tcg", nil
 	}
-	if err := unprivilegedKVM(); err != nil {
-		e.warn(slow + err.Error() + insist)
-		return "tcg", nil
-	}
 	info, err := os.Stat(e.qemu)
 	if err != nil {
 		return "", err
@@ -73,7 +70,11 @@ func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
 		}
 	}
 	if probe.Err == "" {
-		return "kvm", nil
+		err := unprivilegedKVM() // what was tried just now is no machine that anybody has a hand in
+		if err == nil {
+			return "kvm", nil
+		}
+		probe.Err = err.Error()
 	}
 	e.warn(slow + probe.Err + insist)
 	return "tcg", nil
@@ -123,10 +124,14 @@ func (e *Executor) tryKVM(ctx context.Context) (lasts bool, err error) {
 	return false, nil
 }
 
-// lasts reports a QEMU that has ended of its own accord, and not for what others have of the host.
+// lasts reports a QEMU that has ended of its own accord, be it by abort, and not for what others have of the host.
 func (e *endError) lasts() bool {
 	var exit *exec.ExitError
-	return errors.As(e.status, &exit) && exit.Exited() && !strings.Contains(e.Error(), "memory") && !strings.Contains(e.Error(), "busy")
+	if !errors.As(e.status, &exit) {
+		return false
+	}
+	ws, ok := exit.Sys().(syscall.WaitStatus)
+	return ok && ws.Signal() != syscall.SIGKILL && !strings.Contains(e.Error(), "memory") && !strings.Contains(e.Error(), "busy")
 }
 
 // unprivilegedKVM says why QEMU cannot use KVM, unless it runs as root.

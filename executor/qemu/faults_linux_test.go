@@ -220,6 +220,25 @@ func TestAccel(t *testing.T) {
 	}
 }
 
+// What KVM did is remembered, and what the host lacked at that moment is not.
+func TestLastingFaults(t *testing.T) {
+	for _, test := range []struct {
+		script, words string
+		want          bool
+	}{
+		{"exit 1", "failed to set MSR", true},
+		{"kill -ABRT $$", "Assertion failed", true},
+		{"kill -KILL $$", "", false},
+		{"exit 1", "cannot set up guest memory", false},
+		{"exit 1", "Device or resource busy", false},
+	} {
+		err := &endError{exec.Command("sh", "-c", test.script).Run(), errors.New(test.words)}
+		if err.lasts() != test.want {
+			t.Errorf("%v: it lasts: %v", err, err.lasts())
+		}
+	}
+}
+
 // children are the processes that one has started.
 func children(t *testing.T, pid int) (pids []string) {
 	t.Helper()
