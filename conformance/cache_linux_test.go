@@ -19,7 +19,7 @@ func TestCacheDirectory(t *testing.T) {
 }
 
 func TestCacheTar(t *testing.T) {
-	Cache(t, func(t *testing.T) registry.Repo { return openLayout(t, memoryDir(t)+".tar") })
+	Cache(t, func(t *testing.T) registry.Repo { return openLayout(t, filepath.Join(memoryDir(t), "cache.tar")) })
 }
 
 func TestCacheDebian(t *testing.T) { cacheOn(t, NewDebian(t)) }

@@ -230,21 +230,29 @@ func (in *inputs) openResults(cmd *cobra.Command) (*project, error) {
 	return p, nil
 }
 
+// settle reads the configuration, and what flags say of it.
+func (in *inputs) settle() error {
+	if err := in.hosts.settle(); err != nil {
+		return err
+	}
+	if err := in.sharing.settle(in.file); err != nil {
+		return err
+	}
+	if in.signer != nil && in.trusted == nil {
+		// A signature covers all that led to a result: whoever signs takes nothing that nobody vouches for.
+		in.trusted = []registry.PublicKey{in.signer.Public()}
+	}
+	return nil
+}
+
 // start reads flags and configuration. Nothing is made yet, and no registry is asked.
 func (in *inputs) start(cmd *cobra.Command) (*project, error) {
 	domains, err := parseDomains(in.domain)
 	if err != nil {
 		return nil, err
 	}
-	if err := in.hosts.settle(); err != nil {
+	if err := in.settle(); err != nil {
 		return nil, err
-	}
-	if err := in.sharing.settle(in.file); err != nil {
-		return nil, err
-	}
-	if in.signer != nil && in.trusted == nil {
-		// A signature covers all that led to a result: whoever signs takes nothing that nobody vouches for.
-		in.trusted = []registry.PublicKey{in.signer.Public()}
 	}
 	images, err := in.images()
 	if err != nil {

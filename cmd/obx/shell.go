@@ -131,14 +131,14 @@ func openSpot(cmd *cobra.Command, args []string, in *inputs, before, after strin
 
 // openKey opens the store for a recorded key.
 func openKey(cmd *cobra.Command, key string, in *inputs) (*project, *spot, error) {
-	if err := in.hosts.settle(); err != nil {
+	if err := in.settle(); err != nil {
 		return nil, nil, err
 	}
 	st, err := openExisting(cmd.ErrOrStderr(), in.store)
 	if err != nil {
 		return nil, nil, err
 	}
-	p := &project{close: []func() error{st.Close}}
+	p := &project{notices: &notices{stderr: cmd.ErrOrStderr()}, close: []func() error{st.Close}}
 	domains, err := parseDomains(in.domain)
 	if err == nil {
 		p.builder = &build.Builder{Store: st, Domains: domains, Trust: in.trusted}
