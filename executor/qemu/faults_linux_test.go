@@ -70,6 +70,21 @@ func TestNeverBoots(t *testing.T) {
 	wantFault(t, e, script("true"), "did not boot within 300ms")
 }
 
+// A machine that may sleep for good while it boots is booted twice.
+func TestBootsTwice(t *testing.T) {
+	conformance.RequireRoot(t)
+	const limit = 400 * time.Millisecond
+	e, err := New(Options{Store: conformance.OpenStore(t), Arch: timeless, Kernel: conformance.Kernel(t, timeless), BootTimeout: limit})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Now()
+	wantFault(t, e, script("true"), "did not boot within 400ms")
+	if took := time.Since(start); took < limit+limit/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
 func TestKernelPanic(t *testing.T) {
 	e := testExecutor(t, Options{Store: conformance.OpenStore(t), NoState: true})
 	if err := e.getReady(t.Context()); err != nil {
