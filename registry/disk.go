@@ -7,9 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -20,17 +18,10 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// diskFile is where an image has the disk of a virtual machine. Below disk/ is KubeVirt's rule; files of steps have the
-// next numbers.
-const diskFile = "disk/000.qcow2"
-
-// stepDisk matches the disks in layers of steps.
-var stepDisk = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9]{3,}\.qcow2$`) })
-
 // isDisk reports whether a layer directory has a disk, which is one of a chain.
 func (c *Cache) isDisk(name string) bool {
-	entries, err := os.ReadDir(filepath.Join(c.Store.LayerPath(name), filepath.Dir(diskFile)))
-	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool { return stepDisk().MatchString(e.Name()) })
+	entries, err := os.ReadDir(filepath.Join(c.Store.LayerPath(name), layers.DiskDir))
+	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool { return layers.IsDiskName(e.Name()) })
 }
 
 // PushDisk publishes a disk, a qcow2 file, as an image with one layer. The image is a function of the file, the platform and
@@ -98,7 +89,7 @@ func packDisk(ctx context.Context, st *cas.Store, file string, c layers.Compress
 		return layers.Layer{}, err
 	}
 	defer func() { _ = os.RemoveAll(dir) }() // it is gone if all went well
-	to := filepath.Join(dir, "fs", diskFile)
+	to := filepath.Join(dir, "fs", layers.DiskDir, layers.DiskName(0))
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return layers.Layer{}, err
 	}

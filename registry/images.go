@@ -121,9 +121,6 @@ func (im *Images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (
 	if err := im.init(); err != nil {
 		return keys.Base{}, err
 	}
-	if err := im.readBases(); err != nil {
-		return keys.Base{}, err
-	}
 	named, err := parseName(ref)
 	if err != nil {
 		return keys.Base{}, err
@@ -131,7 +128,10 @@ func (im *Images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (
 	if p = normalizePlatform(p); p.OS == "" || p.Architecture == "" {
 		return keys.Base{}, fmt.Errorf("resolve %s: %q is no platform", named, platformString(p))
 	}
-	n := im.meaning(named)
+	n, err := im.meaning(named)
+	if err != nil {
+		return keys.Base{}, err
+	}
 	if n.isScratch() {
 		return keys.Base{Ref: named.String(), Platform: p}, nil
 	}
@@ -146,11 +146,14 @@ func (im *Images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (
 }
 
 // meaning applies Bases.
-func (im *Images) meaning(n imageName) imageName {
-	if to, ok := im.bases[n.String()]; ok {
-		return to
+func (im *Images) meaning(n imageName) (imageName, error) {
+	if err := im.readBases(); err != nil {
+		return n, err
 	}
-	return n
+	if to, ok := im.bases[n.String()]; ok {
+		return to, nil
+	}
+	return n, nil
 }
 
 // resolveOnce shares one resolution among all that ask. Failures are not kept.

@@ -89,7 +89,7 @@ func blobsOf(ls []ocispec.Descriptor) []digest.Digest {
 // PublishName puts into a cache what a name meant, also under the name that it stands for here by Bases. It tells how many bytes it sent: none,
 // where the cache says so already. A name that is pinned to an index goes with that, and is left out where it cannot be had.
 func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent int64, err error) {
-	if err := cmp.Or(im.init(), im.readBases()); err != nil || name.Base.Digest == "" {
+	if err := im.init(); err != nil || name.Base.Digest == "" {
 		return 0, err
 	}
 	n, err := parseName(name.Base.Ref)
@@ -97,7 +97,11 @@ func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent i
 		return 0, err
 	}
 	names := []string{n.String()}
-	if other := im.meaning(n); other != n && other.dir == "" { // a directory is another one elsewhere
+	other, err := im.meaning(n)
+	if err != nil {
+		return 0, err
+	}
+	if other != n && other.dir == "" { // a directory is another one elsewhere
 		names = append(names, other.String())
 	}
 	for _, s := range names {

@@ -118,9 +118,6 @@ func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpac
 
 // origin finds the name under which a base can be had.
 func (im *Images) origin(base keys.Base) (imageName, error) {
-	if err := im.readBases(); err != nil {
-		return imageName{}, err
-	}
 	im.mu.Lock()
 	n, ok := im.origins[base.Digest]
 	im.mu.Unlock()
@@ -131,7 +128,7 @@ func (im *Images) origin(base keys.Base) (imageName, error) {
 	if err != nil {
 		return n, err
 	}
-	return im.meaning(n), nil
+	return im.meaning(n)
 }
 
 func sameLayer(a, b layers.Layer) bool {

@@ -32,8 +32,6 @@ import (
 // part of the disk.
 
 const (
-	diskDir = "disk"
-
 	// maxChain is how many files a chain has. The next one has all changes since the base.
 	maxChain = 24
 )
@@ -58,7 +56,7 @@ func diskFiles(dirs []string) (files, rest []string, err error) {
 		}
 		name := filepath.Base(file)
 		if i == 0 {
-			name = diskName(0) // containerDisks name theirs as they like
+			name = layers.DiskName(0) // containerDisks name theirs as they like
 		}
 		if known[name] != nil {
 			return nil, nil, fmt.Errorf("a layer has a disk with the name %s", name)
@@ -80,7 +78,7 @@ func diskFiles(dirs []string) (files, rest []string, err error) {
 // diskIn finds the file of a disk in a layer directory and reads its header, which is nil if there is none. A layer may have anything
 // in the file's place: no link is followed, and nothing but a regular file is opened.
 func diskIn(dir string, base bool) (string, *diskHeader, error) {
-	d, err := openDir(unix.AT_FDCWD, filepath.Join(dir, diskDir))
+	d, err := openDir(unix.AT_FDCWD, filepath.Join(dir, layers.DiskDir))
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return "", nil, nil
 	}
@@ -93,7 +91,7 @@ func diskIn(dir string, base bool) (string, *diskHeader, error) {
 		return "", nil, err
 	}
 	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
-		return !e.Type().IsRegular() || path.Ext(e.Name()) != ".qcow2" || !base && !layerName.MatchString(e.Name())
+		return !e.Type().IsRegular() || path.Ext(e.Name()) != ".qcow2" || !base && !layers.IsDiskName(e.Name())
 	})
 	switch {
 	case len(entries) == 0:
@@ -112,7 +110,7 @@ func diskIn(dir string, base bool) (string, *diskHeader, error) {
 	if err != nil {
 		return "", nil, fmt.Errorf("disk image %s: %w", name, err)
 	}
-	return filepath.Join(dir, diskDir, name), &h, nil
+	return filepath.Join(dir, layers.DiskDir, name), &h, nil
 }
 
 // A diskRoot is a machine that runs from a disk.
@@ -143,8 +141,6 @@ func (e *Executor) newDiskRoot(files, rest []string) (*diskRoot, error) {
 	return &diskRoot{e: e, files: files, rest: rest, top: top}, nil
 }
 
-func diskName(n int) string { return fmt.Sprintf("%03d.qcow2", n) }
-
 // newFile makes the next file of the chain, DIR/fs/disk/NNN.qcow2.
 func (r *diskRoot) newFile(ctx context.Context) (string, error) {
 	f, err := os.Open(r.files[len(r.files)-1])
@@ -160,11 +156,11 @@ func (r *diskRoot) newFile(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(dir, "fs", diskDir, diskName(r.top+1))
+	file := filepath.Join(dir, "fs", layers.DiskDir, layers.DiskName(r.top+1))
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return "", err
 	}
-	if err := qemuImg(ctx, "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", diskName(r.top), file, strconv.FormatInt(h.size, 10)); err != nil {
+	if err := qemuImg(ctx, "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", layers.DiskName(r.top), file, strconv.FormatInt(h.size, 10)); err != nil {
 		return "", err
 	}
 	return file, nil
@@ -371,7 +367,7 @@ func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(r.e.options.Store.LayerPath(name), diskDir, filepath.Base(done))
+	file := filepath.Join(r.e.options.Store.LayerPath(name), layers.DiskDir, filepath.Base(done))
 	if len(r.files) >= maxChain {
 		r.files = r.files[:1]
 	}
@@ -439,7 +435,7 @@ func (r *diskRoot) seal(file string) error {
 	if err != nil {
 		return fmt.Errorf("QEMU has written a disk that is not whole: %w", err)
 	}
-	if h.backing != diskName(r.top-1) {
+	if h.backing != layers.DiskName(r.top-1) {
 		return fmt.Errorf("QEMU has written a disk upon %s", h.backing)
 	}
 	return os.Rename(to.Name(), file)
@@ -456,7 +452,7 @@ func squash(ctx context.Context, tmp string, chain []string, file string) error 
 	for i, f := range chain {
 		name := filepath.Base(f)
 		if i == 0 {
-			name = diskName(0)
+			name = layers.DiskName(0)
 		}
 		if err := os.Symlink(f, filepath.Join(dir, name)); err != nil {
 			return err
@@ -467,7 +463,7 @@ func squash(ctx context.Context, tmp string, chain []string, file string) error 
 		return err
 	}
 	// Not convert: with a backing file it copies what the topmost file has, and no more.
-	cmd := exec.CommandContext(ctx, "qemu-img", "rebase", "-f", "qcow2", "-F", "qcow2", "-b", diskName(0), filepath.Base(file))
+	cmd := exec.CommandContext(ctx, "qemu-img", "rebase", "-f", "qcow2", "-F", "qcow2", "-b", layers.DiskName(0), filepath.Base(file))
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("qemu-img rebase: %w: %s", err, lastLines(string(out), 2))
@@ -529,7 +525,7 @@ func (r *diskRoot) Add(ctx context.Context, l layers.Layer) error {
 // takes says why files cannot be put into the machine.
 func (r *diskRoot) takes(dir string) error {
 	if _, h, err := diskIn(dir, false); h != nil || err != nil {
-		return fmt.Errorf("a file in /%s with a name like %s cannot be copied to a disk image: so are its own files called", diskDir, diskName(1))
+		return fmt.Errorf("a file in /%s with a name like %s cannot be copied to a disk image: so are its own files called", layers.DiskDir, layers.DiskName(1))
 	}
 	if r.e.foreign {
 		return nil

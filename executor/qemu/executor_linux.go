@@ -98,7 +98,7 @@ func New(o Options) (*Executor, error) {
 		return nil, fmt.Errorf("make an executor: %w", err)
 	}
 	e := &Executor{
-		options: o, foreign: o.OS != "linux", qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"), void: filepath.Join(tmp, "void"),
+		options: o, foreign: o.foreign(), qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"), void: filepath.Join(tmp, "void"),
 		ready: semaphore.NewWeighted(1), saving: semaphore.NewWeighted(1), states: map[int64]foundState{}, metas: map[string]*layerMeta{},
 		chains: rootfs.Chains{Store: o.Store, Max: maxLayers, Block: flattenBlock},
 		warned: map[string]bool{}, machines: map[*machine]struct{}{},

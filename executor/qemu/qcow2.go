@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"regexp"
+
+	"github.com/ocurrent/obx/layers"
 )
 
 // A diskHeader is what matters of the header of a qcow2 file.
@@ -14,9 +15,6 @@ type diskHeader struct {
 	size    int64  // of the disk that a machine sees
 	backing string // the name of the file below it; "" if there is none
 }
-
-// layerName is how files of a chain are called: disk/000.qcow2, disk/001.qcow2, ...
-var layerName = regexp.MustCompile(`^[0-9]{3,6}\.qcow2$`)
 
 // Bits of a qcow2 header's incompatible features.
 const (
@@ -96,7 +94,7 @@ func parseDisk(r io.ReaderAt) (h diskHeader, err error) {
 	if _, err := r.ReadAt(name, int64(backingOffset)); err != nil {
 		return h, fmt.Errorf("read the name of the file below: %w", err)
 	}
-	if !layerName.Match(name) {
+	if !layers.IsDiskName(string(name)) {
 		return h, fmt.Errorf("it needs %q below it, which is not one of obx's%s", name, convert)
 	}
 	h.backing = string(name)

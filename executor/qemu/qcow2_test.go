@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/ocurrent/obx/layers"
 )
 
 func makeDisk(t testing.TB, args ...string) string {
@@ -99,7 +101,7 @@ func FuzzParseDisk(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if h.size < 0 || h.size > maxDiskSize || h.backing != "" && !layerName.MatchString(h.backing) {
+		if h.size < 0 || h.size > maxDiskSize || h.backing != "" && !layers.IsDiskName(h.backing) {
 			t.Errorf("%+v is accepted", h)
 		}
 		if len(b) >= 104 && binary.BigEndian.Uint32(b[4:]) == 3 && binary.BigEndian.Uint64(b[72:])&^(qcowCompression|qcowExtendedL2) != 0 {
