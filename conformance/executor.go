@@ -174,7 +174,8 @@ func run(t *testing.T, r executor.Root, p executor.Process) string {
 	return out
 }
 
-func freeze(t *testing.T, r executor.Root) layers.Layer {
+// Freeze keeps what was changed in a root as a layer.
+func Freeze(t testing.TB, r executor.Root) layers.Layer {
 	t.Helper()
 	c, err := r.Freeze(t.Context())
 	if err != nil {
@@ -194,7 +195,7 @@ func freeze(t *testing.T, r executor.Root) layers.Layer {
 func step(t *testing.T, r executor.Root, s string) layers.Layer {
 	t.Helper()
 	run(t, r, script(s))
-	return freeze(t, r)
+	return Freeze(t, r)
 }
 
 func files(t *testing.T, r executor.Root) layers.Tree {
@@ -449,7 +450,7 @@ func testUnchanged(t *testing.T, b *rig) {
 		base = bareBusybox(t, b.st, at)
 	}
 	r := b.open(t, base)
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("before any step: %v", contents(t, b.st, l))
 	}
 	for range 2 {
@@ -475,7 +476,7 @@ func testFailureDropsChanges(t *testing.T, b *rig) {
 	}
 	wantFile(t, r, "x", "x\n")
 	wantFile(t, r, "y", "")
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("a failed step gives a layer: %v", contents(t, b.st, l))
 	}
 	step(t, r, "echo z > /z")
@@ -488,7 +489,7 @@ func testTwoRuns(t *testing.T, b *rig) {
 	run(t, r, script("echo x > /x"))
 	wantFile(t, r, "x", "x\n")
 	run(t, r, script("cat /x\necho y > /y"))
-	l := freeze(t, r)
+	l := Freeze(t, r)
 	wantContents(t, b.st, l, "x", "y")
 	wantFile(t, r, "x", "x\n")
 	wantFile(t, r, "y", "y\n")
@@ -507,7 +508,7 @@ func testAdd(t *testing.T, b *rig) {
 	if err := r.Add(t.Context(), loadTar(t, b.st, tar.Header{Name: "d", Linkname: "four\n"})); err == nil {
 		t.Error("a layer can be added to what was not frozen")
 	}
-	wantContents(t, b.st, freeze(t, r), "c")
+	wantContents(t, b.st, Freeze(t, r), "c")
 	if err := r.Add(t.Context(), layers.Layer{}); err != nil {
 		t.Fatal(err)
 	}
@@ -580,7 +581,7 @@ func testManyLayers(t *testing.T, b *rig) {
 		wantFile(t, r, "l1", "1\n")
 		wantFile(t, r, "l5", "")
 		wantFile(t, r, fmt.Sprintf("l%d", n-1), last)
-		wantContents(t, b.st, freeze(t, r), "new")
+		wantContents(t, b.st, Freeze(t, r), "new")
 		wantFile(t, r, "new", "new\n")
 		run(t, r, script("cat /new"))
 	}

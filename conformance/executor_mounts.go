@@ -85,7 +85,7 @@ func testMountPoints(t *testing.T, b *rig) {
 	p := with(script("cat /run/secrets/one /etc/two; touch /var/cache/three/f /srv/a/four/f"), mounts...)
 	p.Network = executor.NetworkHost
 	wantOutput(t, r, p, "12")
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
 	}
 	tree := files(t, r)
@@ -102,7 +102,7 @@ func testMountPoints(t *testing.T, b *rig) {
 	// What the process makes beside a mount point stays, with the directories on the way; so does a changed directory.
 	p.Argv[2] = "touch /run/x /etc/y; chmod 700 /var"
 	run(t, r, p)
-	wantContents(t, b.st, freeze(t, r), "etc", "etc/y", "run", "run/x", "var")
+	wantContents(t, b.st, Freeze(t, r), "etc", "etc/y", "run", "run/x", "var")
 	// Times as the process sees them.
 	wantOutput(t, r, with(script("stat -c %Y / /srv /srv/a"), mounts...), strings.Repeat("981173106\n", 1)+statTimes(t, r, "srv", "srv/a"))
 }
@@ -125,7 +125,7 @@ func testMountPointLinks(t *testing.T, b *rig) {
 	outside := t.TempDir()
 	wantOutput(t, r, with(script("cat /run/s /real/a /real/b/c /real/hosts /not/there"), secret("/var/run/s", "1"), secret("/abs/a", "2"), secret("/up/b/c", "3"), secret("/dangling", "5")),
 		"123127.0.0.1 localhost builder5")
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
 	}
 	// A target in a directory outside: it is made inside.
@@ -161,7 +161,7 @@ func testSecrets(t *testing.T, b *rig) {
 	if !strings.HasPrefix(out, "no newline") {
 		t.Errorf("a user reads %q", out)
 	}
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
 	}
 	wantFile(t, r, "d/file", "mine\n")
@@ -245,7 +245,7 @@ func testCacheKeepsChanges(t *testing.T, b *rig) {
 	// A cancelled one does not.
 	p := with(script("echo x > /c/cancelled; sleep 60"), c)
 	p.Limits.Timeout = 0
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
 	}
 	// Other names and domains are other caches.
@@ -273,7 +273,7 @@ func testCacheHides(t *testing.T, b *rig) {
 	r := b.open(t, b.base)
 	step(t, r, "mkdir /c; echo mine > /c/f")
 	wantOutput(t, r, with(script("ls /c; echo x > /c/g"), b.cache("/c", "things", "")), "")
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
 	}
 	wantOutput(t, r, script("cat /c/f; ls /c"), "mine\nf\n")
@@ -406,7 +406,7 @@ func testMountsInsideCaches(t *testing.T, b *rig) {
 	wantOutput(t, r, with(script("ls -A /c"), outer), "f\n")
 	wantOutput(t, r, with(script("cat /c/f /c/deep/inner/f"), mounts...), "o\ni\n")
 	wantOutput(t, r, with(script("ls -A /c; cat /i/f"), outer, b.cache("/i", "inner", "")), "f\ni\n")
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
 	}
 }

@@ -167,7 +167,7 @@ func testDirectory(t *testing.T, b *rig) {
 	p = script("pwd > f")
 	p.Dir = "/new/dir"
 	run(t, r, p)
-	wantContents(t, b.st, freeze(t, r), "new", "new/dir", "new/dir/f")
+	wantContents(t, b.st, Freeze(t, r), "new", "new/dir", "new/dir/f")
 	for dir, want := range map[string]string{"/tmp/a/b/c/..": "/tmp/a/b", "/tmp/./": "/tmp", "/link": "/tmp", "/tmp//a": "/tmp/a"} {
 		p := script("readlink /proc/self/cwd")
 		p.Argv = []string{"/bin/readlink", "/proc/self/cwd"}
@@ -211,7 +211,7 @@ func testNetworkHost(t *testing.T, b *rig) {
 	}
 	p.Network = executor.NetworkHost
 	wantOutput(t, r, p, host+"\nbuilder\n127.0.0.1 localhost builder\n")
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
 	}
 	resolv, err := os.ReadFile("/etc/resolv.conf")

@@ -84,7 +84,7 @@ func testStartErrors(t *testing.T, b *rig) {
 			t.Errorf("%s: prints %q", test.name, out)
 		}
 	}
-	if l := freeze(t, r); !l.IsZero() {
+	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
 	}
 	// What works all the same.

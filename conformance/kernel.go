@@ -23,6 +23,9 @@ func Kernel(t testing.TB, arch string) string {
 	return found[0]
 }
 
+// LongMachines reports whether the tests of virtual machines that take minutes run, too, as with `make machines`.
+func LongMachines() bool { return os.Getenv("OBX_TEST_MACHINES") == "all" }
+
 // DebianDisk is a disk with Debian and sshd, and the key to it: what `make test-disks` has made.
 func DebianDisk(t testing.TB) (disk, key string) {
 	t.Helper()

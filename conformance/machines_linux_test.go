@@ -60,9 +60,9 @@ func TestMachines(t *testing.T) {
 // TestDiskImages builds on a disk of Debian that knows nothing of obx: begun on one store, cached there, finished on another,
 // with files that are copied into the machine and out of it.
 //
-// It boots Debian twice, for minutes where the processor is emulated: only OBX_TEST_MACHINES=all runs it.
+// It boots Debian twice, for minutes where the processor is emulated: only `make machines` runs it.
 func TestDiskImages(t *testing.T) {
-	if os.Getenv("OBX_TEST_MACHINES") != "all" {
+	if !LongMachines() {
 		t.Skip("it boots Debian twice: `make machines` runs it")
 	}
 	f := newFleet(t, NewDebian(t)).with(t)
@@ -112,9 +112,9 @@ func TestDiskImages(t *testing.T) {
 	t.Logf("pulled %d bytes", second.pulled)
 }
 
-// TestDiskAgent puts obx's agent on a disk of Debian, by ssh, and goes on by the agent, without the key: then steps have what they have elsewhere.
+// TestDiskAgent publishes a disk of Debian, puts obx's agent on it, by ssh, and goes on by the agent, without the key: then steps have what they have elsewhere.
 func TestDiskAgent(t *testing.T) {
-	if os.Getenv("OBX_TEST_MACHINES") != "all" {
+	if !LongMachines() {
 		t.Skip("it boots Debian three times: `make machines` runs it")
 	}
 	f := newFleet(t, NewDebian(t)).with(t)
@@ -134,7 +134,7 @@ func TestDiskAgent(t *testing.T) {
  (run (shell "id -u; ls -d /new /run/secrets; cat /proc/mounts | grep -c obx-agent; echo made > made"))`
 	flags := []string{
 		"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", Kernel(t, "amd64"), "--qemu-boot-time", "5m",
-		"--base", "debian=qcow2:" + disk, "--cache", f.reg.Addr + "/disks", "--plain-http", f.reg.Addr,
+		"--base", "debian=" + f.reg.Addr + "/base:debian", "--cache", f.reg.Addr + "/disks", "--plain-http", f.reg.Addr,
 		"--secret", strings.Replace(f.secret("secret\n"), "value=", "s=", 1), "--compression", "zstd:1",
 	}
 	machine := func() *machine {
@@ -145,6 +145,8 @@ func TestDiskAgent(t *testing.T) {
 		}
 		return m
 	}
+	publisher := f.machine()
+	command(t, publisher.obx, "base", "qcow2", "--store", publisher.store, "--plain-http", f.reg.Addr, "--compression", "zstd:1", disk, f.reg.Addr+"/base:debian")
 	machine().silent(4, 0, "("+install+")", append(flags, "--qemu-ssh-key", key)...)
 	b := machine()
 	const contained = `(build container ((from busybox) (shell /bin/sh -c) (run (shell "echo contained > /c"))))`

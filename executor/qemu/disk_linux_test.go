@@ -21,7 +21,7 @@ import (
 
 // TestLongDisk makes so many steps on a disk of Debian that the chain is squashed, and goes on from it in another machine.
 func TestLongDisk(t *testing.T) {
-	if os.Getenv(allVar) != "all" {
+	if !conformance.LongMachines() {
 		t.Skip("it boots Debian twice: `make machines` runs it")
 	}
 	disk, key := conformance.DebianDisk(t)
@@ -56,15 +56,7 @@ func TestLongDisk(t *testing.T) {
 			t.Fatalf("step %d: %q, %v", i, out.String(), err)
 		}
 		in.Close()
-		c, err := r.Freeze(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := c.Layer(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		chain = append(chain, l)
+		chain = append(chain, conformance.Freeze(t, r))
 	}
 	master, tty := conformance.OpenPTY(t)
 	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: 33, Col: 77}); err != nil {

@@ -1,7 +1,6 @@
 package qemu_test
 
 import (
-	"os"
 	"testing"
 
 	"github.com/ocurrent/obx/cas"
@@ -28,9 +27,6 @@ func newExecutor(t testing.TB, o qemu.Options) *qemu.Executor {
 	return e
 }
 
-// allVar has the whole suite run: half an hour where processors are emulated.
-const allVar = "OBX_TEST_MACHINES"
-
 // essential are the tests of the suite that look at what is done here in another way than in package overlay, which runs in the machine
 // as it does outside: how files go in and come out, the process's sandbox, the network, input, caches, the end of machines.
 var essential = []string{
@@ -42,7 +38,7 @@ var essential = []string{
 func TestExecutor(t *testing.T) {
 	conformance.RequireRoot(t)
 	only := essential
-	if os.Getenv(allVar) == "all" {
+	if conformance.LongMachines() {
 		only = nil
 	}
 	maker := machines

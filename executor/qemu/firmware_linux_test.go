@@ -56,11 +56,11 @@ func firmwareDisk(t *testing.T, e *Executor) string {
 	return disk
 }
 
-// TestFirmware boots disks by firmware, up to the agent. OBX_TEST_MACHINES=all does so for each architecture, else it is this machine's.
+// TestFirmware boots disks by firmware, up to the agent. `make machines` does so for each architecture, else it is this machine's.
 func TestFirmware(t *testing.T) {
 	conformance.RequireRoot(t)
 	archs := []string{"amd64"}
-	if os.Getenv("OBX_TEST_MACHINES") == "all" {
+	if conformance.LongMachines() {
 		archs = []string{"amd64", "arm64", "riscv64"}
 	}
 	for _, arch := range archs {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -20,7 +19,7 @@ import (
 // debianExecutor runs processes on a disk of Debian that `make test-disks` has made.
 func debianExecutor(t *testing.T, warn func(string)) (*Executor, layers.Layer) {
 	t.Helper()
-	if os.Getenv("OBX_TEST_MACHINES") != "all" {
+	if !conformance.LongMachines() {
 		t.Skip("it boots Debian several times: `make machines` runs it")
 	}
 	disk, key := conformance.DebianDisk(t)
@@ -110,13 +109,9 @@ func TestPlainDisk(t *testing.T) {
 	}
 	freeze := func() {
 		t.Helper()
-		c, err := r.Freeze(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := c.Layer(t.Context())
-		if err != nil || l.IsZero() {
-			t.Fatal(l, err)
+		l := conformance.Freeze(t, r)
+		if l.IsZero() {
+			t.Fatal("nothing has changed")
 		}
 		chain = append(chain, l)
 	}
@@ -209,15 +204,7 @@ func TestBrokenAgent(t *testing.T) {
 		if err := r.Run(t.Context(), script(command), &out); err != nil {
 			t.Fatalf("%v\n%s", err, &out)
 		}
-		c, err := r.Freeze(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		l, err := c.Layer(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		chain = append(chain, l)
+		chain = append(chain, conformance.Freeze(t, r))
 		if err := r.Close(); err != nil {
 			t.Fatal(err)
 		}

@@ -2,11 +2,9 @@ package qemu
 
 import (
 	"context"
-	"crypto/ed25519"
 	"encoding/pem"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -138,16 +136,16 @@ func (s *scriptedGuest) session(ch ssh.NewChannel) {
 	}
 }
 
-// listen starts sshd.
+// listen starts sshd, and writes the key to a file.
 func (s *scriptedGuest) listen(t *testing.T) (addr, key string) {
-	_, private, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	signer, err := ssh.NewSignerFromKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
+	t.Helper()
+	config := &ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
+		if s.sshd != nil {
+			return nil, s.sshd()
+		}
+		return nil, nil
+	}}
+	addr, private := serveSSH(t, config, s.session)
 	block, err := ssh.MarshalPrivateKey(private, "")
 	if err != nil {
 		t.Fatal(err)
@@ -156,38 +154,7 @@ func (s *scriptedGuest) listen(t *testing.T) (addr, key string) {
 	if err := os.WriteFile(key, pem.EncodeToMemory(block), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	config := &ssh.ServerConfig{PublicKeyCallback: func(ssh.ConnMetadata, ssh.PublicKey) (*ssh.Permissions, error) {
-		if s.sshd != nil {
-			return nil, s.sshd()
-		}
-		return nil, nil
-	}}
-	config.AddHostKey(signer)
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				_, channels, requests, err := ssh.NewServerConn(conn, config)
-				if err != nil {
-					return
-				}
-				go ssh.DiscardRequests(requests)
-				for ch := range channels {
-					go s.session(ch)
-				}
-			}()
-		}
-	}()
-	return l.Addr().String(), key
+	return addr, key
 }
 
 func TestReach(t *testing.T) {

@@ -21,8 +21,8 @@ import (
 	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
-// dialHostile connects to an sshd that treats sessions as a hostile guest may. accept is given each channel that is asked for.
-func dialHostile(t *testing.T, accept func(ssh.NewChannel)) *login {
+// serveSSH starts an sshd that gives each channel that is asked for to accept, and tells its address and a private key.
+func serveSSH(t *testing.T, config *ssh.ServerConfig, accept func(ssh.NewChannel)) (addr string, key ed25519.PrivateKey) {
 	t.Helper()
 	_, key, err := ed25519.GenerateKey(nil)
 	if err != nil {
@@ -32,29 +32,40 @@ func dialHostile(t *testing.T, accept func(ssh.NewChannel)) *login {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config := &ssh.ServerConfig{NoClientAuth: true}
 	config.AddHostKey(signer)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go func() {
-		conn, err := l.Accept()
+	serve := func(conn net.Conn) {
+		defer conn.Close()
+		_, channels, requests, err := ssh.NewServerConn(conn, config)
 		if err != nil {
 			return
 		}
-		c, channels, requests, err := ssh.NewServerConn(conn, config)
-		if err != nil {
-			return
-		}
-		defer c.Close()
 		go ssh.DiscardRequests(requests)
 		for ch := range channels {
 			go accept(ch)
 		}
+	}
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(conn)
+		}
 	}()
-	client, err := dialSSH(t.Context(), l.Addr().String(), &ssh.ClientConfig{HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 10 * time.Second})
+	return l.Addr().String(), key
+}
+
+// dialHostile connects to an sshd that treats sessions as a hostile guest may. accept is given each channel that is asked for.
+func dialHostile(t *testing.T, accept func(ssh.NewChannel)) *login {
+	t.Helper()
+	addr, _ := serveSSH(t, &ssh.ServerConfig{NoClientAuth: true}, accept)
+	client, err := dialSSH(t.Context(), addr, &ssh.ClientConfig{HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
