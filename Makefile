@@ -3,10 +3,17 @@
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 OBX         := .build/obx
 
-# The agents of virtual machines are kept as they were built: for these systems, with this compiler, from these settings.
+# The agents of virtual machines are embedded in obx: for these systems, with this compiler, from these settings, so that
+# the same sources give the same bytes.
 AGENTS := linux-amd64 linux-arm64 linux-riscv64 openbsd-amd64 windows-amd64
+AGENT_DIR := executor/qemu/agents
+AGENT_FILES := $(AGENTS:%=$(AGENT_DIR)/%.gz)
+AGENT_SOURCES := go.mod $(shell find cas executor layers -name '*.go' ! -name '*_test.go')
 AGENT_BUILD := env GOTOOLCHAIN=go1.26.8 CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOARM64=v8.0 GORISCV64=rva20u64 GOEXPERIMENT= \
 	go build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
+
+# build-agent SYSTEM-ARCHITECTURE,FILE
+build-agent = GOOS=$(firstword $(subst -, ,$(1))) GOARCH=$(lastword $(subst -, ,$(1))) $(AGENT_BUILD) -o $(2) ./executor/qemu/agent
 
 export CGO_ENABLED ?= 0
 
@@ -15,7 +22,7 @@ help: ## list the targets
 
 build: $(OBX) ## build .build/obx
 
-$(OBX): FORCE
+$(OBX): $(AGENT_FILES) FORCE
 	go build -trimpath -o $@ ./cmd/obx
 
 # install NEEDED: installs Debian packages; TOOL:PACKAGE and FILE:PACKAGE pairs name what to look for.
@@ -82,27 +89,27 @@ example: $(OBX) deps ## install what is missing, and run examples/hello twice
 	$(OBX) run examples/hello/hello.sexp examples/hello --secret token=examples/hello/token --output type=tar,dest=.build/hello.tar
 	@echo "the result's files are in .build/hello.tar"
 
-test: test-deps ## install what is missing, and run all tests with the race detector
+test: test-deps agents ## install what is missing, and run all tests with the race detector
 	CGO_ENABLED=1 go test -race -timeout 45m ./...
 
-machines: test-disks ## run the long tests of virtual machines too: all of the suite, disk images, all that OBuilder was recorded to do
+machines: test-disks agents ## run the long tests of virtual machines too: all of the suite, disk images, all that OBuilder was recorded to do
 	OBX_TEST_MACHINES=all go test -timeout 45m ./executor/qemu
 	OBX_TEST_MACHINES=all go test -timeout 45m -run 'TestMachines|TestDisk' ./conformance
 	OBX_GOLDEN=qemu go test -run TestGolden ./conformance
 
-wine: test-deps ## run what has to be right on Windows as Windows programs, under Wine
+wine: test-deps agents ## run what has to be right on Windows as Windows programs, under Wine
 	conformance/wine.sh
 
-agents: ## build the agents of virtual machines again, after a change of what they are made of
-	@tmp=$$(mktemp -d) && for a in $(AGENTS); do \
-		GOOS=$${a%-*} GOARCH=$${a#*-} $(AGENT_BUILD) -o $$tmp/$$a ./executor/qemu/agent && gzip -9nc $$tmp/$$a > executor/qemu/agents/$$a.gz || exit 1; \
-	done && rm -r $$tmp
+agents: $(AGENT_FILES) ## build the agents of virtual machines
 
-check-agents: ## see whether the agents are what `make agents` makes
-	@tmp=$$(mktemp -d) && for a in $(AGENTS); do \
-		GOOS=$${a%-*} GOARCH=$${a#*-} $(AGENT_BUILD) -o $$tmp/$$a ./executor/qemu/agent && gzip -dc executor/qemu/agents/$$a.gz | cmp - $$tmp/$$a || \
-			{ echo "the agent for $$a is not up to date: run make agents"; exit 1; }; \
-	done && rm -r $$tmp
+$(AGENT_DIR)/%.gz: $(AGENT_SOURCES)
+	@echo "agent $*"
+	@$(call build-agent,$*,$@.tmp)
+	@gzip -9nc $@.tmp >$@.new && rm $@.tmp && mv $@.new $@
+
+check-agents: agents ## see whether the agents are the same when they are built once more
+	@tmp=$$(mktemp -d) && $(foreach a,$(AGENTS),$(call build-agent,$(a),$$tmp/agent) && \
+		{ gzip -dc $(AGENT_DIR)/$(a).gz | cmp - $$tmp/agent || { echo "the agent $(a) differs when it is built again"; exit 1; }; } &&) rm -r $$tmp
 
 lint: ## gofmt, go vet (for Linux and Windows), staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
@@ -110,16 +117,16 @@ lint: ## gofmt, go vet (for Linux and Windows), staticcheck
 	GOOS=windows go vet ./...
 	go run $(STATICCHECK) ./...
 
-cross: ## build for the other systems
+cross: agents ## build for the other systems
 	@for t in linux/arm64 windows/amd64 windows/arm64 darwin/arm64 freebsd/amd64; do \
 		echo "build $$t"; GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/obx || exit 1; \
 	done
 
-bench: test-disks ## run the benchmarks, with their floors, on a fresh file system
+bench: test-disks agents ## run the benchmarks, with their floors, on a fresh file system
 	go test -run '^$$' -bench . -benchtime 3x -timeout 30m ./...
 
 clean: ## remove what was built
-	rm -rf .build examples/hello/busybox
+	rm -rf .build examples/hello/busybox $(AGENT_DIR)/*.gz*
 
 FORCE:
 .PHONY: help build deps test-deps test-disks example test machines agents check-agents wine lint cross bench clean FORCE

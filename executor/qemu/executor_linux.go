@@ -64,7 +64,7 @@ func New(o Options) (*Executor, error) {
 		o.Arch = hostArch
 	}
 	if _, err := agents.Open(agentFile(o.OS, o.Arch)); err != nil {
-		return nil, fmt.Errorf("no virtual machines of %s on %s: they are of linux on amd64, arm64 or riscv64, of openbsd or windows on amd64", o.OS, o.Arch)
+		return nil, errNoAgent(o.OS, o.Arch)
 	}
 	if o.Memory == 0 {
 		o.Memory = defaultMemory
