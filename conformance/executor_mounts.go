@@ -35,6 +35,10 @@ func mountTests() []executorTest {
 		{"CacheNames", testCacheNames},
 		{"CacheGenerations", testCacheGenerations},
 		{"MountsInsideCaches", testMountsInsideCaches},
+		{"SystemLinks", testSystemLinks},
+		{"SystemTargets", testSystemTargets},
+		{"CacheLinks", testCacheLinks},
+		{"DirectoryInProc", testDirectoryInProc},
 	}
 }
 
@@ -408,5 +412,66 @@ func testMountsInsideCaches(t *testing.T, b *rig) {
 	wantOutput(t, r, with(script("ls -A /c; cat /i/f"), outer, b.cache("/i", "inner", "")), "f\ni\n")
 	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
+	}
+}
+
+// testSystemLinks: an image has a link where the sandbox mounts, which leads to what an earlier step has left in a cache. A runtime would
+// open there what it takes for a device.
+func testSystemLinks(t *testing.T, b *rig) {
+	cache := b.cache("/data", "devices", "")
+	run(t, b.open(t, b.base), with(script("ln -s /proc/sys/vm/swappiness /data/null; mkdir /data/self"), cache))
+	for _, dir := range []string{"dev", "proc", "sys"} {
+		r := b.open(t, bareBusybox(t, b.st, time.Unix(0, 0), tar.Header{Name: "data/", Typeflag: tar.TypeDir}, tar.Header{Name: dir, Typeflag: tar.TypeSymlink, Linkname: "/data", Mode: 0o777}))
+		var bad *executor.StartError
+		if out, err := try(t, r, with(script("ls -l /data"), cache)); !errors.As(err, &bad) || !strings.Contains(err.Error(), "/"+dir) {
+			t.Errorf("/%s is a link: %v, the step prints %q", dir, err, out)
+		}
+	}
+}
+
+func testSystemTargets(t *testing.T, b *rig) {
+	r := b.open(t, b.base, loadTar(t, b.st,
+		tar.Header{Name: "innocent", Typeflag: tar.TypeSymlink, Linkname: "/dev", Mode: 0o777},
+		tar.Header{Name: "below", Typeflag: tar.TypeSymlink, Linkname: "proc/sys", Mode: 0o777},
+	))
+	for _, target := range []string{"/dev", "/dev/", "/dev/x", "/dev/shm/x/y", "//proc", "/proc/sys", "/x/../sys/fs", "/sys", "/innocent", "/innocent/null", "/below", "/below/kernel/core_pattern"} {
+		for _, m := range []executor.Mount{secret(target, "x"), b.cache(target, "system", ""), b.cache(target, "system-shared", "shared")} {
+			var bad *executor.StartError
+			if out, err := try(t, r, with(script("head -c 1 /proc/kcore; ls -l /dev"), m)); !errors.As(err, &bad) {
+				t.Errorf("a mount on %s: %v, the step prints %q", target, err, out)
+			}
+		}
+	}
+}
+
+// testCacheLinks: what a step has left in a cache leads no mount elsewhere, and what an image has below a cache does not either.
+func testCacheLinks(t *testing.T, b *rig) {
+	for _, sharing := range []string{"", "shared", "locked"} {
+		cache := b.cache("/data", "links-"+sharing, sharing)
+		run(t, b.open(t, b.base), with(script("ln -s /etc /data/out; ln -s /proc/sys /data/sys; ln -s d /data/in; mkdir /data/d"), cache))
+		r := b.open(t, b.base)
+		for _, target := range []string{"/data/out/x", "/data/sys/x", "/data/in/x", "/data/in"} {
+			var bad *executor.StartError
+			if out, err := try(t, r, with(script("ls /etc/x"), cache, secret(target, "x"))); !errors.As(err, &bad) {
+				t.Errorf("%s cache, a secret on %s: %v, the step prints %q", sharing, target, err, out)
+			}
+		}
+	}
+	r := b.open(t, b.base, loadTar(t, b.st, tar.Header{Name: "hidden/x", Typeflag: tar.TypeSymlink, Linkname: "/etc", Mode: 0o777}))
+	wantOutput(t, r, with(script("cat /hidden/x/s; ls /etc/s 2>/dev/null || echo not in /etc"), b.cache("/hidden", "hidden", ""), secret("/hidden/x/s", "secret ")), "secret not in /etc\n")
+}
+
+// testDirectoryInProc: while a process is made, names in /proc lead to what its maker has open.
+func testDirectoryInProc(t *testing.T, b *rig) {
+	cache := b.cache("/data", "directory", "")
+	run(t, b.open(t, b.base), with(script("ln -s /proc/self/fd/7 /data/link"), cache))
+	r := b.open(t, b.base, loadTar(t, b.st, tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "/proc/self", Mode: 0o777}))
+	for _, dir := range []string{"/proc", "/proc/self/fd/7", "/proc/self/fd/7/../../..", "//proc/1/cwd", "/link", "/link/fd/8", "/data/link"} {
+		p := with(script("pwd -P; ls ../../../.."), cache)
+		p.Dir = dir
+		var bad *executor.StartError
+		if out, err := try(t, r, p); !errors.As(err, &bad) {
+			t.Errorf("working directory %s: %v, the step prints %q", dir, err, out)
+		}
 	}
 }

@@ -188,9 +188,10 @@ func (e *StartError) Error() string { return e.Msg }
 
 // A Check is one line of a health report: something that an executor needs.
 type Check struct {
-	Name   string
-	Detail string // what was found
-	Err    error  // what is wrong and what to do; nil if all is well
+	Name    string
+	Detail  string // what was found
+	Warning string // what is not well, though builds run, and what to do
+	Err     error  // what is wrong and what to do; nil if builds can run
 }
 
 // A Health is a report in the making.
@@ -201,6 +202,9 @@ func (h *Health) Check(name string, look func() (detail string, err error)) {
 	detail, err := look()
 	h.Checks = append(h.Checks, Check{Name: name, Detail: detail, Err: err})
 }
+
+// Warn adds to the last Check what is not well with it, if that is not "".
+func (h *Health) Warn(msg string) { h.Checks[len(h.Checks)-1].Warning = msg }
 
 // Failed reports whether anything is wrong so far.
 func (h *Health) Failed() bool {

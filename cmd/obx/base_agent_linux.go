@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -49,6 +50,9 @@ system needs control groups of version 2 and, as modules or built in, virtio_con
 		Args: args(1, 1, "DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			program, err := qemu.Agent("linux", arch)
+			if errors.Is(err, qemu.ErrNoAgents) {
+				return err
+			}
 			if err != nil {
 				return usage("for example --arch amd64", "--arch: %w", err)
 			}

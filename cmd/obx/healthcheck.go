@@ -16,7 +16,7 @@ func healthcheckCommand() *cobra.Command {
 		Short: "Say whether builds can run here, and what is missing",
 		Long: `Say whether builds can run here, and what is missing and how to install it.
 
-Exit status: 0 all is well, 3 something is missing.`,
+Exit status: 0 builds can run, 3 something is missing.`,
 		GroupID: groupOther,
 		Args:    args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -54,6 +54,9 @@ Exit status: 0 all is well, 3 something is missing.`,
 			}
 			for _, c := range kind.health(cmd.Context(), st, &box) {
 				line(c.Name, c.Detail, c.Err)
+				if c.Warning != "" {
+					fmt.Fprintf(w, "WARNING\t%s\t%s\n", c.Name, c.Warning)
+				}
 			}
 			if err := w.Flush(); err != nil {
 				return err

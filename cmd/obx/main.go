@@ -10,7 +10,7 @@ import (
 
 func main() {
 	if overlay.IsSupervisor() {
-		overlay.Supervise(nil)
+		overlay.Supervise(overlay.Starter{})
 		return
 	}
 	os.Exit(execute(os.Args[1:]))

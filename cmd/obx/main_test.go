@@ -17,7 +17,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if overlay.IsSupervisor() { // a script's obx is this program
-		overlay.Supervise(nil)
+		overlay.Supervise(overlay.Starter{})
 		return
 	}
 	testscript.Main(m, map[string]func(){"obx": main})

@@ -129,10 +129,10 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 		return err
 	}
 	defer func() {
-		rootfs.Detach(b.dir, len(r.Mounts))
+		rootfs.Detach(b.dir)
 		err = errors.Join(err, os.RemoveAll(b.dir))
 	}()
-	if err := rootfs.Attach(b.dir, r.Mounts, r.Plan.Files); err != nil {
+	if err := rootfs.Attach(b.dir, rootfs.Attachment{Mounts: r.Mounts, Files: r.Plan.Files, Binds: r.Plan.Binds}); err != nil {
 		return err
 	}
 	p := r.Process

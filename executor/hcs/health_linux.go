@@ -24,6 +24,7 @@ func Health(ctx context.Context, o Options) []executor.Check {
 		return "", nil
 	})
 	h.Check("OCI runtime", func() (string, error) { return rootfs.FindRuntime(o.Runtime, ociRuntimes...) })
+	h.Warn(rootfs.RuntimeWarning(rootfs.RuntimeVersion(ctx, h.Checks[len(h.Checks)-1].Detail)))
 	h.Check("containerd", func() (string, error) { return o.check(ctx) })
 	if h.Failed() || o.Store == nil {
 		return h.Checks

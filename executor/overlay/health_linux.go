@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -28,6 +27,9 @@ func Health(ctx context.Context, o Options) []executor.Check {
 		found, err = findRuntimes(o.Runtime)
 		return versions(ctx, found), err
 	})
+	for _, file := range found {
+		h.Warn(rootfs.RuntimeWarning(rootfs.RuntimeVersion(ctx, file)))
+	}
 	if len(found) == 0 || o.Store == nil || os.Geteuid() != 0 {
 		return h.Checks
 	}
@@ -97,9 +99,7 @@ func controlGroups() (string, error) {
 func versions(ctx context.Context, found []string) string {
 	var all []string
 	for _, file := range found {
-		out, _ := exec.CommandContext(ctx, file, "--version").Output() // whether it works is another check
-		version, _, _ := strings.Cut(string(out), "\n")
-		all = append(all, strings.TrimSpace(file+" "+version))
+		all = append(all, strings.TrimSpace(file+" "+rootfs.RuntimeVersion(ctx, file)))
 	}
 	return strings.Join(all, ", ")
 }

@@ -91,7 +91,10 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 	if err != nil {
 		return err
 	}
-	req := request{ID: r.ID, Runtime: b.runtime, Spec: spec, Files: r.Plan.Files, Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath, Probe: r.Probe}
+	req := request{
+		ID: r.ID, Runtime: b.runtime, Spec: spec, Files: r.Plan.Files, Binds: r.Plan.Binds,
+		Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath, Probe: r.Probe,
+	}
 	stdio, err := openStdio(p, out)
 	if err != nil {
 		return err

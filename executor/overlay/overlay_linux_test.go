@@ -16,7 +16,7 @@ const rootlessVar = "OBX_TEST_ROOTLESS"
 
 func TestMain(m *testing.M) {
 	if overlay.IsSupervisor() {
-		overlay.Supervise(nil)
+		overlay.Supervise(overlay.Starter{})
 	}
 	conformance.Victim(open)
 	if os.Getenv(rootlessVar) != "" {

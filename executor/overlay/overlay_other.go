@@ -5,7 +5,6 @@ package overlay
 import (
 	"context"
 	"errors"
-	"os"
 	"runtime"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -26,7 +25,7 @@ func New(Options) (*Executor, error) { return nil, errNotLinux }
 func IsSupervisor() bool { return false }
 
 // A Starter starts nothing here.
-type Starter func(bundle string, stdin, stdout *os.File) (process *os.Process, master *os.File, err error)
+type Starter struct{}
 
 // Supervise is never called.
 func Supervise(Starter) { panic(errNotLinux) }

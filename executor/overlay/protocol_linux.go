@@ -32,6 +32,7 @@ type request struct {
 	Runtime  string          `json:"runtime"` // path
 	Spec     json.RawMessage `json:"spec"`    // config.json
 	Files    []rootfs.File   `json:"files"`
+	Binds    []rootfs.Bind   `json:"binds"`
 	Terminal bool            `json:"terminal"`
 	Cgroup   string          `json:"cgroup"`
 	Probe    bool            `json:"probe"` // only create the container, to see whether the runtime works

@@ -28,12 +28,18 @@ const supervisorName = "obx-supervisor"
 // first of all in main, and every test in TestMain, and then calls Supervise.
 func IsSupervisor() bool { return len(os.Args) == 2 && os.Args[0] == supervisorName }
 
-// A Starter does what an OCI runtime does, in the supervisor itself: it starts the process of the bundle in a directory, its
-// standard input, output and errors as given, and returns it when its program is executed. With a terminal, stdin and
-// stdout are nil, and master is the controlling end. What keeps the process from starting is told as a runtime would.
-type Starter func(bundle string, stdin, stdout *os.File) (process *os.Process, master *os.File, err error)
+// A Starter does what an OCI runtime does, in the supervisor itself. The zero one is an OCI runtime.
+type Starter struct {
+	// Ready makes a root ready that is attached, before anything is mounted in it.
+	Ready func(root int) error
 
-// Supervise is the main function of a supervisor. It does not return. A nil Starter is an OCI runtime.
+	// Start starts the process of the bundle in a directory, its standard input, output and errors as given, and returns it when its program is
+	// executed. With a terminal, stdin and stdout are nil, and master is the controlling end. What keeps the process from starting is told as a
+	// runtime would.
+	Start func(bundle string, stdin, stdout *os.File) (process *os.Process, master *os.File, err error)
+}
+
+// Supervise is the main function of a supervisor. It does not return.
 func Supervise(start Starter) {
 	if err := supervise(os.Args[1], start); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -192,7 +198,8 @@ func (r *run) prepare() error {
 	if err := os.Mkdir(r.dir, 0o700); err != nil {
 		return err
 	}
-	if err := rootfs.Attach(r.dir, r.fds[fdRoot:], r.Files); err != nil {
+	a := rootfs.Attachment{Mounts: r.fds[fdRoot:], Files: r.Files, Binds: r.Binds, Ready: r.starter.Ready}
+	if err := rootfs.Attach(r.dir, a); err != nil {
 		return err
 	}
 	for _, f := range r.fds[fdRoot:] {
@@ -207,7 +214,7 @@ const startGrace = 10 * time.Second
 // start starts the process and returns the first one of its pid namespace. If that fails, what the runtime said is
 // returned too.
 func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string, err error) {
-	if r.starter != nil {
+	if r.starter.Start != nil {
 		return r.startHere()
 	}
 	if err = r.create(cancelled); err == nil {
@@ -231,7 +238,7 @@ func (r *run) startHere() (init *os.Process, said []string, err error) {
 	if r.Terminal {
 		stdin, stdout = nil, nil
 	}
-	init, master, err := r.starter(r.dir, stdin, stdout)
+	init, master, err := r.starter.Start(r.dir, stdin, stdout)
 	if err != nil {
 		return nil, []string{err.Error()}, err
 	}
@@ -348,7 +355,7 @@ func (r *run) closeStdio() {
 // unmount lets go of the mounts; the maker holds them a little longer.
 func (r *run) unmount() {
 	r.closeStdio()
-	rootfs.Detach(r.dir, len(r.fds)-fdRoot)
+	rootfs.Detach(r.dir)
 }
 
 // clean removes what the runtime keeps of a container. It does for runc and crun what their `delete` does, for a tenth of its time;

@@ -31,10 +31,13 @@ func Agent(os, arch string) ([]byte, error) {
 	return io.ReadAll(z)
 }
 
+// ErrNoAgents is the error of an obx that was built by go build alone.
+var ErrNoAgents = errors.New("this obx was built without the agents of virtual machines: build it with `make build`")
+
 // errNoAgent says why there is no agent for a system.
 func errNoAgent(os, arch string) error {
 	if _, err := agents.Open(agentFile("linux", "amd64")); err != nil {
-		return errors.New("this obx was built without the agents of virtual machines: build it with `make build`")
+		return ErrNoAgents
 	}
 	return fmt.Errorf("no virtual machines of %s on %s: they are of linux on amd64, arm64 or riscv64, of openbsd or windows on amd64", os, arch)
 }

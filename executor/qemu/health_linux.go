@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,11 @@ func Health(ctx context.Context, o Options) []executor.Check {
 	if arch == "" {
 		arch = hostArch
 	}
+	check("agent", func() (string, error) {
+		system := cmp.Or(o.OS, "linux")
+		_, err := Agent(system, arch)
+		return system + " on " + arch, err
+	})
 	check("qemu", func() (string, error) {
 		program, err := findQEMU(arch)
 		if err != nil {

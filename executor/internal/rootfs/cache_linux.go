@@ -21,15 +21,15 @@ import (
 type cacheMount struct {
 	target   string // as the process names it
 	resolved string // without links, set by NewPlan
-	source   string // where the supervisor has it
 	points   points // mount points inside it
 
-	use   *CacheUse
-	lower []string
-	dir   string // directory in the store's TempDir; in it "fs" is what changes; "" if shared
-	work  string
-	mount *os.File // the overlay, or the shared directory for looking into it
-	new   dirOwner
+	use    *CacheUse // nil for one that a step mounts twice and that is locked already
+	lower  []string
+	shared string // the directory itself; "" if it is copied on write
+	dir    string // directory in the store's TempDir; in it "fs" is what changes; "" if shared
+	work   string
+	mount  *os.File // the overlay, or another mount of the shared directory
+	new    dirOwner
 }
 
 // dirOwner is whom a cache's root belongs to while a step uses it.
@@ -42,13 +42,13 @@ type cacheSet struct {
 }
 
 // openCaches begins the use of all caches of a process.
-func (mc *Machine) openCaches(ctx context.Context, p executor.Process, bundle string) (*cacheSet, error) {
+func (mc *Machine) openCaches(ctx context.Context, p executor.Process) (*cacheSet, error) {
 	wanted := p.Caches()
 	set := &cacheSet{mc: mc}
 	for i, m := range wanted {
 		c := &cacheMount{target: m.Target, new: dirOwner{p.UID, p.GID}}
 		if i > 0 && *wanted[i-1].Cache == *m.Cache && m.Cache.Sharing == "locked" {
-			c.source = set.list[i-1].source // twice in one step: it is locked already
+			c.shared = set.list[i-1].shared
 		}
 		set.list = append(set.list, c)
 		if err := c.open(ctx, mc, *m.Cache); err != nil {
@@ -58,30 +58,21 @@ func (mc *Machine) openCaches(ctx context.Context, p executor.Process, bundle st
 	slices.SortStableFunc(set.list, func(a, b *cacheMount) int {
 		return cmp.Compare(strings.Count(a.target, "/"), strings.Count(b.target, "/"))
 	})
-	n := 0
-	for _, c := range set.list {
-		if c.dir != "" {
-			c.source = filepath.Join(bundle, mountName(n))
-			n++
-		}
-	}
 	return set, nil
 }
 
 func (c *cacheMount) open(ctx context.Context, mc *Machine, which executor.Cache) (err error) {
-	shared := c.source
-	if shared == "" {
+	if c.shared == "" {
 		if c.use, err = mc.OpenCache(ctx, which); err != nil {
 			return err
 		}
-		shared = c.use.Shared
+		c.shared = c.use.Shared
 	}
-	if shared != "" {
-		c.source = shared
-		if err := c.own(shared); err != nil {
+	if c.shared != "" {
+		if err := c.own(c.shared); err != nil {
 			return err
 		}
-		c.mount, err = os.Open(shared)
+		c.mount, err = cloneMount(c.shared)
 	} else {
 		err = c.overlay(mc)
 	}
@@ -100,7 +91,7 @@ func (c *cacheMount) own(dir string) error {
 	if int(st.Uid) == c.new.uid && int(st.Gid) == c.new.gid {
 		return nil
 	}
-	return os.Chown(dir, c.new.uid, c.new.gid)
+	return os.Lchown(dir, c.new.uid, c.new.gid)
 }
 
 func (c *cacheMount) overlay(mc *Machine) (err error) {
@@ -128,13 +119,11 @@ func (c *cacheMount) overlay(mc *Machine) (err error) {
 func (c *cacheMount) upper() string { return filepath.Join(c.dir, "fs") }
 func (c *cacheMount) below() string { return c.lower[len(c.lower)-1] }
 
-// mounts are those that the supervisor has to attach, in the order of their sources' numbers.
+// mounts are those of the caches, in their order.
 func (s *cacheSet) mounts() []*os.File {
-	var files []*os.File
-	for _, c := range s.list {
-		if c.dir != "" {
-			files = append(files, c.mount)
-		}
+	files := make([]*os.File, len(s.list))
+	for i, c := range s.list {
+		files[i] = c.mount
 	}
 	return files
 }

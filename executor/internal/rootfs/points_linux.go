@@ -4,13 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/ocurrent/obx/executor"
 )
 
 // points are the mount points that one run needs in one file system: its root's, or a cache's. What is missing is
@@ -31,26 +28,23 @@ type madePoint struct {
 	stat   unix.Stat_t
 }
 
-// ensure makes sure that target exists as a directory or a file, and returns its path without links.
-func (p *points) ensure(target string, dir bool) (string, error) {
-	at, err := p.root.resolve(target)
-	if err != nil {
-		return "", &executor.StartError{Msg: fmt.Sprintf("cannot mount on %s: %v", target, err)}
-	}
+// ensure makes sure that there is a directory or a file at a place. target is what the spec calls it.
+func (p *points) ensure(at place, target string, dir bool) error {
 	isDir := at.stat.Mode&unix.S_IFMT == unix.S_IFDIR
 	switch {
 	case len(at.missing) > 0 && !isDir:
-		return "", &executor.StartError{Msg: fmt.Sprintf("cannot mount on %s: /%s is not a directory", target, at.found)}
+		return startError("cannot mount on %s: /%s is not a directory", target, at.found)
 	case len(at.missing) > 0:
-		return "/" + at.path(), p.make(at, dir)
+		return p.make(at, dir)
 	case dir && !isDir:
-		return "", &executor.StartError{Msg: fmt.Sprintf("cannot mount a directory on %s: it is not one", target)}
+		return startError("cannot mount a directory on %s: it is not one", target)
 	case !dir && isDir:
-		return "", &executor.StartError{Msg: fmt.Sprintf("cannot mount a file on %s: it is a directory", target)}
+		return startError("cannot mount a file on %s: it is a directory", target)
 	}
-	return "/" + at.found, nil
+	return nil
 }
 
+// make makes what is missing of a place.
 func (p *points) make(at place, dir bool) error {
 	if err := p.remember(at.found); err != nil {
 		return err
@@ -82,18 +76,25 @@ func (p *points) make(at place, dir bool) error {
 	return nil
 }
 
+// makePoint makes a directory or an empty file. Others may write to the directory that it is made in, if that is of a shared cache: what the new
+// name leads to a moment later is looked at through a descriptor.
 func makePoint(parent int, name string, dir bool) error {
-	if dir {
-		if err := unix.Mkdirat(parent, name, 0o755); err != nil {
+	if !dir {
+		fd, err := unix.Openat(parent, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+		if err != nil {
 			return err
 		}
-		return unix.Fchmodat(parent, name, 0o755, 0) // whatever the umask
+		return unix.Close(fd)
 	}
-	fd, err := unix.Openat(parent, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o644)
+	if err := unix.Mkdirat(parent, name, 0o755); err != nil {
+		return err
+	}
+	fd, err := unix.Openat(parent, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	return unix.Close(fd)
+	defer unix.Close(fd)
+	return unix.Fchmod(fd, 0o755) // whatever the umask
 }
 
 // remember notes how a directory and those above it are before something is made in it.
@@ -209,15 +210,19 @@ func pruneDir(upper, name string, before dirAttrs) error {
 	if now, err := attrsOf(fd); err != nil || !now.equal(before) {
 		return err
 	}
-	parent := filepath.Join(upper, path.Dir(name))
-	a, err := attrsAt(parent)
+	parent, err := r.openAt(parentOf(name), unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
-	if err := unix.Rmdir(filepath.Join(upper, name)); err != nil {
+	defer unix.Close(parent)
+	var was unix.Stat_t
+	if err := unix.Fstat(parent, &was); err != nil {
 		return err
 	}
-	return setTimes(parent, a.atime, a.mtime)
+	if err := unix.Unlinkat(parent, path.Base(name), unix.AT_REMOVEDIR); err != nil {
+		return err
+	}
+	return setTimes(ProcFD(parent), was.Atim, was.Mtim)
 }
 
 func isOpaque(fd int) (bool, error) {

@@ -90,11 +90,14 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 
 // runIn runs a process in a mounted root, and closes that. settle is called when the mount points are gone.
 func (mc *Machine) runIn(ctx context.Context, mount *os.File, r *Run, box Box, out io.Writer, settle func(*points) error) error {
-	caches, err := mc.openCaches(ctx, r.Process, box.Dir())
+	caches, err := mc.openCaches(ctx, r.Process)
 	if err != nil {
 		return errors.Join(err, mount.Close())
 	}
 	r.Plan, err = NewPlan(RootDir{FD: int(mount.Fd())}, r.Process, box.Dir(), mc.Cgroup(r.ID), mc.Cgroups, caches.list)
+	if err == nil {
+		err = r.Plan.checkDir(r.Process.Dir)
+	}
 	if err == nil {
 		err = checkProcess(r.Plan.points.root, r.Process, r.Plan.covers)
 	}

@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
 )
@@ -32,7 +34,8 @@ var (
 	readOnly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 )
 
-// systemDirs are where systemMounts are.
+// systemDirs are where systemMounts are. The runtime reaches them by name, so they have to be directories of the root itself: not links, and
+// nothing that a step could have written to before is mounted on them or below them.
 var systemDirs = []string{"/proc", "/dev", "/sys"}
 
 // systemMounts are what every process finds below /proc, /dev and /sys.
@@ -49,8 +52,10 @@ var systemMounts = []specs.Mount{
 // A Plan is one run: what the runtime is told, and what must be there for it.
 type Plan struct {
 	Spec  specs.Spec
-	Files []File // for the Runner to make
+	Files []File // for Attach to make
+	Binds []Bind // for Attach to mount in the root
 
+	view   RootDir // the root with the caches on it, as far as they have a place already
 	points points
 	caches []*cacheMount
 }
@@ -79,39 +84,30 @@ func systemFiles(n executor.Network) []string {
 // NewPlan makes the plan of a run in root, and the mount points in it. bundle is the directory that the Runner will give the
 // run. Call Remove after it in any case.
 func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups, caches []*cacheMount) (*Plan, error) {
-	pl := &Plan{points: points{root: root}, caches: caches}
+	pl := &Plan{view: root, points: points{root: root}, caches: caches}
 	hostname := p.Hostname
 	if hostname == "" {
 		hostname = defaultHostname
 	}
-	pl.Files = append(pl.Files, File{Name: "hosts", Data: []byte("127.0.0.1 localhost " + hostname), Mode: 0o644})
-	mounts := append([]specs.Mount(nil), systemMounts...)
 	for _, d := range systemDirs {
-		if _, err := pl.points.ensure(d, true); err != nil {
+		if err := pl.systemDir(d); err != nil {
 			return pl, err
 		}
-	}
-	bindFile := func(target, source string) error {
-		t, err := pl.ensure(target, false, caches)
-		if err == nil {
-			mounts = append(mounts, specs.Mount{Destination: t, Type: "bind", Source: source, Options: []string{"bind", "nosuid", "nodev", "noexec", "ro"}})
-		}
-		return err
 	}
 	for i, c := range caches {
-		t, err := pl.ensure(c.target, true, caches[:i])
-		if err != nil {
+		if err := pl.bind(Bind{Mount: i + 1}, c.target, true); err != nil {
 			return pl, err
 		}
-		c.resolved = t
-		mounts = append(mounts, specs.Mount{Destination: t, Type: "bind", Source: c.source, Options: []string{"rbind", "nosuid", "nodev", "rw"}})
+		c.resolved = pl.Binds[i].Target
+		pl.view.over = append(pl.view.over, overMount{strings.TrimPrefix(c.resolved, "/"), c.points.root.FD})
 	}
+	pl.Files = append(pl.Files, File{Name: "hosts", Data: []byte("127.0.0.1 localhost " + hostname), Mode: 0o644})
 	for _, name := range systemFiles(p.Network) {
 		source := name // the host's
 		if name == hostsFile {
-			source = filepath.Join(bundle, "hosts")
+			source = "hosts"
 		}
-		if err := bindFile(name, source); err != nil {
+		if err := pl.bind(Bind{File: source}, name, false); err != nil {
 			return pl, err
 		}
 	}
@@ -124,7 +120,7 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 			f.Mode = 0o644
 		}
 		pl.Files = append(pl.Files, f)
-		if err := bindFile(m.Target, filepath.Join(bundle, f.Name)); err != nil {
+		if err := pl.bind(Bind{File: f.Name}, m.Target, false); err != nil {
 			return pl, err
 		}
 	}
@@ -132,7 +128,7 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 		Version:  specVersion,
 		Root:     &specs.Root{Path: filepath.Join(bundle, RootName)},
 		Hostname: hostname,
-		Mounts:   mounts,
+		Mounts:   systemMounts,
 		Process:  process(root, p),
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
@@ -154,31 +150,61 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 	return pl, nil
 }
 
-// ensure makes the mount point of target where it will be: in a cache that is mounted over it, or in the root. What
-// lies below the system's own mounts is left to the runtime.
-func (pl *Plan) ensure(target string, dir bool, caches []*cacheMount) (string, error) {
+// systemDir makes sure that the root has a directory of its own for one of systemDirs.
+func (pl *Plan) systemDir(dir string) error {
+	root := pl.points.root
+	st, err := root.stat(strings.TrimPrefix(dir, "/"))
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		return pl.points.make(place{missing: []string{path.Base(dir)}}, true)
+	case err != nil:
+		return fmt.Errorf("look at %s of the root: %w", dir, err)
+	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+		return startError("the image has a link at %s: it must be a directory, or not be there", dir)
+	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
+		return startError("the image has a file at %s: it must be a directory, or not be there", dir)
+	}
+	return nil
+}
+
+// bind plans to mount something on target, a directory or a file, and makes the mount point: in the root, or in a cache that is
+// mounted over it.
+func (pl *Plan) bind(b Bind, target string, dir bool) error {
 	if !path.IsAbs(target) {
-		return "", startError("mount target %q is not absolute", target)
+		return startError("mount target %q is not absolute", target)
 	}
-	if path.Clean(target) == "/" {
-		return "", startError("cannot mount on the root directory")
+	at, err := pl.view.resolve(target)
+	if err != nil {
+		return startError("cannot mount on %s: %v", target, err)
 	}
-	at, err := pl.points.root.resolve(target)
-	full := "/" + at.path()
-	if err == nil {
-		if below(full, systemDirs...) {
-			return full, nil
-		}
-		for i := len(caches) - 1; i >= 0; i-- {
-			c := caches[i]
-			if !below(full, c.resolved) || full == c.resolved {
-				continue
-			}
-			inside, err := c.points.ensure(strings.TrimPrefix(full, c.resolved), dir)
-			return path.Join(c.resolved, inside), err
-		}
+	b.Target = "/" + at.path()
+	if b.Target == "/" {
+		return startError("cannot mount on %s: it is the root directory", target)
 	}
-	return pl.points.ensure(target, dir)
+	if below(b.Target, systemDirs...) {
+		return startError("cannot mount on %s: what is below %s belongs to the sandbox", target, strings.Join(systemDirs, ", "))
+	}
+	points := &pl.points
+	if i := pl.view.covering(at.found); i >= 0 && b.Target != pl.caches[i].resolved {
+		points = &pl.caches[i].points
+		at.found = strings.TrimPrefix(strings.TrimPrefix("/"+at.found, pl.caches[i].resolved), "/")
+	}
+	if err := points.ensure(at, target, dir); err != nil {
+		return err
+	}
+	pl.Binds = append(pl.Binds, b)
+	return nil
+}
+
+// checkDir looks whether a process would begin in /proc: a name there can lead out of its root while the process is made.
+func (pl *Plan) checkDir(dir string) error {
+	view := pl.view
+	view.followOver = true
+	at, err := view.resolve(dir)
+	if err == nil && below("/"+at.path(), "/proc") {
+		return startError("working directory %s: a process cannot begin in /proc", dir)
+	}
+	return nil // what else is wrong, checkProcess tells
 }
 
 // covers reports whether the process will see something else at a path than the root has there.

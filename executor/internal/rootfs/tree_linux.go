@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,18 +18,47 @@ import (
 const maxLinks = 40
 
 // A RootDir is the root of a file system that is not trusted: paths in it are looked up inside it, wherever its links
-// point. Nothing may change it meanwhile.
+// point. Nothing may change it meanwhile, but for what is mounted over it.
 type RootDir struct {
 	FD       int
-	uid, gid int // who looks things up: directories that this user may not search are errors
+	uid, gid int         // who looks things up: directories that this user may not search are errors
+	over     []overMount // what will be mounted on it, those inside others after them
+
+	followOver bool // links of what is mounted over it, too
+}
+
+// An overMount is a cache that will be mounted on a RootDir. Steps may write to it at any time.
+type overMount struct {
+	at string // a path of the root that resolve gave
+	fd int
+}
+
+// covering is the mount that a path is on, or in; -1 if that is the root.
+func (r RootDir) covering(name string) int {
+	for i, m := range slices.Backward(r.over) {
+		if below(name, m.at) {
+			return i
+		}
+	}
+	return -1
 }
 
 // openAt opens a path that resolve gave; no component of it is a link.
 func (r RootDir) openAt(name string, flags int) (int, error) {
+	root := r.FD
+	if i := r.covering(name); i >= 0 {
+		root = r.over[i].fd
+		name = strings.TrimPrefix(strings.TrimPrefix(name, r.over[i].at), "/")
+	}
+	return openBeneath(root, name, flags)
+}
+
+// openBeneath opens a path below a directory without following a link.
+func openBeneath(dir int, name string, flags int) (int, error) {
 	if name == "" {
 		name = "."
 	}
-	return unix.Openat2(r.FD, name, &unix.OpenHow{
+	return unix.Openat2(dir, name, &unix.OpenHow{
 		Flags:   uint64(flags | unix.O_CLOEXEC),
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
 	})
@@ -54,7 +84,8 @@ type place struct {
 
 func (p place) path() string { return path.Join(append([]string{p.found}, p.missing...)...) }
 
-// resolve follows all links of a path, the last component's too. ".." above the root is the root; ".." below something missing
+// resolve follows all links of a path, the last component's too, but without followOver none of what is mounted over the root: where
+// that leads, a step may have changed by the time that something is done there. ".." above the root is the root; ".." below something missing
 // or a file in the middle is ENOTDIR or ENOENT.
 func (r RootDir) resolve(name string) (place, error) {
 	var at place
@@ -100,6 +131,8 @@ func (r RootDir) resolve(name string) (place, error) {
 			continue
 		case err != nil:
 			return at, err
+		case st.Mode&unix.S_IFMT == unix.S_IFLNK && !r.followOver && r.covering(next) >= 0:
+			return at, fmt.Errorf("/%s is a link, and in a cache", next)
 		case st.Mode&unix.S_IFMT == unix.S_IFLNK:
 			if links++; links > maxLinks {
 				return at, unix.ELOOP
@@ -169,20 +202,6 @@ func attrsOf(fd int) (dirAttrs, error) {
 	}
 	x, err := xattrsOf(ProcFD(fd))
 	return dirAttrs{mode: st.Mode, uid: st.Uid, gid: st.Gid, mtime: st.Mtim, atime: st.Atim, xattrs: x}, err
-}
-
-// attrsAt reads the attributes of a directory by a path outside any root.
-func attrsAt(dir string) (dirAttrs, error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return dirAttrs{}, &fs.PathError{Op: "open", Path: dir, Err: err}
-	}
-	defer unix.Close(fd)
-	a, err := attrsOf(fd)
-	if err != nil {
-		return a, &fs.PathError{Op: "stat", Path: dir, Err: err}
-	}
-	return a, nil
 }
 
 func (a dirAttrs) equal(b dirAttrs) bool {

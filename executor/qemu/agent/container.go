@@ -76,20 +76,6 @@ func changeRoot(spec *specs.Spec) error {
 	}
 	defer unix.Close(fd)
 	r := mountRoot(fd)
-	onDisk := false
-	// The machine's own, if it has booted from a disk. A file system of the kernel cannot be mounted on itself.
-	for _, name := range []string{ownDir, wire.CarriedDir, "/proc", "/dev", "/sys"} {
-		was, err := r.hide(name)
-		if err != nil {
-			return fmt.Errorf("hide %s: %w", name, err)
-		}
-		onDisk = onDisk || was && name == ownDir
-	}
-	if onDisk {
-		if err := r.hideRun(); err != nil {
-			return fmt.Errorf("hide %s: %w", runDir, err)
-		}
-	}
 	for _, m := range spec.Mounts {
 		if err := r.mount(m); err != nil {
 			return fmt.Errorf("mount on %s: %w", m.Destination, err)
@@ -125,13 +111,34 @@ func changeRoot(spec *specs.Spec) error {
 	return nil
 }
 
-// A mountRoot is the future root. Nothing in it is reached by a link that leads out.
+// readyRoot takes away what a root has of the machine's own, if that has booted from a disk.
+func readyRoot(root int) error {
+	r := mountRoot(root)
+	onDisk := false
+	// A file system of the kernel cannot be mounted on itself.
+	for _, name := range []string{ownDir, wire.CarriedDir, "/proc", "/dev", "/sys"} {
+		was, err := r.hide(name)
+		if err != nil {
+			return fmt.Errorf("hide %s: %w", name, err)
+		}
+		onDisk = onDisk || was && name == ownDir
+	}
+	if !onDisk {
+		return nil
+	}
+	if err := r.hideRun(); err != nil {
+		return fmt.Errorf("hide %s: %w", runDir, err)
+	}
+	return nil
+}
+
+// A mountRoot is the future root. Nothing in it is reached through a link.
 type mountRoot int
 
 func fdName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 func (r mountRoot) open(name string) (int, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
 	return unix.Openat2(int(r), strings.TrimLeft(name, "/"), &how)
 }
 
@@ -157,21 +164,26 @@ func (r mountRoot) ensure(name string, dir bool) (int, error) {
 	return r.open(name)
 }
 
-// hide takes away what is mounted on a directory, if something is.
+// hide takes away all that is mounted on a directory, if something is.
 func (r mountRoot) hide(name string) (was bool, err error) {
-	fd, err := r.open(name)
-	if err == unix.ENOENT || err == unix.ENOTDIR {
-		return false, nil
+	for {
+		fd, err := r.open(name)
+		if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
+			return was, nil
+		}
+		if err != nil {
+			return was, err
+		}
+		err = unix.Unmount(fdName(fd), unix.MNT_DETACH)
+		unix.Close(fd)
+		if err == unix.EINVAL { // that says that nothing is
+			return was, nil
+		}
+		if err != nil {
+			return was, err
+		}
+		was = true
 	}
-	if err != nil {
-		return false, err
-	}
-	defer unix.Close(fd)
-	err = unix.Unmount(fdName(fd), unix.MNT_DETACH)
-	if err == unix.EINVAL { // that says that nothing is
-		return false, nil
-	}
-	return err == nil, err
 }
 
 // runDir is in memory: what is there is gone with the machine.
@@ -213,7 +225,7 @@ func (r mountRoot) hideRun() error {
 		case nil:
 			defer unix.Close(fd)
 			kept[name] = fd
-		case unix.ENOENT, unix.ENOTDIR:
+		case unix.ENOENT, unix.ENOTDIR, unix.ELOOP:
 		default:
 			return err
 		}
@@ -273,10 +285,11 @@ func (r mountRoot) bindReadOnly(from int, name string) error {
 }
 
 var mountFlags = map[string]uintptr{
-	"nosuid": unix.MS_NOSUID, "noexec": unix.MS_NOEXEC, "nodev": unix.MS_NODEV, "ro": unix.MS_RDONLY, "rw": 0,
-	"relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME, "bind": unix.MS_BIND, "rbind": unix.MS_BIND | unix.MS_REC,
+	"nosuid": unix.MS_NOSUID, "noexec": unix.MS_NOEXEC, "nodev": unix.MS_NODEV, "ro": unix.MS_RDONLY,
+	"relatime": unix.MS_RELATIME, "strictatime": unix.MS_STRICTATIME,
 }
 
+// mount mounts one of the system's file systems.
 func (r mountRoot) mount(m specs.Mount) error {
 	var flags uintptr
 	var data []string
@@ -287,35 +300,16 @@ func (r mountRoot) mount(m specs.Mount) error {
 			data = append(data, o)
 		}
 	}
-	dir := true
-	if flags&unix.MS_BIND != 0 {
-		st, err := os.Stat(m.Source)
-		if err != nil {
-			return err
-		}
-		dir = st.IsDir()
-	}
-	fd, err := r.ensure(m.Destination, dir)
+	fd, err := r.ensure(m.Destination, true)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(fd)
-	if flags&unix.MS_BIND == 0 {
-		kind := m.Type
-		if kind == "cgroup" {
-			kind = "cgroup2"
-		}
-		return unix.Mount(m.Source, fdName(fd), kind, flags, strings.Join(data, ","))
+	kind := m.Type
+	if kind == "cgroup" {
+		kind = "cgroup2"
 	}
-	if err := unix.Mount(m.Source, fdName(fd), "", flags&(unix.MS_BIND|unix.MS_REC), ""); err != nil {
-		return err
-	}
-	on, err := r.open(m.Destination) // what is mounted there now
-	if err != nil {
-		return err
-	}
-	defer unix.Close(on)
-	return unix.Mount("", fdName(on), "", unix.MS_REMOUNT|flags&^unix.MS_REC, "")
+	return unix.Mount(m.Source, fdName(fd), kind, flags, strings.Join(data, ","))
 }
 
 // devices makes those that every process finds.

@@ -24,7 +24,7 @@ import (
 func main() {
 	switch {
 	case overlay.IsSupervisor():
-		overlay.Supervise(startContainer)
+		overlay.Supervise(overlay.Starter{Ready: readyRoot, Start: startContainer})
 	case os.Args[0] == containerName:
 		containerMain()
 	case mainPlain():
