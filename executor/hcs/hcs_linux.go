@@ -136,6 +136,7 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 		return err
 	}
 	p := r.Process
+	r.Plan.Confine()
 	spec := r.Plan.Spec
 	root := filepath.Join(b.dir, rootfs.RootName)
 	spec.Root.Path = "rootfs" // in the shim's directory, where it mounts what it is given

@@ -54,6 +54,7 @@ func Health(ctx context.Context, o Options) []executor.Check {
 			}
 			return runtimeName, nil
 		})
+		h.Warn(rootfs.AppArmorWarning())
 	}
 	if err := e.Close(); err != nil {
 		h.Check("clean-up", func() (string, error) { return "", errors.Join(err) })

@@ -40,6 +40,7 @@ func Health(ctx context.Context, o Options) []executor.Check {
 	}
 	h.Check("mount", e.tryMount)
 	h.Check("sandbox", func() (string, error) { return e.tryAll(ctx, found) })
+	h.Warn(rootfs.AppArmorWarning())
 	if err := e.Close(); err != nil {
 		h.Check("clean-up", func() (string, error) { return "", err })
 	}

@@ -45,6 +45,9 @@ type Options struct {
 	// OldMounts mounts as on kernels before 6.7, which have no lowerdir+ option. It is chosen by itself where needed.
 	OldMounts bool
 
+	// NoAppArmor runs steps without the AppArmor profile that confines them where the kernel has AppArmor.
+	NoAppArmor bool
+
 	// OpenCache begins a use of a cache mount. Nil takes the Store's.
 	OpenCache func(context.Context, executor.Cache) (*rootfs.CacheUse, error)
 }

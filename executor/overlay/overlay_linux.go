@@ -87,6 +87,9 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 		}
 	}
 	p := r.Process
+	if !b.e.options.NoAppArmor {
+		r.Plan.Confine()
+	}
 	spec, err := json.Marshal(&r.Plan.Spec)
 	if err != nil {
 		return err
