@@ -10,9 +10,6 @@ import (
 // Rename moves a file or directory, replacing a file.
 func Rename(from, to string) error { return os.Rename(from, to) }
 
-// isBusy reports whether others are in the way.
-func isBusy(error) bool { return false }
-
 // whileBusy does something that others cannot be in the way of.
 func whileBusy(do func() error) error { return do() }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -29,6 +30,9 @@ type PruneReport struct {
 	Machines                       int // saved machines and their disks
 	Bytes                          int64
 	Kept                           int // results in use
+
+	// Odd is what could not be looked at, moved or deleted. All else was done.
+	Odd []error
 }
 
 const (
@@ -42,12 +46,10 @@ const (
 // times: whoever uses one sets it.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
 	report, err := s.prune(ctx, o)
-	if err == nil {
-		err = s.pruneMachines(ctx, o, &report)
-	}
 	if err != nil {
 		return report, fmt.Errorf("prune %s: %w", s.dir, err)
 	}
+	s.pruneMachines(ctx, o, &report)
 	if o.DryRun {
 		return report, nil
 	}
@@ -55,7 +57,9 @@ func (s *Store) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) 
 	s.sweepMemos(o)
 	// Whoever asked for space wants it now. What cannot be deleted stays in the trash, which is no failure of the
 	// prune.
-	_ = s.emptyTrash(ctx)
+	if err := s.emptyTrash(ctx); err != nil && ctx.Err() == nil {
+		report.Odd = append(report.Odd, err)
+	}
 	return report, ctx.Err()
 }
 
@@ -70,7 +74,7 @@ func (s *Store) prune(ctx context.Context, o PruneOptions) (PruneReport, error) 
 	if err != nil {
 		return PruneReport{}, err
 	}
-	before, err := s.readAll(nil)
+	before, odd, err := s.readAll(nil)
 	if err != nil {
 		return PruneReport{}, err
 	}
@@ -80,6 +84,7 @@ func (s *Store) prune(ctx context.Context, o PruneOptions) (PruneReport, error) 
 	}
 	defer lock.Close()
 	p := pruner{store: s, options: o, now: time.Now(), sizes: sz}
+	p.report.Odd = append(sz.odd, odd...)
 	if err := p.read(ctx, before); err != nil {
 		return p.report, err
 	}
@@ -89,14 +94,16 @@ func (s *Store) prune(ctx context.Context, o PruneOptions) (PruneReport, error) 
 	p.count()
 	p.choose()
 	p.makeRoom()
-	return p.report, p.remove()
+	p.remove()
+	return p.report, nil
 }
 
-func (s *Store) pruneMachines(ctx context.Context, o PruneOptions, r *PruneReport) error {
+func (s *Store) pruneMachines(ctx context.Context, o PruneOptions, r *PruneReport) {
 	for _, kind := range []string{"state", "disks"} {
 		for path, err := range filesBelow(s.path(machinesDir, kind), 1) {
 			if err != nil {
-				return err
+				r.odd(err)
+				continue
 			}
 			info, err := os.Lstat(path)
 			if err != nil {
@@ -107,29 +114,47 @@ func (s *Store) pruneMachines(ctx context.Context, o PruneOptions, r *PruneRepor
 				continue
 			}
 			n, err := diskSize(ctx, path)
-			if err == nil && !o.DryRun {
-				err = s.Trash(path)
-			}
-			if err != nil {
-				return err
+			r.odd(err)
+			if !o.DryRun {
+				if err := s.Trash(path); err != nil {
+					r.odd(err)
+					continue
+				}
 			}
 			r.Machines++
 			r.Bytes += n
 		}
 	}
-	return nil
 }
 
-// readAll reads all files of results.
-func (s *Store) readAll(before map[string]resultFile) (map[string]resultFile, error) {
-	files := map[string]resultFile{}
+func (r *PruneReport) odd(err error) {
+	if err != nil {
+		r.Odd = append(r.Odd, err)
+	}
+}
+
+// readAll reads all files of results. What cannot be read is told, and is a file of no result where it is one.
+func (s *Store) readAll(before map[string]resultFile) (files map[string]resultFile, odd []error, err error) {
+	files = map[string]resultFile{}
 	for r, err := range s.resultFiles(before) {
+		if isSystemic(err) { // as if all results were broken
+			return nil, nil, err
+		}
 		if err != nil {
-			return nil, err
+			odd = append(odd, fmt.Errorf("result %s: %w", r.path, err))
+			r.err = err
+			if r.info, err = os.Lstat(r.path); err != nil || filepath.Dir(filepath.Dir(filepath.Dir(r.path))) != s.path(resultsDir) {
+				continue // a directory that results are in
+			}
 		}
 		files[r.path] = r
 	}
-	return files, nil
+	return files, odd, nil
+}
+
+// isSystemic reports an error that says nothing of the file at hand: with all others it would be the same.
+func isSystemic(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) || errors.Is(err, syscall.ENOMEM)
 }
 
 // A node is a result in the graph of what needs what.
@@ -141,6 +166,7 @@ type node struct {
 	depth     int
 	protected bool // in use, or needed by one in use
 	evicted   bool
+	stuck     bool // cannot be removed, or is needed by one that cannot
 }
 
 // A pruner is one decision. It holds gc.lock exclusively from read to remove.
@@ -166,10 +192,11 @@ func (p *pruner) read(ctx context.Context, before map[string]resultFile) error {
 	if p.leases, err = s.liveLeases(); err != nil {
 		return err
 	}
-	files, err := s.readAll(before)
+	files, odd, err := s.readAll(before)
 	if err != nil {
 		return err
 	}
+	p.report.Odd = append(p.report.Odd, odd...) // what has changed since
 	for _, f := range files {
 		p.nodes = append(p.nodes, &node{file: f, used: f.info.ModTime()})
 	}
@@ -184,9 +211,8 @@ func (p *pruner) read(ctx context.Context, before map[string]resultFile) error {
 		name := filepath.Base(path)
 		p.layers[name] = 0
 		if _, ok := p.sizes.layers[name]; !ok {
-			if p.sizes.layers[name], err = s.layerSize(ctx, name); err != nil {
-				return err
-			}
+			p.sizes.layers[name], err = s.layerSize(ctx, name)
+			p.report.odd(err)
 		}
 	}
 	for path, err := range filesBelow(s.path(blobsDir, "sha256"), 1) {
@@ -195,12 +221,12 @@ func (p *pruner) read(ctx context.Context, before map[string]resultFile) error {
 		}
 		p.blobs[filepath.Base(path)] = 0
 		if info, err := os.Lstat(path); err == nil {
-			p.sizes.blobs[filepath.Base(path)], _, _ = diskUse(info)
+			p.sizes.blobs[filepath.Base(path)] = diskUse(info)
 		}
 	}
 	for path, err := range filesBelow(s.path(cachesDir), 2) {
 		if err != nil {
-			return err
+			continue // measure has told
 		}
 		info, err := os.Lstat(filepath.Join(path, cacheLock))
 		if errors.Is(err, fs.ErrNotExist) {
@@ -475,25 +501,29 @@ func (p *pruner) size() int64 {
 }
 
 // remove does what was decided. Children go before their parents, and results before what they refer to, so that a
-// prune that is killed leaves only garbage.
-func (p *pruner) remove() error {
-	var errs []error
-	gone := func(path string, n int64, count *int) {
+// prune that is killed leaves only garbage. A result that cannot go keeps what it refers to.
+func (p *pruner) remove() {
+	gone := func(path string, n int64, count *int) bool {
 		if !p.options.DryRun {
 			if err := p.store.discard(path); err != nil {
-				errs = append(errs, err)
-				return
+				p.report.odd(err)
+				return false
 			}
 		}
 		*count++
 		p.report.Bytes += n
+		return true
 	}
 	for _, n := range p.evicted {
-		size, _, _ := diskUse(n.file.info)
-		gone(n.file.path, size, &p.report.Results)
-	}
-	if errs != nil {
-		return errors.Join(errs...)
+		if !n.stuck && gone(n.file.path, diskUse(n.file.info), &p.report.Results) {
+			continue
+		}
+		for _, parent := range n.parents {
+			parent.stuck = true
+		}
+		if n.file.res != nil {
+			p.refer(n, 1)
+		}
 	}
 	for name, refs := range p.layers {
 		if refs == 0 {
@@ -508,13 +538,12 @@ func (p *pruner) remove() error {
 	for _, path := range p.goes {
 		free, err := p.store.discardCache(path, p.options.DryRun)
 		if err != nil {
-			errs = append(errs, err)
+			p.report.odd(err)
 		} else if free {
 			p.report.Caches++
 			p.report.Bytes += p.sizes.caches[path]
 		}
 	}
-	return errors.Join(errs...)
 }
 
 // hexOf is the name of a blob's file. Digests in a result may be anything.

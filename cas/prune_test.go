@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -55,7 +56,7 @@ func TestPruneNothing(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "store")
 	chain(t, dir, "default", "a", 3, 1000*time.Hour)
 	s := openStore(t, dir)
-	if r := prune(t, s, PruneOptions{}); r != (PruneReport{}) {
+	if r := prune(t, s, PruneOptions{}); !reflect.DeepEqual(r, PruneReport{}) {
 		t.Errorf("%+v", r)
 	}
 }
@@ -86,7 +87,7 @@ func TestPruneGarbage(t *testing.T) {
 		t.Errorf("dry run left %s", got)
 	}
 	r := prune(t, s, PruneOptions{})
-	if r != dry {
+	if !reflect.DeepEqual(r, dry) {
 		t.Errorf("dry run said %+v, not %+v", dry, r)
 	}
 	if r.Results != 5 || r.Layers != 4 || r.Blobs != 5 || r.Bytes < 40_000 {
@@ -177,7 +178,7 @@ func TestPruneBySize(t *testing.T) {
 	if u.Results != 9 || u.Blobs == 0 || u.Layers < 9*20_000 || u.Caches == 0 || u.Other == 0 {
 		t.Errorf("%+v", u)
 	}
-	if r := prune(t, s, PruneOptions{KeepBytes: total}); r != (PruneReport{}) {
+	if r := prune(t, s, PruneOptions{KeepBytes: total}); !reflect.DeepEqual(r, PruneReport{}) {
 		t.Errorf("it fits: %+v", r)
 	}
 	// The end of the chain that was used least recently, and no more.

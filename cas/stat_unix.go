@@ -14,15 +14,10 @@ func sameOwner(a, b fs.FileInfo) bool {
 	return ok && ok2 && x.Uid == y.Uid && x.Gid == y.Gid
 }
 
-// An inode names a file that may have several links.
-type inode struct{ dev, ino uint64 }
-
-// diskUse is what a file takes on disk, and which inode it is if it has several links.
-func diskUse(info fs.FileInfo) (bytes int64, id inode, shared bool) {
-	st, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return info.Size(), inode{}, false
+// diskUse is what a file takes on disk.
+func diskUse(info fs.FileInfo) int64 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		return st.Blocks * 512
 	}
-	id = inode{dev: uint64(st.Dev), ino: st.Ino}
-	return st.Blocks * 512, id, st.Nlink > 1 && !info.IsDir()
+	return info.Size()
 }

@@ -2,9 +2,7 @@ package cas
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -18,6 +16,7 @@ import (
 type Usage struct {
 	Blobs, Layers, Caches, Machines, Other int64
 	Results                                int
+	Odd                                    []error // what could not be looked at, and does not count
 }
 
 // Usage measures the store. Layer directories are walked once; their sizes are remembered.
@@ -27,27 +26,36 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 	if err != nil {
 		return u, fmt.Errorf("usage of %s: %w", s.dir, err)
 	}
-	u.Blobs, u.Layers, u.Caches = sum(sz.blobs), sum(sz.layers), sum(sz.caches)
-	if u.Machines, err = diskSize(ctx, s.path(machinesDir)); err != nil {
-		return u, fmt.Errorf("usage of %s: %w", s.dir, err)
-	}
-	for _, d := range []string{resultsDir, locksDir, leasesDir, deadDir, unsyncedDir, hashesDir, tmpDir, trashDir} {
-		n, err := diskSize(ctx, s.path(d))
+	u.Blobs, u.Layers, u.Caches, u.Odd = sum(sz.blobs), sum(sz.layers), sum(sz.caches), sz.odd
+	size := func(dir string) int64 {
+		n, err := diskSize(ctx, s.path(dir))
 		if err != nil {
-			return u, fmt.Errorf("usage of %s: %w", s.dir, err)
+			u.Odd = append(u.Odd, err)
 		}
-		u.Other += n
+		return n
+	}
+	u.Machines = size(machinesDir)
+	for _, d := range []string{resultsDir, locksDir, leasesDir, deadDir, unsyncedDir, hashesDir, tmpDir, trashDir} {
+		u.Other += size(d)
+	}
+	if ctx.Err() != nil {
+		return u, fmt.Errorf("usage of %s: %w", s.dir, context.Cause(ctx))
 	}
 	for _, err := range s.Results() {
 		if err == nil {
 			u.Results++
+		} else {
+			u.Odd = append(u.Odd, err)
 		}
 	}
 	return u, nil
 }
 
 // sizes are bytes of disk: of blobs by the hex of their digest, of layers by name, of caches by path.
-type sizes struct{ blobs, layers, caches map[string]int64 }
+type sizes struct {
+	blobs, layers, caches map[string]int64
+	odd                   []error // what could not be looked at
+}
 
 func sum(m map[string]int64) int64 {
 	var n int64
@@ -57,48 +65,61 @@ func sum(m map[string]int64) int64 {
 	return n
 }
 
-// measure looks at all bytes that can be evicted.
+// measure looks at all bytes that can be evicted. What cannot be looked at is told, and does not stop it.
 func (s *Store) measure(ctx context.Context) (sizes, error) {
 	sz := sizes{blobs: map[string]int64{}, layers: map[string]int64{}, caches: map[string]int64{}}
-	for path, err := range filesBelow(s.path(blobsDir, "sha256"), 1) {
-		if err != nil {
-			return sz, err
-		}
-		if info, err := os.Lstat(path); err == nil {
-			sz.blobs[filepath.Base(path)], _, _ = diskUse(info)
-		}
-	}
 	var mu sync.Mutex
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(2 * runtime.GOMAXPROCS(0)) // walking waits for the disk as much as for the processor
-	for path, err := range filesBelow(s.path(layersDir), 1) {
+	note := func(err error) {
 		if err != nil {
-			return sz, errors.Join(err, g.Wait())
-		}
-		g.Go(func() error {
-			n, err := s.layerSize(ctx, filepath.Base(path))
 			mu.Lock()
 			defer mu.Unlock()
-			sz.layers[filepath.Base(path)] = n
-			return err
+			sz.odd = append(sz.odd, err)
+		}
+	}
+	for path, err := range filesBelow(s.path(blobsDir, "sha256"), 1) {
+		note(err)
+		if info, err := os.Lstat(path); err == nil && info.Mode().IsRegular() {
+			sz.blobs[filepath.Base(path)] = diskUse(info)
+		}
+	}
+	var g errgroup.Group
+	g.SetLimit(2 * runtime.GOMAXPROCS(0)) // walking waits for the disk as much as for the processor
+	each := func(sizes map[string]int64, name string, size func() (int64, error)) {
+		g.Go(func() error {
+			if ctx.Err() != nil {
+				return nil
+			}
+			n, err := size()
+			note(err)
+			mu.Lock()
+			defer mu.Unlock()
+			sizes[name] = n
+			return nil
 		})
+	}
+	for path, err := range filesBelow(s.path(layersDir), 1) {
+		if err != nil {
+			note(err)
+			continue
+		}
+		name := filepath.Base(path)
+		each(sz.layers, name, func() (int64, error) { return s.layerSize(ctx, name) })
 	}
 	for path, err := range filesBelow(s.path(cachesDir), 2) {
 		if err != nil {
-			return sz, errors.Join(err, g.Wait())
+			note(err)
+			continue
 		}
-		g.Go(func() error {
-			n, err := diskSize(ctx, path)
-			mu.Lock()
-			defer mu.Unlock()
-			sz.caches[path] = n
-			return err
-		})
+		each(sz.caches, path, func() (int64, error) { return diskSize(ctx, path) })
 	}
-	return sz, g.Wait()
+	_ = g.Wait()
+	if ctx.Err() != nil {
+		return sz, context.Cause(ctx)
+	}
+	return sz, nil
 }
 
-// layerSize is the size of a layer directory, which does not change.
+// layerSize is the size of a layer directory, which does not change. With an error, it is what could be looked at.
 func (s *Store) layerSize(ctx context.Context, name string) (int64, error) {
 	path := s.path(layersDir, name, sizeFile)
 	if b, err := readFile(path); err == nil {
@@ -109,7 +130,7 @@ func (s *Store) layerSize(ctx context.Context, name string) (int64, error) {
 	}
 	n, err := diskSize(ctx, s.path(layersDir, name))
 	if err != nil {
-		return 0, err
+		return n, err
 	}
 	// Only to save time: without it, the layer is walked again.
 	tmp := s.temp(sizeFile)
@@ -119,38 +140,4 @@ func (s *Store) layerSize(ctx context.Context, name string) (int64, error) {
 		}
 	}
 	return n, nil
-}
-
-// diskSize is what dir and all below it take on disk. What vanishes meanwhile counts for nothing.
-func diskSize(ctx context.Context, dir string) (int64, error) {
-	var total int64
-	seen := map[inode]bool{}
-	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		var info fs.FileInfo
-		if err == nil {
-			info, err = e.Info()
-		}
-		if errors.Is(err, fs.ErrNotExist) || isBusy(err) { // others move it away
-			return nil
-		}
-		if errors.Is(err, fs.ErrPermission) {
-			return fs.SkipDir // not root, and the layer's own modes
-		}
-		if err != nil {
-			return err
-		}
-		bytes, id, shared := diskUse(info)
-		if shared {
-			if seen[id] {
-				return nil
-			}
-			seen[id] = true
-		}
-		total += bytes
-		return nil
-	})
-	return total, err
 }

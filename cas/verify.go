@@ -62,7 +62,9 @@ type verifier struct {
 
 func (v *verifier) verify(ctx context.Context) error {
 	for path, err := range filesBelow(v.store.path(resultsDir), 3) {
-		if err == nil {
+		if err != nil {
+			err = v.cannotList(path, err)
+		} else {
 			err = v.verifyResult(path)
 		}
 		if err == nil {
@@ -76,6 +78,11 @@ func (v *verifier) verify(ctx context.Context) error {
 		return err
 	}
 	return v.verifyBlobs(ctx)
+}
+
+// cannotList reports a directory of the store that cannot be read. What else there is, is looked at.
+func (v *verifier) cannotList(path string, err error) error {
+	return v.report(Problem{What: "directory", Path: path, Detail: fmt.Sprintf("cannot be listed: %v", err)})
 }
 
 // verifyResult looks at a result and what it refers to, all at one moment for prunes.
@@ -146,7 +153,10 @@ func (v *verifier) verifyCaches() error {
 	s := v.store
 	for dir, err := range filesBelow(s.path(cachesDir), 2) {
 		if err != nil {
-			return err
+			if err := v.cannotList(dir, err); err != nil {
+				return err
+			}
+			continue
 		}
 		c := CacheMount{store: s, dir: dir}
 		gens, err := c.generations()
@@ -175,11 +185,12 @@ func (v *verifier) verifyBlobs(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(runtime.GOMAXPROCS(0))
 	for path, err := range filesBelow(v.store.path(blobsDir, "sha256"), 1) {
-		if err != nil {
-			return errors.Join(err, g.Wait())
-		}
 		if ctx.Err() != nil {
 			break
+		}
+		if err != nil {
+			g.Go(func() error { return v.cannotList(path, err) })
+			continue
 		}
 		g.Go(func() error { return v.verifyBlob(ctx, path) })
 	}

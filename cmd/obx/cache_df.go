@@ -28,6 +28,7 @@ func cacheDfCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			warnOdd(cmd, u.Odd)
 			total := u.Blobs + u.Layers + u.Caches + u.Machines + u.Other
 			if asJSON {
 				return printJSON(cmd, struct {

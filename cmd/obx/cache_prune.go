@@ -46,6 +46,7 @@ With several flags, a result goes if one of them says so; without any, only what
 			if err != nil {
 				return err
 			}
+			warnOdd(cmd, r.Odd)
 			verb := "removed"
 			if o.DryRun {
 				verb = "would remove"

@@ -99,3 +99,10 @@ func openReadable(warnings io.Writer, flag string) (st *cas.Store, close func() 
 	}
 	return st, func() error { return errors.Join(st.Close(), os.RemoveAll(tmp)) }, nil
 }
+
+// warnOdd names what a command that goes over the store could not look at or remove: it has done the rest.
+func warnOdd(cmd *cobra.Command, odd []error) {
+	for _, err := range odd {
+		fmt.Fprintln(cmd.ErrOrStderr(), "obx: warning:", err)
+	}
+}
