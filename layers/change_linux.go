@@ -3,26 +3,27 @@ package layers
 import (
 	"archive/tar"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/untrusted"
 )
 
 // WriteChange writes a layer directory as an uncompressed OCI layer tar (whiteouts as .wh. files). It never changes
 // the directory; sockets are left out.
 func WriteChange(ctx context.Context, w io.Writer, dir string) error {
-	fd, err := openRoot(dir)
+	at, err := untrusted.NewCursor(dir, 0)
 	if err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
-	t := changeWriter{tarWriter: newTarWriter(w), ctx: ctx}
-	if err := t.dir(fd, "."); err != nil {
+	defer at.Close()
+	t := changeWriter{tarWriter: newTarWriter(w), ctx: ctx, at: at}
+	if err := t.dir(); err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
 	return t.close()
@@ -31,36 +32,26 @@ func WriteChange(ctx context.Context, w io.Writer, dir string) error {
 type changeWriter struct {
 	*tarWriter
 	ctx context.Context
+	at  *untrusted.Cursor
 }
 
-// dir writes a directory with everything below it, and closes fd.
-func (t *changeWriter) dir(fd int, name string) error {
-	closed := false
-	defer func() {
-		if !closed {
-			unix.Close(fd)
-		}
-	}()
-	m, opaque, err := fdMeta(fd)
+// dir writes the directory where the cursor is, with everything below it.
+func (t *changeWriter) dir() error {
+	level := t.at.Level()
+	m, opaque, err := fdMeta(t.at.FD())
 	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", level.Short(), err)
 	}
-	h := tar.Header{
-		Typeflag: tar.TypeDir, Name: name, Mode: int64(m.mode), Uid: m.uid, Gid: m.gid, ModTime: m.mtime,
-	}
-	if err := t.add(&h, inode{}, m.xattrs, nil); err != nil {
+	h := tar.Header{Typeflag: tar.TypeDir, Mode: int64(m.mode), Uid: m.uid, Gid: m.gid, ModTime: m.mtime}
+	if err := t.add(level, &h, inode{}, m.xattrs, nil); err != nil {
 		return err
 	}
 	if opaque == "y" {
-		if err := t.mark(name, opaqueMarker); err != nil {
+		if err := t.mark(level, opaqueMarker); err != nil {
 			return err
 		}
 	}
-	list, err := unix.Dup(fd) // readDir closes what it reads
-	if err != nil {
-		return err
-	}
-	entries, err := readDir(list, name)
+	entries, err := t.at.ReadDir()
 	if err != nil {
 		return err
 	}
@@ -69,78 +60,83 @@ func (t *changeWriter) dir(fd int, name string) error {
 			return err
 		}
 		// An opaque "x" says that whiteouts may have their other form, an attribute of an empty file.
-		if err := t.entry(fd, e, path.Join(name, e.Name()), opaque == "x"); err != nil {
+		if err := t.entry(e, opaque == "x"); err != nil {
 			return err
 		}
 	}
-	closed = true
-	return unix.Close(fd)
+	return nil
 }
 
-func (t *changeWriter) entry(dirfd int, e fs.DirEntry, name string, xwhiteouts bool) error {
-	base := e.Name()
-	if strings.HasPrefix(base, whiteoutPrefix) {
-		return reservedName(name)
+func (t *changeWriter) entry(e fs.DirEntry, xwhiteouts bool) error {
+	base, dirfd, level := e.Name(), t.at.FD(), t.at.Level()
+	if err := checkName(level, base); err != nil {
+		return err
 	}
 	switch e.Type() {
 	case fs.ModeDir:
-		fd, err := openDirAt(dirfd, base)
-		if err != nil {
-			return &fs.PathError{Op: "open", Path: name, Err: err}
+		if err := t.at.Enter(base); err != nil {
+			return err
 		}
-		return t.dir(fd, name)
+		if err := t.dir(); err != nil {
+			return err
+		}
+		return t.at.Leave()
 	case 0:
-		return t.file(dirfd, base, name, xwhiteouts)
+		return t.file(dirfd, level, base, xwhiteouts)
 	case fs.ModeSocket:
 		return nil
 	}
+	fail := func(op string, err error) error {
+		return &fs.PathError{Op: op, Path: level.Child(base).Short(), Err: err}
+	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(dirfd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &fs.PathError{Op: "lstat", Path: name, Err: err}
+		return fail("lstat", err)
 	}
 	if isWhiteout(&st) {
-		return t.mark(path.Dir(name), whiteoutPrefix+base)
+		return t.mark(level, whiteoutPrefix+base)
 	}
 	h, ino := headerOfStat(&st)
-	h.Name = name
 	if h.Typeflag == tar.TypeSymlink {
 		target, err := readLinkAt(dirfd, base)
 		if err != nil {
-			return &fs.PathError{Op: "readlink", Path: name, Err: err}
+			return fail("readlink", err)
 		}
 		h.Linkname = target
 	}
 	xattrs, err := pathXattrs(fdPath(dirfd) + "/" + base)
 	if err != nil {
-		return &fs.PathError{Op: "listxattr", Path: name, Err: err}
+		return fail("listxattr", err)
 	}
-	return t.add(&h, ino, xattrs, nil)
+	return t.add(level.Child(base), &h, ino, xattrs, nil)
 }
 
-func (t *changeWriter) file(dirfd int, base, name string, xwhiteouts bool) error {
+func (t *changeWriter) file(dirfd int, level *untrusted.Level, base string, xwhiteouts bool) error {
+	fail := func(op string, err error) error {
+		return &fs.PathError{Op: op, Path: level.Child(base).Short(), Err: err}
+	}
 	fd, err := openFileAt(dirfd, base)
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: name, Err: err}
+		return fail("open", err)
 	}
 	defer unix.Close(fd)
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return &fs.PathError{Op: "stat", Path: name, Err: err}
+		return fail("stat", err)
 	}
 	xattrs, err := fdXattrs(fd)
 	if err != nil {
-		return &fs.PathError{Op: "listxattr", Path: name, Err: err}
+		return fail("listxattr", err)
 	}
 	if _, ok := xattrs[whiteoutXattr]; ok {
 		if xwhiteouts && st.Size == 0 {
-			return t.mark(path.Dir(name), whiteoutPrefix+base)
+			return t.mark(level, whiteoutPrefix+base)
 		}
 		delete(xattrs, whiteoutXattr)
 	}
 	delete(xattrs, opaqueXattr)
 	h, ino := headerOfStat(&st)
-	h.Name = name
-	return t.add(&h, ino, xattrs, func(w io.Writer) error {
+	return t.add(level.Child(base), &h, ino, xattrs, func(w io.Writer) error {
 		return t.content(w, fd, st.Size, st.Blocks*512 < st.Size)
 	})
 }
@@ -177,7 +173,7 @@ func (t *changeWriter) content(w io.Writer, fd int, size int64, sparse bool) err
 				return err
 			}
 			if n == 0 {
-				return errors.New("it became shorter while it was read")
+				return errShrunk
 			}
 			if _, err := w.Write(t.buf[:n]); err != nil {
 				return err
@@ -209,22 +205,27 @@ func (t *changeWriter) zeros(w io.Writer, n int64) error {
 	return nil
 }
 
-func reservedName(name string) error {
-	return fmt.Errorf("%s: %w", name, ErrReservedName)
+// checkName reports whether a layer can hold a name in a directory.
+func checkName(dir *untrusted.Level, name string) error {
+	if strings.HasPrefix(name, whiteoutPrefix) {
+		return fmt.Errorf("%s: %w", dir.Child(name).Short(), ErrReservedName)
+	}
+	return CheckDepth(dir, name)
 }
 
 // Seal prepares a directory that overlayfs has written, over lower directories (base first), for being a layer: it
 // removes sockets, as packing leaves them out and the next step must see what an unpacked layer gives. A removed
 // socket leaves its directory's modification time as it was, and a whiteout where it hid something of the lower directories. A
-// name that no layer can hold is an error. empty says that the directory has no entries; its own attributes are
-// another matter (SameDir).
+// name that no layer can hold, or that is too deep for one, is an error. empty says that the directory has no entries; its own
+// attributes are another matter (SameDir).
 func Seal(dir string, lower ...string) (empty bool, err error) {
-	fd, err := openRoot(dir)
+	at, err := untrusted.NewCursor(dir, 0)
 	if err != nil {
 		return false, fmt.Errorf("seal layer: %w", err)
 	}
-	s := sealer{dir: dir, lower: lower}
-	if empty, err = s.seal(fd, "."); err != nil {
+	defer at.Close()
+	s := sealer{dir: dir, lower: lower, at: at}
+	if empty, err = s.seal(); err != nil {
 		return false, fmt.Errorf("seal layer: %w", err)
 	}
 	return empty, nil
@@ -233,34 +234,30 @@ func Seal(dir string, lower ...string) (empty bool, err error) {
 type sealer struct {
 	dir   string
 	lower []string
+	at    *untrusted.Cursor
 }
 
-// seal needs only the names and types that reading a directory gives: no call per file. It closes fd.
-func (s *sealer) seal(fd int, name string) (empty bool, err error) {
-	defer unix.Close(fd)
-	list, err := unix.Dup(fd)
-	if err != nil {
-		return false, err
-	}
-	entries, err := readDir(list, name)
+// seal seals the directory where the cursor is. It needs only the names and types that reading a directory gives: no call per file.
+func (s *sealer) seal() (empty bool, err error) {
+	level := s.at.Level()
+	entries, err := s.at.ReadDir()
 	if err != nil {
 		return false, err
 	}
 	var before *unix.Stat_t // set once the directory was changed
 	empty = true
 	for _, e := range entries {
-		p := path.Join(name, e.Name())
-		if strings.HasPrefix(e.Name(), whiteoutPrefix) {
-			return false, reservedName(p)
+		if err := checkName(level, e.Name()); err != nil {
+			return false, err
 		}
 		if e.Type() == fs.ModeSocket {
 			if before == nil {
 				before = new(unix.Stat_t)
-				if err := unix.Fstat(fd, before); err != nil {
-					return false, &fs.PathError{Op: "stat", Path: name, Err: err}
+				if err := unix.Fstat(s.at.FD(), before); err != nil {
+					return false, &fs.PathError{Op: "stat", Path: level.Short(), Err: err}
 				}
 			}
-			hidden, err := s.removeSocket(fd, e.Name(), p)
+			hidden, err := s.removeSocket(level.Child(e.Name()))
 			if err != nil {
 				return false, err
 			}
@@ -269,41 +266,50 @@ func (s *sealer) seal(fd int, name string) (empty bool, err error) {
 		}
 		empty = false
 		if e.Type() == fs.ModeDir {
-			sub, err := openDirAt(fd, e.Name())
-			if err != nil {
-				return false, &fs.PathError{Op: "open", Path: p, Err: err}
+			if err := s.at.Enter(e.Name()); err != nil {
+				return false, err
 			}
-			if _, err := s.seal(sub, p); err != nil {
+			if _, err := s.seal(); err != nil {
+				return false, err
+			}
+			if err := s.at.Leave(); err != nil {
 				return false, err
 			}
 		}
 	}
 	if before != nil {
 		times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, before.Mtim}
-		if err := unix.UtimesNanoAt(fd, "", times, unix.AT_EMPTY_PATH); err != nil {
-			return false, &fs.PathError{Op: "utimensat", Path: name, Err: err}
+		if err := unix.UtimesNanoAt(s.at.FD(), "", times, unix.AT_EMPTY_PATH); err != nil {
+			return false, &fs.PathError{Op: "utimensat", Path: level.Short(), Err: err}
 		}
 	}
 	return empty, nil
 }
 
-func (s *sealer) removeSocket(dirfd int, base, name string) (hidden bool, err error) {
-	if hidden, err = s.hides(name); err != nil {
+// removeSocket removes a socket of the directory where the cursor is.
+func (s *sealer) removeSocket(socket *untrusted.Level) (hidden bool, err error) {
+	if hidden, err = s.hides(socket.Names()); err != nil {
 		return false, err
 	}
-	if err := unix.Unlinkat(dirfd, base, 0); err != nil {
-		return false, &fs.PathError{Op: "remove", Path: name, Err: err}
+	if err := unix.Unlinkat(s.at.FD(), socket.Name(), 0); err != nil {
+		return false, &fs.PathError{Op: "remove", Path: socket.Short(), Err: err}
 	}
 	if hidden {
-		if err := unix.Mknodat(dirfd, base, unix.S_IFCHR, 0); err != nil {
-			return false, &fs.PathError{Op: "make whiteout", Path: name, Err: err}
+		if err := unix.Mknodat(s.at.FD(), socket.Name(), unix.S_IFCHR, 0); err != nil {
+			return false, &fs.PathError{Op: "make whiteout", Path: socket.Short(), Err: err}
 		}
 	}
 	return hidden, nil
 }
 
+func closeAll(fds []int) {
+	for _, fd := range fds {
+		unix.Close(fd)
+	}
+}
+
 // hides reports whether the lower directories would show something of a name without what the layer has there.
-func (s *sealer) hides(name string) (bool, error) {
+func (s *sealer) hides(names []string) (bool, error) {
 	var dirs []int // topmost first: the directories that are merged on the way to name
 	defer func() { closeAll(dirs) }()
 	for _, d := range slices.Backward(append(slices.Clone(s.lower), s.dir)) {
@@ -313,7 +319,6 @@ func (s *sealer) hides(name string) (bool, error) {
 		}
 		dirs = append(dirs, fd)
 	}
-	names := strings.Split(name, "/")
 	for _, n := range names[:len(names)-1] {
 		var next []int
 		for _, d := range dirs {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+
+	"github.com/ocurrent/obx/cas/untrusted"
 )
 
 // A Copy is a copy step.
@@ -47,9 +49,10 @@ const maxLinks = 40
 // A target is one name of the file system as the copy leaves it: something that it makes, or something of the parent
 // that it has looked at on the way.
 type target struct {
-	up   *target
-	name string
-	kids map[string]*target
+	up    *target
+	name  string
+	level *untrusted.Level
+	kids  map[string]*target
 
 	old  fs.FileInfo // of the parent's file, nil for what the copy makes
 	mode fs.FileMode // type bits
@@ -61,12 +64,7 @@ type target struct {
 	owned bool   // by the current user
 }
 
-func (t *target) path() string {
-	if t.up == nil {
-		return "."
-	}
-	return path.Join(t.up.path(), t.name)
-}
+func (t *target) path() string { return t.level.String() }
 
 // made reports whether t or something below it belongs in the layer.
 func (t *target) made() bool {
@@ -99,7 +97,7 @@ func planCopy(c *Copy) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	root := &target{old: info, mode: fs.ModeDir}
+	root := &target{level: &untrusted.Level{}, old: info, mode: fs.ModeDir}
 	p := copyPlan{c, root}
 	names := strings.Split(c.Dst, "/")
 	if slices.Contains(names, "..") {
@@ -182,7 +180,7 @@ func (p copyPlan) kid(t *target, name string) (*target, error) {
 }
 
 func (t *target) add(name string, k *target) {
-	k.up, k.name = t, name
+	k.up, k.name, k.level = t, name, t.level.Child(name)
 	if t.kids == nil {
 		t.kids = make(map[string]*target)
 	}
@@ -193,6 +191,9 @@ func (t *target) add(name string, k *target) {
 func (p copyPlan) put(t *target, name string, k *target) (*target, error) {
 	if strings.HasPrefix(name, whiteoutPrefix) {
 		return nil, &CopyError{path.Join("/", t.path(), name), fmt.Sprintf("names that begin with %q cannot be kept in a layer", whiteoutPrefix)}
+	}
+	if CheckDepth(t.level, name) != nil {
+		return nil, &CopyError{"/" + t.level.Child(name).Short(), ErrTooDeep.Error()}
 	}
 	t.add(name, k)
 	return k, nil

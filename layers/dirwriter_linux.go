@@ -5,13 +5,14 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"runtime"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/untrusted"
 )
 
 // A dirWriter fills a directory with several writers. One goroutine, its owner, decides what is made where; files are
@@ -41,7 +42,7 @@ type dirWriter struct {
 // A node is a directory below the root.
 type node struct {
 	parent *node
-	name   string
+	level  *untrusted.Level
 	kids   map[string]*node
 	fd     int // -1 if not open
 	meta   *meta
@@ -62,7 +63,10 @@ type job struct {
 
 const (
 	maxOpenDirs = 256
-	maxPath     = 64 << 10 // longer than a path that the kernel takes in one call; keeps a hostile tar from making endless depth
+
+	// openStride is after how many directories one is kept open on the way down to another, so that those near it, above it too, are
+	// opened from there and not from the root.
+	openStride = 64
 )
 
 // newDirWriter begins to fill an existing directory.
@@ -72,7 +76,7 @@ func newDirWriter(ctx context.Context, dir string) (*dirWriter, error) {
 		return nil, err
 	}
 	w := &dirWriter{
-		ctx: ctx, root: &node{fd: fd, name: "."}, euid: os.Geteuid(), egid: os.Getegid(),
+		ctx: ctx, root: &node{fd: fd, level: &untrusted.Level{}}, euid: os.Geteuid(), egid: os.Getegid(),
 		jobs: make(chan *job, 64), pending: make(map[fileID]struct{}), broken: make(chan struct{}),
 	}
 	w.changed.L = &w.mu
@@ -106,14 +110,11 @@ func (w *dirWriter) failed() error {
 	return w.err
 }
 
-func (id fileID) String() string { return path.Join(id.dir.path(), id.name) }
+// String is the file's path, for messages.
+func (id fileID) String() string { return id.dir.level.Child(id.name).Short() }
 
-func (n *node) path() string {
-	if n.parent == nil {
-		return "."
-	}
-	return path.Join(n.parent.path(), n.name)
-}
+// path is the directory's path, for messages.
+func (n *node) path() string { return n.level.Short() }
 
 // spawn lets another goroutine make the file name in a directory. fn must make nothing else.
 func (w *dirWriter) spawn(n *node, name string, fn func(dirfd int) error) error {
@@ -161,24 +162,31 @@ func (w *dirWriter) fd(n *node) error {
 	if n.fd >= 0 {
 		return nil
 	}
-	var chain []*node
+	var chain []*node // from n up to what is open
 	top := n
 	for ; top.fd < 0; top = top.parent {
 		chain = append(chain, top)
 	}
-	for i := len(chain) - 1; i >= 0; i-- {
+	for len(chain) > 0 {
+		part := chain[max(0, len(chain)-openStride):]
+		chain = chain[:len(chain)-len(part)]
 		if len(w.opened) >= maxOpenDirs {
 			if err := w.drain(); err != nil {
 				return err
 			}
-			w.closeDirs(chain[i].parent)
+			w.closeDirs(top)
 		}
-		fd, err := openDirAt(chain[i].parent.fd, chain[i].name)
+		names := make([]string, len(part))
+		for i, k := range part {
+			names[len(part)-1-i] = k.level.Name()
+		}
+		fd, err := untrusted.OpenBeneath(top.fd, strings.Join(names, "/"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		if err != nil {
-			return &fs.PathError{Op: "open", Path: chain[i].path(), Err: err}
+			return &fs.PathError{Op: "open", Path: part[0].path(), Err: err}
 		}
-		chain[i].fd = fd
-		w.opened = append(w.opened, chain[i])
+		top = part[0]
+		top.fd = fd
+		w.opened = append(w.opened, top)
 	}
 	return nil
 }
@@ -211,6 +219,9 @@ func (w *dirWriter) dir(n *node, name string, c clash) (*node, error) {
 	if k := n.kids[name]; k != nil {
 		return k, nil
 	}
+	if err := CheckDepth(n.level, name); err != nil {
+		return nil, err
+	}
 	if err := w.fd(n); err != nil {
 		return nil, err
 	}
@@ -218,7 +229,7 @@ func (w *dirWriter) dir(n *node, name string, c clash) (*node, error) {
 	if err := w.wait(id); err != nil {
 		return nil, err
 	}
-	k := &node{parent: n, name: name, fd: -1}
+	k := &node{parent: n, level: n.level.Child(name), fd: -1}
 	err := unix.Mkdirat(n.fd, name, 0o700)
 	if err == unix.EEXIST {
 		var st unix.Stat_t
@@ -268,9 +279,9 @@ func (w *dirWriter) remove(n *node) error {
 		return err
 	}
 	w.closeDirs(n.parent)
-	delete(n.parent.kids, n.name)
-	if err := os.RemoveAll(fdPath(n.parent.fd) + "/" + n.name); err != nil { // follows no link
-		return fmt.Errorf("remove %s: %w", fileID{n.parent, n.name}, err)
+	delete(n.parent.kids, n.level.Name())
+	if err := untrusted.RemoveAt(w.ctx, n.parent.fd, n.level.Name()); err != nil {
+		return fmt.Errorf("remove %s: %w", n.path(), err)
 	}
 	return nil
 }
@@ -362,18 +373,18 @@ func (w *dirWriter) close() {
 }
 
 // split cleans a name of a tar. A leading slash means the layer's root, as all readers have it (some builders write
-// such names); ".." is never right.
+// such names); ".." is never right. CheckDepth bounds what the names lead to.
 func split(name string) ([]string, error) {
-	if len(name) > maxPath {
-		return nil, fmt.Errorf("a name of %d bytes: too long", len(name))
-	}
 	var names []string
 	for s := range strings.SplitSeq(name, "/") {
 		switch s {
 		case "", ".":
 		case "..":
-			return nil, fmt.Errorf("%q: a name with \"..\"", name)
+			return nil, fmt.Errorf("%q: a name with \"..\"", short(name))
 		default:
+			if len(names) > maxDepth {
+				return nil, ErrTooDeep
+			}
 			names = append(names, s)
 		}
 	}

@@ -5,10 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path"
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/untrusted"
 )
 
 // FlattenDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links. The
@@ -32,28 +33,36 @@ func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) erro
 	if len(dirs) == 0 {
 		return errors.New("flatten: no directories")
 	}
-	var fds []int // topmost first
-	defer func() { closeAll(fds) }()
+	var in []*untrusted.Cursor // topmost first
+	defer func() {
+		for _, c := range in {
+			c.Close()
+		}
+	}()
+	hold := max(1, flattenHold/(len(dirs)+1))
 	for _, dir := range slices.Backward(dirs) {
-		fd, err := openRoot(dir)
+		c, err := untrusted.NewCursor(dir, hold)
 		if err != nil {
 			return fmt.Errorf("flatten: %w", err)
 		}
-		fds = append(fds, fd)
+		in = append(in, c)
 	}
 	if err := unix.Mkdir(dst, 0o700); err != nil {
 		return fmt.Errorf("flatten: %w", &fs.PathError{Op: "mkdir", Path: dst, Err: err})
 	}
-	out, err := openRoot(dst)
+	out, err := untrusted.NewCursor(dst, hold)
 	if err != nil {
 		return fmt.Errorf("flatten: %w", err)
 	}
-	defer unix.Close(out)
-	if err := flatten(ctx, out, fds, view{alone: base}, "."); err != nil {
+	defer out.Close()
+	if err := flatten(ctx, out, in, view{alone: base}); err != nil {
 		return fmt.Errorf("flatten: %w", err)
 	}
 	return nil
 }
+
+// flattenHold is how many directories are open at a time on the way down, in all that are merged.
+const flattenHold = 256
 
 // A view says what a merged directory has below it.
 type view struct {
@@ -61,63 +70,57 @@ type view struct {
 	alone bool // nothing can be below: an opaque directory or the base is around it
 }
 
-func closeAll(fds []int) {
-	for _, fd := range fds {
-		unix.Close(fd)
-	}
-}
-
 // A contribution is what one name of a merged directory is made of: the topmost entry, and for a directory those of
 // lower layers that it does not hide.
 type contribution struct {
-	from   int // descriptor of the topmost entry's directory
+	from   *untrusted.Cursor // in the topmost entry's directory
 	typ    fs.FileMode
-	dirs   []int // directories that hold the entry as a directory, topmost first
-	closed bool  // whatever lies below is hidden
+	dirs   []*untrusted.Cursor // in directories that hold the entry as a directory, topmost first
+	closed bool                // whatever lies below is hidden
 }
 
-// flatten merges the directories in, topmost first, into out.
-func flatten(ctx context.Context, out int, in []int, v view, name string) error {
+// flatten merges the directories where the cursors in are, topmost first, into the one where out is.
+func flatten(ctx context.Context, out *untrusted.Cursor, in []*untrusted.Cursor, v view) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
+	level := out.Level()
 	merged := make(map[string]*contribution)
 	var order []string
 	var top *meta
-	for _, fd := range in {
-		m, mark, err := fdMeta(fd)
+	for _, c := range in {
+		m, mark, err := fdMeta(c.FD())
 		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
+			return fmt.Errorf("%s: %w", level.Short(), err)
 		}
 		if top == nil {
 			top = m
 		}
-		list, err := unix.Dup(fd)
-		if err != nil {
-			return err
-		}
-		entries, err := readDir(list, name)
+		entries, err := c.ReadDir()
 		if err != nil {
 			return err
 		}
 		for _, e := range entries {
 			base := e.Name()
-			c := merged[base]
-			if c == nil {
-				typ, err := typeOf(fd, e, mark == "x")
+			if err := CheckDepth(level, base); err != nil {
+				return err
+			}
+			have := merged[base]
+			if have == nil {
+				typ, err := typeOf(c.FD(), e, mark == "x")
 				if err != nil {
-					return fmt.Errorf("%s: %w", path.Join(name, base), err)
+					return fmt.Errorf("%s: %w", level.Child(base).Short(), err)
 				}
-				c = &contribution{from: fd, typ: typ}
-				merged[base] = c
+				have = &contribution{from: c, typ: typ}
+				merged[base] = have
 				order = append(order, base)
 			}
 			switch {
-			case c.closed:
-			case e.IsDir() && c.typ.IsDir():
-				c.dirs = append(c.dirs, fd)
+			case have.closed:
+			case e.IsDir() && have.typ.IsDir():
+				have.dirs = append(have.dirs, c)
 			default:
-				c.closed = true
+				have.closed = true
 			}
 		}
 		if mark == "y" {
@@ -128,17 +131,17 @@ func flatten(ctx context.Context, out int, in []int, v view, name string) error 
 	for _, base := range order {
 		c := merged[base]
 		sub := view{hides: c.closed, alone: v.alone || v.hides}
-		if err := flattenEntry(ctx, out, base, c, sub, path.Join(name, base)); err != nil {
+		if err := flattenEntry(ctx, out, base, c, sub); err != nil {
 			return err
 		}
 	}
 	if v.hides && !v.alone {
-		if err := unix.Fsetxattr(out, opaqueXattr, []byte("y"), 0); err != nil {
-			return &fs.PathError{Op: "setxattr " + opaqueXattr, Path: name, Err: err}
+		if err := unix.Fsetxattr(out.FD(), opaqueXattr, []byte("y"), 0); err != nil {
+			return &fs.PathError{Op: "setxattr " + opaqueXattr, Path: level.Short(), Err: err}
 		}
 	}
-	if err := top.setFD(out); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+	if err := top.setFD(out.FD()); err != nil {
+		return fmt.Errorf("%s: %w", level.Short(), err)
 	}
 	return nil
 }
@@ -172,44 +175,47 @@ func typeOf(dirfd int, e fs.DirEntry, xwhiteouts bool) (fs.FileMode, error) {
 	}
 }
 
-func flattenEntry(ctx context.Context, out int, base string, c *contribution, v view, name string) error {
+func flattenEntry(ctx context.Context, out *untrusted.Cursor, base string, c *contribution, v view) error {
+	fail := func(op string, err error) error {
+		return &fs.PathError{Op: op, Path: out.Level().Child(base).Short(), Err: err}
+	}
 	switch {
 	case c.typ == typeWhiteout:
 		if v.alone {
 			return nil
 		}
-		if err := unix.Mknodat(out, base, unix.S_IFCHR, 0); err != nil {
-			return &fs.PathError{Op: "make whiteout", Path: name, Err: err}
+		if err := unix.Mknodat(out.FD(), base, unix.S_IFCHR, 0); err != nil {
+			return fail("make whiteout", err)
 		}
 		return nil
 	case !c.typ.IsDir():
-		err := unix.Linkat(c.from, base, out, base, 0)
+		err := unix.Linkat(c.from.FD(), base, out.FD(), base, 0)
 		if err == unix.EMLINK {
-			err = duplicate(c.from, out, base)
+			err = duplicate(c.from.FD(), out.FD(), base)
 		}
 		if err != nil {
-			return fmt.Errorf("link %s: %w", name, err)
+			return fail("link", err)
 		}
 		return nil
 	}
-	var in []int
-	defer func() { closeAll(in) }()
-	for _, fd := range c.dirs {
-		sub, err := openDirAt(fd, base)
-		if err != nil {
-			return &fs.PathError{Op: "open", Path: name, Err: err}
+	if err := unix.Mkdirat(out.FD(), base, 0o700); err != nil {
+		return fail("mkdir", err)
+	}
+	all := append([]*untrusted.Cursor{out}, c.dirs...)
+	for _, c := range all {
+		if err := c.Enter(base); err != nil {
+			return err
 		}
-		in = append(in, sub)
 	}
-	if err := unix.Mkdirat(out, base, 0o700); err != nil {
-		return &fs.PathError{Op: "mkdir", Path: name, Err: err}
+	if err := flatten(ctx, out, c.dirs, v); err != nil {
+		return err
 	}
-	sub, err := openDirAt(out, base)
-	if err != nil {
-		return &fs.PathError{Op: "open", Path: name, Err: err}
+	for _, c := range all {
+		if err := c.Leave(); err != nil {
+			return err
+		}
 	}
-	defer unix.Close(sub)
-	return flatten(ctx, sub, in, v, name)
+	return nil
 }
 
 // duplicate copies a file that can have no more links.
@@ -274,7 +280,7 @@ func duplicateFile(from, to int, base string, size int64) error {
 			return err
 		}
 		if n == 0 {
-			return errors.New("it became shorter while it was read")
+			return errShrunk
 		}
 		left -= int64(n)
 	}

@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"path"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/cas/untrusted"
 )
 
 // Pack makes sure that a layer has bytes: packs its directory into a blob of st if it has none. Deterministic: the same
@@ -80,14 +80,14 @@ func pack(ctx context.Context, w io.Writer, c Compression, write func(context.Co
 // WriteTree writes a whole tree as an uncompressed tar, without an entry for its root. Sockets are left out.
 func WriteTree(ctx context.Context, w io.Writer, t Tree) error {
 	tw := newTarWriter(w)
-	if err := tw.tree(ctx, t, "."); err != nil {
+	if err := tw.tree(ctx, t, &untrusted.Level{}); err != nil {
 		return fmt.Errorf("write tree: %w", err)
 	}
 	return tw.close()
 }
 
-func (t *tarWriter) tree(ctx context.Context, tree Tree, dir string) error {
-	entries, err := tree.ReadDir(dir)
+func (t *tarWriter) tree(ctx context.Context, tree Tree, dir *untrusted.Level) error {
+	entries, err := tree.ReadDir(dir.String())
 	if err != nil {
 		return err
 	}
@@ -95,33 +95,40 @@ func (t *tarWriter) tree(ctx context.Context, tree Tree, dir string) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		name := path.Join(dir, e.Name())
-		fi, err := tree.Lstat(name)
-		if err != nil {
+		if err := CheckDepth(dir, e.Name()); err != nil {
 			return err
 		}
-		if fi.Mode().Type() == fs.ModeSocket {
-			continue
-		}
-		h, ino := headerOf(fi)
-		h.Name = name
-		if fi.Mode().Type() == fs.ModeSymlink {
-			if h.Linkname, err = tree.ReadLink(name); err != nil {
-				return err
-			}
-		}
-		xattrs, err := tree.Xattrs(name)
-		if err != nil {
+		if err := t.treeEntry(ctx, tree, dir.Child(e.Name())); err != nil {
 			return err
 		}
-		if err := t.add(&h, ino, xattrs, func(w io.Writer) error { return t.copyFile(ctx, w, tree, name) }); err != nil {
+	}
+	return nil
+}
+
+func (t *tarWriter) treeEntry(ctx context.Context, tree Tree, at *untrusted.Level) error {
+	name := at.String()
+	fi, err := tree.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if fi.Mode().Type() == fs.ModeSocket {
+		return nil
+	}
+	h, ino := headerOf(fi)
+	if fi.Mode().Type() == fs.ModeSymlink {
+		if h.Linkname, err = tree.ReadLink(name); err != nil {
 			return err
 		}
-		if fi.IsDir() {
-			if err := t.tree(ctx, tree, name); err != nil {
-				return err
-			}
-		}
+	}
+	xattrs, err := tree.Xattrs(name)
+	if err != nil {
+		return err
+	}
+	if err := t.add(at, &h, ino, xattrs, func(w io.Writer) error { return t.copyFile(ctx, w, tree, name) }); err != nil {
+		return err
+	}
+	if fi.IsDir() {
+		return t.tree(ctx, tree, at)
 	}
 	return nil
 }

@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net/url"
-	"path"
 	"strings"
+
+	"github.com/ocurrent/obx/cas/untrusted"
 )
 
 const (
@@ -20,29 +21,29 @@ const (
 // A tarWriter writes one tar, deterministically, in PAX format where plain fields do not do.
 type tarWriter struct {
 	tw    *tar.Writer
-	names map[inode]string // first name of each file that has several
+	names map[inode]*untrusted.Level // first name of each file that has several
 	buf   []byte
 }
 
 func newTarWriter(w io.Writer) *tarWriter {
-	return &tarWriter{tw: tar.NewWriter(w), names: make(map[inode]string), buf: make([]byte, teeBlock)}
+	return &tarWriter{tw: tar.NewWriter(w), names: make(map[inode]*untrusted.Level), buf: make([]byte, teeBlock)}
 }
 
-// add writes one file. h.Name is its path, without a slash at its end. content is called for a regular file that is not a hard link
-// to an earlier one, and writes h.Size bytes.
-func (t *tarWriter) add(h *tar.Header, ino inode, xattrs map[string]string, content func(io.Writer) error) error {
-	name := h.Name
+// add writes one file, and sets the header's name. content is called for a regular file that is not a hard link to an earlier one, and
+// writes h.Size bytes.
+func (t *tarWriter) add(at *untrusted.Level, h *tar.Header, ino inode, xattrs map[string]string, content func(io.Writer) error) error {
+	h.Name = at.String()
 	if h.Typeflag == tar.TypeDir {
 		h.Name += "/"
 	}
 	if ino != (inode{}) {
 		if first, ok := t.names[ino]; ok {
 			return t.header(&tar.Header{
-				Typeflag: tar.TypeLink, Name: h.Name, Linkname: first,
+				Typeflag: tar.TypeLink, Name: h.Name, Linkname: first.String(),
 				Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime,
 			})
 		}
-		t.names[ino] = name
+		t.names[ino] = at
 	}
 	for k, v := range xattrs {
 		if h.PAXRecords == nil {
@@ -61,20 +62,20 @@ func (t *tarWriter) add(h *tar.Header, ino inode, xattrs map[string]string, cont
 		return nil
 	}
 	if err := content(t.tw); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return fmt.Errorf("%s: %w", at.Short(), err)
 	}
 	return nil
 }
 
 // mark writes an empty file that means something: a whiteout, an opaque directory.
-func (t *tarWriter) mark(dir, name string) error {
-	return t.header(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(dir, name)})
+func (t *tarWriter) mark(dir *untrusted.Level, name string) error {
+	return t.header(&tar.Header{Typeflag: tar.TypeReg, Name: dir.Child(name).String()})
 }
 
 func (t *tarWriter) header(h *tar.Header) error {
 	h.Format = tar.FormatPAX
 	if err := t.tw.WriteHeader(h); err != nil {
-		return fmt.Errorf("%s: %w", h.Name, err)
+		return fmt.Errorf("%s: %w", short(h.Name), err)
 	}
 	return nil
 }

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/untrusted"
 )
 
 // Dir is the Tree of a directory. It is safe for concurrent use.
@@ -35,20 +37,11 @@ func (d *Dir) open(op, name string) (int, error) {
 	if !validPath(name) {
 		return -1, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
 	}
-	how := unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
+	fd, err := untrusted.OpenBeneath(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return -1, &fs.PathError{Op: op, Path: short(name), Err: err}
 	}
-	for {
-		fd, err := unix.Openat2(d.fd, name, &how)
-		switch err {
-		case nil:
-			return fd, nil
-		case unix.EINTR, unix.EAGAIN:
-			continue
-		}
-		return -1, &fs.PathError{Op: op, Path: name, Err: err}
-	}
+	return fd, nil
 }
 
 // validPath is fs.ValidPath, but for names that are not UTF-8: files have those too.

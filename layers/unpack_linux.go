@@ -99,7 +99,7 @@ func (u *untarrer) read(tr *tar.Reader) error {
 			continue
 		}
 		if err := u.entry(tr, h); err != nil {
-			return fmt.Errorf("%q: %w", h.Name, err)
+			return fmt.Errorf("%q: %w", short(h.Name), err)
 		}
 	}
 }
@@ -128,7 +128,7 @@ func (u *untarrer) entry(tr *tar.Reader, h *tar.Header) error {
 				continue
 			}
 			if i < len(names)-1 || h.Typeflag == tar.TypeDir {
-				return reservedName(path.Join(names...))
+				return fmt.Errorf("%s: %w", short(path.Join(names...)), ErrReservedName)
 			}
 			return u.whiteout(names[:i], name)
 		}
@@ -147,6 +147,9 @@ func (u *untarrer) entry(tr *tar.Reader, h *tar.Header) error {
 		}
 		n.meta = m
 		return nil
+	}
+	if err := CheckDepth(parent.level, name); err != nil {
+		return err
 	}
 	if n := parent.kids[name]; n != nil { // the later entry counts
 		if err := u.remove(n); err != nil {
@@ -221,7 +224,10 @@ func (u *untarrer) whiteout(dir []string, name string) error {
 	}
 	hidden := strings.TrimPrefix(name, whiteoutPrefix)
 	if hidden == "" || hidden == "." || hidden == ".." || strings.HasPrefix(hidden, whiteoutPrefix) {
-		return fmt.Errorf("a whiteout of %q", hidden)
+		return fmt.Errorf("a whiteout of %q", short(hidden))
+	}
+	if err := CheckDepth(parent.level, hidden); err != nil {
+		return err
 	}
 	if n := parent.kids[hidden]; n != nil {
 		n.opaque = true
@@ -263,7 +269,7 @@ func (u *untarrer) hardLink(parent *node, name, target string) error {
 		dir = u.lookup(names[:len(names)-1])
 	}
 	if dir == nil {
-		return fmt.Errorf("hard link to %q, which is not in this layer", target)
+		return fmt.Errorf("hard link to %q, which is not in this layer", short(target))
 	}
 	old := fileID{dir, names[len(names)-1]}
 	if old == (fileID{parent, name}) {
@@ -288,13 +294,13 @@ func (u *untarrer) hardLink(parent *node, name, target string) error {
 	}
 	var st unix.Stat_t
 	if err := unix.Fstatat(dirfd, old.name, &st, unix.AT_SYMLINK_NOFOLLOW); err == unix.ENOENT || err == nil && isWhiteout(&st) {
-		return fmt.Errorf("hard link to %q, which is not in this layer", target)
+		return fmt.Errorf("hard link to %q, which is not in this layer", short(target))
 	} else if err != nil {
-		return fmt.Errorf("hard link to %q: %w", target, err)
+		return fmt.Errorf("hard link to %q: %w", short(target), err)
 	}
 	err = replace(parent.fd, name, func() error { return unix.Linkat(dirfd, old.name, parent.fd, name, 0) })
 	if err != nil {
-		return fmt.Errorf("hard link to %q: %w", target, err)
+		return fmt.Errorf("hard link to %q: %w", short(target), err)
 	}
 	return nil
 }

@@ -216,7 +216,7 @@ func TestUnpackRefuses(t *testing.T) {
 		{"a directory with a whiteout's name", []tar.Header{dir(".wh.a")}, "cannot be kept"},
 		{"something in a whiteout", []tar.Header{file(".wh.a/b")}, "cannot be kept"},
 		{"a component that is too long", []tar.Header{file(strings.Repeat("n", 300))}, "too long"},
-		{"a path without end", []tar.Header{file(strings.Repeat("n/", maxPath) + "f")}, "too long"},
+		{"a path without end", []tar.Header{file(strings.Repeat("n/", maxPath) + "f")}, "too deep"},
 		{"an unknown type", []tar.Header{{Typeflag: 'Z', Name: "a"}}, "type"},
 		{"an owner that does not fit", []tar.Header{{Name: "a", Uid: math.MaxUint32}}, "out of range"},
 	} {

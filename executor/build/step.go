@@ -271,7 +271,7 @@ func (s *stage) runStep(ctx context.Context, w *work, op *spec.Run, root *root, 
 func (s *stage) freeze(ctx context.Context, step *keys.Step, root *root) (layers.Layer, error) {
 	change, err := root.Freeze(ctx)
 	if err != nil {
-		if errors.Is(err, layers.ErrReservedName) {
+		if errors.Is(err, layers.ErrReservedName) || errors.Is(err, layers.ErrTooDeep) {
 			return layers.Layer{}, &StepError{Step: step, Err: err}
 		}
 		return layers.Layer{}, fmt.Errorf("freeze the result of step %d: %w", step.Number, err)
