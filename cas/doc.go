@@ -17,6 +17,9 @@
 //	STORE/trash/                     evicted, to be deleted when idle
 //	STORE/gc.lock                    shared by who makes something visible, exclusive while a prune decides
 //
+// The directory is its user's alone (0700): layers hold other systems' setuid programs and devices, and a lock that others can open they can
+// hold. Each Open looks at it, and at all that leads to it.
+//
 // # Visibility
 //
 // A thing becomes visible by one rename, last, and what is visible never changes. (Exceptions: the modes and times

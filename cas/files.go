@@ -138,10 +138,11 @@ func reserved(s string) bool {
 // OpenFile opens a file for reading that others may replace by Rename at that moment.
 func OpenFile(name string) (*os.File, error) { return openFile(name, os.O_RDONLY) }
 
-// openFile is os.OpenFile for a file that others may replace or remove at that moment.
+// openFile is os.OpenFile for a file that others may replace or remove at that moment. What it makes are locks and such: whoever else could
+// open one could lock it, and stop all builds.
 func openFile(name string, flags int) (f *os.File, err error) {
 	err = whileBusy(func() error {
-		f, err = os.OpenFile(name, flags, 0o644)
+		f, err = os.OpenFile(name, flags, 0o600)
 		return err
 	})
 	return f, err

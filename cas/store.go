@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-
 	"syscall"
 	"time"
 )
@@ -83,7 +82,8 @@ type Store struct {
 type closer interface{ Close() error }
 
 // Open makes or opens a store, removes what dead processes have left in tmp, and makes this process's own directory
-// in tmp.
+// in tmp. The store's directory is its user's alone; one that is another's, or that others could replace, is refused with an error that wraps
+// fs.ErrPermission.
 //
 // It works on a full disk, so that the store can be pruned.
 func Open(dir string) (*Store, error) {
@@ -115,19 +115,18 @@ func Open(dir string) (*Store, error) {
 
 // prepare makes the tree, or checks its format.
 func prepare(dir string) error {
+	if err := claim(dir); err != nil {
+		return err
+	}
 	version := filepath.Join(dir, versionFile)
 	b, err := readFile(version)
 	if err == nil && len(b) > 0 {
 		if got := strings.TrimSpace(string(b)); got != format {
 			return fmt.Errorf("its format is %q, this program knows only %q: use a newer obx, or another store", got, format)
 		}
-		return nil
+		return closeToOthers(dir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	// Layers hold other systems' setuid programs and devices: nobody else may walk in.
-	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(dir)
@@ -143,8 +142,11 @@ func prepare(dir string) error {
 	for name := range there {
 		known := append(topDirs(), gcLock, "lost+found") // a file system of its own has its lost+found
 		if !ours && !slices.Contains(known, name) && !strings.HasPrefix(name, versionFile) {
-			return fmt.Errorf("it is not empty and not a store: it has %q", name)
+			return fmt.Errorf("it is not empty and not a store: it has %q: use an empty directory or a new one, as %s", name, filepath.Join(dir, "obx"))
 		}
+	}
+	if err := closeToOthers(dir); err != nil {
+		return err
 	}
 	for _, d := range append(topDirs(), filepath.Join(blobsDir, "sha256")) {
 		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
@@ -165,7 +167,10 @@ func prepare(dir string) error {
 // begin opens the lock files, cleans up after the dead, and makes this run's directory.
 func (s *Store) begin() error {
 	var err error
-	if s.gc, err = os.OpenFile(s.path(gcLock), os.O_RDWR|os.O_CREATE, 0o644); err != nil {
+	if s.gc, err = openFile(s.path(gcLock), os.O_RDWR|os.O_CREATE); err != nil {
+		return err
+	}
+	if err := chmod(s.gc, 0o600); err != nil { // of an older obx
 		return err
 	}
 	// The directory in tmp is made under the lock of the lease, and nobody takes the directory away without it.
