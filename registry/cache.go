@@ -538,7 +538,7 @@ func readBlob(ctx context.Context, repo Repo, desc ocispec.Descriptor) ([]byte, 
 	if desc.Size > maxDocument {
 		return nil, fmt.Errorf("%s has %d bytes: too many", desc.Digest, desc.Size)
 	}
-	rc, err := repo.Blob(ctx, desc)
+	rc, err := repo.Blob(asDocument(ctx), desc)
 	if err != nil {
 		return nil, err
 	}

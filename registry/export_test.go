@@ -14,3 +14,6 @@ func SetCertsDir(im *Images, dir string) { im.certs = dir }
 func HurryRepo(o *RepoOptions, header, stall, throttle time.Duration) {
 	o.patience = patience{header: header, stall: stall, throttle: throttle, backoff: 5 * time.Millisecond}
 }
+
+// SetResolveTime shortens how long a name may take.
+func SetResolveTime(im *Images, d time.Duration) { im.hurry = d }

@@ -40,8 +40,9 @@ type Images struct {
 	Caches    []Repo              // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after OpenRepo
 	UserAgent string
 
-	patience patience // for tests
-	certs    string   // for tests
+	patience patience      // for tests
+	certs    string        // for tests
+	hurry    time.Duration // for tests; zero: what resolveBudget says
 
 	once   sync.Once
 	err    error // of once
@@ -213,12 +214,14 @@ func (im *Images) resolve(ctx context.Context, n imageName, res resolution) (res
 		}
 	}
 	srcs := im.sources(n)
-	found, err := try(ctx, srcs, func(s source) (ocispec.Descriptor, error) {
-		entries, err := s.find(ctx, n)
-		if err != nil {
-			return ocispec.Descriptor{}, err
-		}
-		return im.choose(ctx, srcs, entries, res.For)
+	found, err := within(ctx, im.budget(), "an image for "+platformString(res.For), func(ctx context.Context) (ocispec.Descriptor, error) {
+		return try(ctx, srcs, func(s source) (ocispec.Descriptor, error) {
+			entries, err := s.find(ctx, n)
+			if err != nil {
+				return ocispec.Descriptor{}, err
+			}
+			return im.choose(ctx, srcs, entries, res.For)
+		})
 	})
 	if err != nil {
 		if im.Offline { // a layout that is elsewhere only
@@ -239,6 +242,12 @@ func (im *Images) resolve(ctx context.Context, n imageName, res resolution) (res
 		im.Lock.add(res)
 	}
 	return res, nil
+}
+
+func (im *Images) budget() budget {
+	b := resolveBudget
+	b.time = cmp.Or(im.hurry, b.time)
+	return b
 }
 
 // isOwn reports a layout in the store, which is made of what its name stands for: there is nothing to pin.
@@ -305,6 +314,9 @@ func try[T any](ctx context.Context, srcs []source, ask func(source) (T, error))
 		if ctx.Err() != nil {
 			return zero, ctx.Err()
 		}
+		if isSpent(e) {
+			return zero, e
+		}
 		if c, ok := s.(cachedSource); ok {
 			if !errors.Is(e, ErrNotFound) { // that one need not have it goes without saying
 				caches = append(caches, c.Name()+": "+e.Error())
@@ -325,11 +337,8 @@ func try[T any](ctx context.Context, srcs []source, ask func(source) (T, error))
 	return zero, err
 }
 
-// Bounds of what is read to choose an image.
-const (
-	maxNesting = 4   // indexes in indexes
-	maxChoice  = 500 // documents in all
-)
+// maxNesting is how deep indexes may lie in indexes.
+const maxNesting = 4
 
 // choose finds the manifest for a platform. The result's Platform is set.
 func (im *Images) choose(ctx context.Context, srcs []source, entries []ocispec.Descriptor, p ocispec.Platform) (ocispec.Descriptor, error) {
@@ -349,71 +358,88 @@ func (im *Images) choose(ctx context.Context, srcs []source, entries []ocispec.D
 		}
 		return only, nil
 	}
-	left := maxChoice
-	all, err := im.expand(ctx, srcs, entries, maxNesting, &left)
-	if err != nil {
+	c := choice{Images: im, srcs: srcs, want: p}
+	if err := c.among(ctx, entries, maxNesting); err != nil {
 		return ocispec.Descriptor{}, err
 	}
-	var fit []ocispec.Descriptor
-	var have []string
-	for _, d := range all {
-		if runsOn(p, *d.Platform) {
-			fit = append(fit, d)
-		}
-		have = append(have, platformString(*d.Platform))
+	if c.best == nil {
+		return ocispec.Descriptor{}, fmt.Errorf("there is no image for %s, only for %s", platformString(p), c.others())
 	}
-	if fit == nil {
-		slices.Sort(have)
-		return ocispec.Descriptor{}, fmt.Errorf("there is no image for %s, only for %s", platformString(p), cmp.Or(strings.Join(slices.Compact(have), ", "), "none"))
-	}
-	return slices.MaxFunc(fit, func(a, b ocispec.Descriptor) int { return comparePlatforms(*a.Platform, *b.Platform) }), nil
+	return *c.best, nil
 }
 
-// expand lists the images of entries and of the indexes among them, with their platforms. left is how many documents may be read yet.
-func (im *Images) expand(ctx context.Context, srcs []source, entries []ocispec.Descriptor, nesting int, left *int) ([]ocispec.Descriptor, error) {
-	var all []ocispec.Descriptor
-	for _, d := range entries {
-		if isIndex(d.MediaType) || d.Platform == nil {
-			if *left--; *left < 0 {
-				return nil, fmt.Errorf("more than %d documents would have to be read to choose one of its images", maxChoice)
-			}
+// A choice is that of one image among many. Of those it has seen it keeps the best alone.
+type choice struct {
+	*Images
+	srcs []source
+	want ocispec.Platform
+	best *ocispec.Descriptor
+	have []string // platforms of the first images, for people
+	more bool     // there were others
+}
+
+// maxOthers is how many platforms an error names.
+const maxOthers = 16
+
+func (c *choice) others() string {
+	slices.Sort(c.have)
+	list := cmp.Or(strings.Join(c.have, ", "), "none")
+	if c.more {
+		list += " and others"
+	}
+	return list
+}
+
+// see looks at an image.
+func (c *choice) see(d ocispec.Descriptor, p ocispec.Platform) {
+	d.Platform = &p
+	if name := platformString(p); !slices.Contains(c.have, name) {
+		if len(c.have) < maxOthers {
+			c.have = append(c.have, name)
+		} else {
+			c.more = true
 		}
+	}
+	if runsOn(c.want, p) && (c.best == nil || comparePlatforms(p, *c.best.Platform) > 0) {
+		c.best = &d
+	}
+}
+
+// among looks at the images of entries and of the indexes among them, with their platforms.
+func (c *choice) among(ctx context.Context, entries []ocispec.Descriptor, nesting int) error {
+	for _, d := range entries {
 		switch {
 		case isIndex(d.MediaType):
 			if nesting == 0 {
-				return nil, errors.New("its indexes are nested too deeply")
+				return errors.New("its indexes are nested too deeply")
 			}
-			b, err := im.document(ctx, srcs, d.Digest)
+			b, err := c.document(ctx, c.srcs, d.Digest)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			inner, err := parseIndex(b)
 			if err != nil {
-				return nil, err
+				return err
 			}
-			if inner, err = im.expand(ctx, srcs, inner, nesting-1, left); err != nil {
-				return nil, err
+			if err := c.among(ctx, inner, nesting-1); err != nil {
+				return err
 			}
-			all = append(all, inner...)
 		case checkDocumentType(d.MediaType) != nil:
 			// What is not an image is for other readers.
 		case d.Platform == nil:
-			p, err := im.platformOf(ctx, srcs, d)
+			p, err := c.platformOf(ctx, c.srcs, d)
 			if errors.Is(err, errNotImage) {
 				continue
 			}
 			if err != nil {
-				return nil, err
+				return err
 			}
-			d.Platform = &p
-			all = append(all, d)
+			c.see(d, p)
 		case d.Platform.OS != "unknown": // attestations are for unknown/unknown
-			p := normalizePlatform(*d.Platform)
-			d.Platform = &p
-			all = append(all, d)
+			c.see(d, normalizePlatform(*d.Platform))
 		}
 	}
-	return all, nil
+	return nil
 }
 
 // platformOf reads what an image is for in its config.
@@ -443,7 +469,7 @@ func (im *Images) config(ctx context.Context, srcs []source, desc ocispec.Descri
 		return nil, fmt.Errorf("its config has %d bytes: at most %d are read", desc.Size, maxDocument)
 	}
 	b, err := im.small(ctx, srcs, desc.Digest, func(s source) ([]byte, error) {
-		rc, err := s.blob(ctx, desc)
+		rc, err := s.blob(asDocument(ctx), desc)
 		if err != nil {
 			return nil, err
 		}
@@ -456,7 +482,18 @@ func (im *Images) config(ctx context.Context, srcs []source, desc ocispec.Descri
 	return parseConfig(b, layers)
 }
 
+// small reads a document, from what ctx may spend.
 func (im *Images) small(ctx context.Context, srcs []source, d digest.Digest, fetch func(source) ([]byte, error)) ([]byte, error) {
+	s := spendingOf(ctx)
+	if err := s.next(); err != nil {
+		return nil, err
+	}
+	b, err := im.fetchSmall(ctx, srcs, d, fetch)
+	s.read(len(b))
+	return b, err
+}
+
+func (im *Images) fetchSmall(ctx context.Context, srcs []source, d digest.Digest, fetch func(source) ([]byte, error)) ([]byte, error) {
 	if f, err := im.Store.Blob(d); err == nil {
 		defer f.Close()
 		if b, err := io.ReadAll(io.LimitReader(f, maxDocument+1)); err == nil && checkBytes(b, d) == nil {

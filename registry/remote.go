@@ -184,7 +184,7 @@ func (r *repository) openBlob(ctx context.Context, desc ocispec.Descriptor, offs
 		scheme = "http"
 	}
 	url := fmt.Sprintf("%s://%s/v2/%s/blobs/%s", scheme, r.ref.Host(), r.ref.Repository, desc.Digest)
-	ctx = auth.AppendRepositoryScope(ctx, r.ref, auth.ActionPull)
+	ctx = asStream(auth.AppendRepositoryScope(ctx, r.ref, auth.ActionPull))
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err

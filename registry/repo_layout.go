@@ -570,30 +570,34 @@ func (l *layoutRepo) collect(ctx context.Context, before time.Time) (freed int64
 	return freed, nil
 }
 
-// mark adds a manifest, and all that it refers to, to what is live.
+// mark adds a manifest, and all that it refers to, to what is live. Indexes may be in indexes as deep as they like: one is in memory at a time.
 func (l *layoutRepo) mark(d digest.Digest, live map[digest.Digest]bool) error {
-	if live[d] {
-		return nil
-	}
-	live[d] = true
-	b, _, err := l.readFile(blobPath(d), maxDocument)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	doc, err := parseDocument(b)
-	if err != nil {
-		return nil // broken, or of a kind that refers to nothing known
-	}
-	for _, m := range doc.Manifests {
-		if err := l.mark(m.Digest, live); err != nil {
+	for work := []digest.Digest{d}; len(work) > 0; {
+		d, work = work[len(work)-1], work[:len(work)-1]
+		if live[d] {
+			continue
+		}
+		live[d] = true
+		b, _, err := l.readFile(blobPath(d), maxDocument)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
 			return err
 		}
-	}
-	for _, r := range doc.refers() {
-		live[r.Digest] = true
+		doc, err := parseDocument(b)
+		if err != nil {
+			continue // broken, or of a kind that refers to nothing known
+		}
+		for _, m := range doc.Manifests {
+			work = append(work, m.Digest)
+		}
+		for _, b := range doc.Layers {
+			live[b.Digest] = true
+		}
+		if doc.Config != nil {
+			live[doc.Config.Digest] = true
+		}
 	}
 	return nil
 }

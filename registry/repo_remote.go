@@ -217,8 +217,15 @@ func (e *brokenBody) Unwrap() error { return e.err }
 // whole asks again while the answer breaks.
 func (r *remoteRepo) whole(ctx context.Context, ask func() error) error {
 	for failures := 0; ; failures++ {
+		hopeless := r.client.transport.drags(r.ref.Host())
 		err := ask()
-		if ctx.Err() != nil || !errors.As(err, new(*brokenBody)) || failures == maxRetries {
+		if ctx.Err() != nil || !errors.As(err, new(*brokenBody)) {
+			return err
+		}
+		if errors.Is(err, errStalled) {
+			failures += 2 // it has cost enough time
+		}
+		if hopeless || failures >= maxRetries {
 			return err
 		}
 		if err := sleep(ctx, jitter(r.client.transport.patience.backoff<<failures)); err != nil {
@@ -531,37 +538,58 @@ func (r *remoteRepo) Tags(ctx context.Context) iter.Seq2[string, error] {
 	return r.pages(ctx, func() {})
 }
 
-// pages is Tags, and tells of each page that is asked for.
+// pages is Tags, and tells of each page that is asked for. A list that goes round in a circle, or has no end, is an error: who collects garbage by it
+// must not take it for the whole.
 func (r *remoteRepo) pages(ctx context.Context, asking func()) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		// Without a number, some registries send all at once; distribution 3 takes none above 1000.
-		asked := make(map[string]bool)
-		for next := r.url(ctx, "tags/list?n=1000"); next != ""; {
-			asked[next] = true
-			var tags []string
-			var after string
-			err := r.whole(ctx, func() (err error) {
-				asking()
-				tags, after, err = r.tagPage(ctx, next)
-				return err
-			})
-			if err != nil {
-				if statusOf(err) != http.StatusNotFound {
-					yield("", r.fail("list", "tags", cmp.Or(ctx.Err(), r.explainRead(err))))
-				}
-				return
-			}
-			for _, tag := range tags {
-				if !yield(tag, nil) {
-					return
-				}
-			}
-			if len(tags) == 0 || asked[after] { // some go round in circles
-				return
-			}
-			next = after
+		_, err := within(ctx, tagsBudget, "the end of the list", func(ctx context.Context) (struct{}, error) {
+			return struct{}{}, r.eachPage(ctx, asking, func(tag string) bool { return yield(tag, nil) })
+		})
+		if err != nil && !errors.Is(err, errEnough) {
+			yield("", r.fail("list", "tags", cmp.Or(ctx.Err(), err)))
 		}
 	}
+}
+
+// errEnough says that no more tags are wanted.
+var errEnough = errors.New("enough")
+
+func (r *remoteRepo) eachPage(ctx context.Context, asking func(), yield func(string) bool) error {
+	// Without a number, some registries send all at once; distribution 3 takes none above 1000.
+	asked := make(map[string]bool)
+	var before []string
+	for next := r.url(ctx, "tags/list?n=1000"); next != ""; {
+		asked[next] = true
+		if err := spendingOf(ctx).next(); err != nil {
+			return err
+		}
+		var tags []string
+		var after string
+		err := r.whole(ctx, func() (err error) {
+			asking()
+			tags, after, err = r.tagPage(ctx, next)
+			return err
+		})
+		if statusOf(err) == http.StatusNotFound {
+			return nil
+		}
+		if err != nil {
+			return r.explainRead(err)
+		}
+		if after != "" && (asked[after] || slices.Equal(tags, before)) && len(tags) > 0 {
+			return errors.New("the list goes round in a circle: a page is followed by one that was there before")
+		}
+		for _, tag := range tags {
+			if !yield(tag) {
+				return errEnough
+			}
+		}
+		if len(tags) == 0 {
+			return nil
+		}
+		next, before = after, tags
+	}
+	return nil
 }
 
 // maxTagPage bounds one answer, for registries that send all tags at once: some 400,000.
@@ -580,6 +608,7 @@ func (r *remoteRepo) tagPage(ctx context.Context, page string) (tags []string, n
 	}
 	defer discard(resp)
 	b, err := io.ReadAll(io.LimitReader(resp.Body, maxTagPage))
+	spendingOf(ctx).read(len(b) + len(resp.Header.Get("Link")))
 	if err != nil {
 		return nil, "", &brokenBody{err}
 	}

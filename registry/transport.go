@@ -26,7 +26,7 @@ import (
 type patience struct {
 	connect  time.Duration // 10 s: for a connection, and for its TLS handshake
 	header   time.Duration // 30 s: for the head of a response, and a second more for each 8 MiB that were sent: registries verify and move them
-	stall    time.Duration // 30 s: for the next bytes of a body, either way
+	stall    time.Duration // 30 s: for the next bytes of a body, either way; see pace
 	backoff  time.Duration // 250 ms: before the first retry; doubled for each further one
 	throttle time.Duration // 2 min: in all, for a host that asks for pauses and does nothing else
 	short    bool          // header is for the connection, too
@@ -51,7 +51,8 @@ const (
 // transport sends requests: with the certificates of each host, again when a registry is busy or a connection broke, not too many at a time, and
 // not before a host that asked for a pause has had it. It works on what does not change a registry, or comes to the same when done twice; other
 // requests are marked by sendOnce. Patience with a host is spent once: one that did not answer, however often it was asked, gets one short try
-// a request until it answers, and one that refuses requests with some method gets one try for each of these until it does what it is asked.
+// a request until it answers, one that refuses requests with some method gets one try for each of these until it does what it is asked, and one
+// whose documents come too slowly gets one short try for each until one comes.
 type transport struct {
 	patience patience
 	certs    string // directory with one of certificates for each host
@@ -71,6 +72,7 @@ type host struct {
 	silent   int                      // how many requests in turn it has not answered, nor any of their retries
 	refusing map[string]bool          // by method: it has failed a request, and all its retries, or has asked for too long a pause
 	waited   map[string]time.Duration // by method: the pauses that it has asked for since it last did what it was asked
+	dragging bool                     // the last document that it sent came too slowly
 }
 
 func newTransport(p patience, certs string) *transport {
@@ -164,6 +166,27 @@ func inPassing(ctx context.Context) context.Context {
 	return context.WithValue(ctx, passingKey{}, true)
 }
 
+type streamKey struct{}
+
+// asDocument marks requests for blobs that are read into memory as a whole: somebody waits for each.
+func asDocument(ctx context.Context) context.Context {
+	return context.WithValue(ctx, streamKey{}, false)
+}
+
+// asStream marks requests for a blob: it may be long, and come slowly. A mark as a document stays.
+func asStream(ctx context.Context) context.Context {
+	if ctx.Value(streamKey{}) != nil {
+		return ctx
+	}
+	return context.WithValue(ctx, streamKey{}, true)
+}
+
+// isStream reports how an answer is read. Whatever is no blob is a document: manifests, lists of tags, tokens.
+func isStream(ctx context.Context) bool {
+	stream, _ := ctx.Value(streamKey{}).(bool)
+	return stream
+}
+
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	h, err := t.host(req.URL.Host)
@@ -236,6 +259,17 @@ func (t *transport) refuses(addr, method string) bool {
 	return h.refusing[method] || h.silent > 0
 }
 
+// drags reports whether the last document of a host came too slowly.
+func (t *transport) drags(addr string) bool {
+	h, err := t.host(addr)
+	if err != nil {
+		return true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.dragging
+}
+
 // failed notes that a request was in vain, however often somebody else than the transport has sent it.
 func (t *transport) failed(addr, method string) {
 	if h, err := t.host(addr); err == nil {
@@ -284,7 +318,8 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 		return nil, err
 	}
 	h.answers()
-	resp.Body = &watchedBody{body: resp.Body, cancel: func() { cancel(nil) }, stall: p.stall}
+	pace := h.pace(p, isStream(req.Context()))
+	resp.Body = &watchedBody{body: resp.Body, cancel: func() { cancel(nil) }, pace: pace, left: pace.wait, ended: h.ended(req.Context())}
 	return resp, nil
 }
 
@@ -367,25 +402,76 @@ func (u *watchedUpload) Read(p []byte) (int, error) {
 	return n, err
 }
 
-var errStalled = errors.New("no more bytes came")
+var errStalled = errors.New("the bytes came too slowly")
 
-// A watchedBody ends a response when no bytes come. That the reader is slow does not count.
+// A pace is how slowly a body may come: wait is how long bytes are waited for, in all, and each byte makes up for a part of a second, until wait is left
+// again. So what stops ends after wait, and what drips a little later. All of n bytes takes at most wait and n/rate seconds.
+type pace struct {
+	wait time.Duration
+	rate int64 // bytes a second
+}
+
+const (
+	streamRate   = 1 << 10  // of layers: whoever downloads them sees how far they are, and can give up
+	documentRate = 32 << 10 // of all else: somebody waits for it, and most of it is some kilobytes
+)
+
+// pace says how slowly the body of a response may come. A host that was too slow with a document gets little time for the next.
+func (h *host) pace(p patience, stream bool) pace {
+	if stream {
+		return pace{p.stall, streamRate}
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.dragging {
+		p.stall = max(p.stall/16, min(p.stall, time.Second))
+	}
+	return pace{p.stall, documentRate}
+}
+
+// ended notes how the body of a document came.
+func (h *host) ended(ctx context.Context) func(tooSlow bool) {
+	if isStream(ctx) {
+		return func(bool) {}
+	}
+	return func(tooSlow bool) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.dragging = tooSlow
+	}
+}
+
+// A watchedBody ends a response that comes too slowly. That the reader is slow does not count.
 type watchedBody struct {
 	body     io.ReadCloser
 	cancel   context.CancelFunc
-	stall    time.Duration
+	pace     pace
+	ended    func(tooSlow bool)
 	watchdog *time.Timer
+	left     time.Duration // for which bytes are waited for yet
+	waited   time.Duration
+	n        int64
+	tooSlow  bool
 }
 
 func (b *watchedBody) Read(p []byte) (int, error) {
 	if b.watchdog == nil {
-		b.watchdog = time.AfterFunc(b.stall, b.cancel)
+		b.watchdog = time.AfterFunc(b.left, b.cancel)
 	} else {
-		b.watchdog.Reset(b.stall)
+		b.watchdog.Reset(b.left)
 	}
+	began := time.Now()
 	n, err := b.body.Read(p)
-	if !b.watchdog.Stop() && err != nil && err != io.EOF {
-		err = fmt.Errorf("%w for %v", errStalled, b.stall)
+	b.tooSlow = !b.watchdog.Stop() || b.tooSlow // with the last bytes, maybe: the error comes with the next Read
+	waited := time.Since(began)
+	b.n, b.waited = b.n+int64(n), b.waited+waited
+	b.left = min(max(b.left-waited, 0)+time.Duration(int64(n)*int64(time.Second)/b.pace.rate), b.pace.wait)
+	switch {
+	case err == io.EOF && b.n > 0:
+		b.ended(false)
+	case b.tooSlow && err != nil && err != io.EOF:
+		b.ended(true)
+		err = fmt.Errorf("%w: %d in %v", errStalled, b.n, b.waited.Round(100*time.Millisecond))
 	}
 	return n, err
 }

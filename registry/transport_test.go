@@ -455,3 +455,78 @@ func TestRedact(t *testing.T) {
 		t.Errorf("got %s", err)
 	}
 }
+
+// A slowReader gives so many bytes at each moment, until it is cancelled.
+type slowReader struct {
+	ctx   context.Context
+	bytes int
+	every time.Duration
+	left  int
+}
+
+func (r *slowReader) Read(p []byte) (int, error) {
+	if r.left == 0 {
+		return 0, io.EOF
+	}
+	select {
+	case <-r.ctx.Done():
+		return 0, r.ctx.Err()
+	case <-time.After(r.every):
+	}
+	n := min(r.bytes, len(p), r.left)
+	r.left -= n
+	return n, nil
+}
+
+func (r *slowReader) Close() error { return nil }
+
+// What drips ends as what stops does, a reader's own pauses cost nothing, and what comes at a pace that people have at home comes whole.
+func TestPace(t *testing.T) {
+	const kib = 1 << 10
+	for _, tt := range []struct {
+		name   string
+		stream bool
+		bytes  int
+		every  time.Duration
+		size   int
+		pause  time.Duration // of who reads
+		want   time.Duration // when it ends; negative: before its end
+	}{
+		{"a document that drips", false, 1, 5 * time.Second, 1000, 0, -30 * time.Second},
+		{"a document that stops", false, 100, time.Hour, 1000, 0, -30 * time.Second},
+		{"a document by a modem", false, 7 * kib, time.Second, 200 * kib, 0, 29 * time.Second},
+		{"the largest document, too slowly", false, 16 * kib, time.Second, 4 << 20, 0, -59 * time.Second},
+		{"the largest document", false, 40 * kib, time.Second, 4 << 20, 0, 103 * time.Second},
+		{"a stream that drips", true, 1, 5 * time.Second, 1000, 0, -30 * time.Second},
+		{"a stream by a modem", true, 2 * kib, time.Second, 10 << 20, 0, 5120 * time.Second},
+		{"a stream with pauses of the line", true, 30 * kib, 29 * time.Second, 300 * kib, 0, 290 * time.Second},
+		{"a stream that is read slowly", true, 100, time.Second, 1000, time.Hour, 10*time.Hour + 10*time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				h := &host{}
+				p := h.pace(patience{}.orDefaults(), tt.stream)
+				body := &watchedBody{
+					body: &slowReader{ctx, tt.bytes, tt.every, tt.size}, cancel: cancel, pace: p, left: p.wait,
+					ended: func(tooSlow bool) { h.dragging = tooSlow },
+				}
+				defer body.Close()
+				began := time.Now()
+				n := 0
+				var err error
+				for buf := make([]byte, 64*kib); err == nil; {
+					var k int
+					k, err = body.Read(buf)
+					if n += k; k > 0 {
+						time.Sleep(tt.pause)
+					}
+				}
+				took := time.Since(began).Round(time.Second)
+				if slow := errors.Is(err, errStalled); slow != (tt.want < 0) || slow != h.dragging || took != max(tt.want, -tt.want) {
+					t.Errorf("%d bytes in %v: %v", n, took, err)
+				}
+			})
+		})
+	}
+}
