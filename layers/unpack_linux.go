@@ -36,7 +36,12 @@ func untar(ctx context.Context, r io.Reader, dir string, o untarOptions) error {
 		u.bufs <- nil
 	}
 	w.plain, w.root.old = o.plain, o.plain
-	if err := u.read(tar.NewReader(r)); err != nil {
+	blocks := &countingReader{r: r}
+	err = u.read(tar.NewReader(blocks))
+	if err == nil && blocks.n%tarBlock != 0 {
+		err = io.ErrUnexpectedEOF // in the padding of the last file, which archive/tar takes for an end
+	}
+	if err != nil {
 		w.close() // a writer's error comes first: it may be why reading stopped
 		if werr := w.failed(); werr != nil {
 			err = werr
@@ -47,6 +52,21 @@ func untar(ctx context.Context, r io.Reader, dir string, o untarOptions) error {
 		return fmt.Errorf("unpack: %w", err)
 	}
 	return trailer(r)
+}
+
+// tarBlock is what all parts of a tar are multiples of. A tar may end with any file, as for Docker: some builders write nothing after it, and the
+// digest says whether all of it is there. It may not end within one.
+const tarBlock = 512
+
+type countingReader struct {
+	r io.Reader
+	n int64
+}
+
+func (c *countingReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // trailer reads what follows the end of a tar: padding. Anything else would be seen by some readers and not by others.
@@ -158,6 +178,7 @@ func (u *untarrer) entry(tr *tar.Reader, h *tar.Header) error {
 	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		// With the holes of a tar's sparse form, which are not among its bytes: they are read fast, and not written.
 		if u.limits.Bytes -= h.Size; u.limits.Bytes < 0 {
 			return errors.New("more content than allowed")
 		}

@@ -244,6 +244,9 @@ func TestUnpackBounds(t *testing.T) {
 		{"data after the end", append(bytes.Clone(archive), "more"...), Limits{}, "after the end"},
 		{"truncated in a file", archive[:3<<20], Limits{}, "unexpected EOF"},
 		{"truncated in a header", archive[:len(archive)-3000], Limits{}, "unexpected EOF"},
+		{"truncated in the padding of the last file", archive[:len(archive)-1024-100], Limits{}, "unexpected EOF"},
+		{"truncated after its last byte", archive[:len(archive)-1024-512+3], Limits{}, "unexpected EOF"},
+		{"truncated in its end", archive[:len(archive)-512-100], Limits{}, "unexpected EOF"},
 		{"no tar", bytes.Repeat([]byte("no tar"), 1000), Limits{}, "invalid tar header"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -256,6 +259,16 @@ func TestUnpackBounds(t *testing.T) {
 	t.Run("padding is no data", func(t *testing.T) {
 		check(t, untar(t.Context(), bytes.NewReader(append(bytes.Clone(archive), make([]byte, 10<<10)...)), t.TempDir(), untarOptions{}))
 	})
+	// As Docker takes them, and as some builders write them.
+	for name, data := range map[string][]byte{
+		"nothing after the last file": archive[:len(archive)-1024],
+		"one block after it":          archive[:len(archive)-512],
+		"nothing at all":              nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			check(t, untar(t.Context(), bytes.NewReader(data), t.TempDir(), untarOptions{}))
+		})
+	}
 	t.Run("cancelled", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()

@@ -402,6 +402,46 @@ func TestLayoutTools(t *testing.T) {
 	run("copy", "oci-archive:"+other+".tar:archive", "oci:"+other+":more")
 }
 
+// An archive that is cut anywhere is an error, and not one with fewer members.
+func TestLayoutArchiveIsWhole(t *testing.T) {
+	whole := filepath.Join(t.TempDir(), "whole.tar")
+	inLayout(t, whole, func(r registry.Repo) { conformance.PutImage(t, r, "x") })
+	b, err := os.ReadFile(whole)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := len(bytes.TrimRight(b, "\x00")) // the last byte of the last member
+	end := (last + 511) &^ 511
+	for _, tt := range []struct {
+		name string
+		size int
+		ok   bool
+	}{
+		{"whole", len(b), true},
+		{"one block of the end", end + 512, true},
+		{"nothing of it", end, false},
+		{"a part of its first block", end + 100, false},
+		{"in the padding of the last member", last + 1, false},
+		{"after the last member's last byte", last, false},
+		{"in the last member", last - 10, false},
+		{"in a header", 100, false},
+		{"after a header", 512, false},
+		{"empty", 0, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "cut.tar")
+			writeFile(t, file, b[:tt.size])
+			r, err := registry.OpenRepo(file, registry.RepoOptions{})
+			if err == nil {
+				defer r.(io.Closer).Close()
+			}
+			if tt.ok != (err == nil) || err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
+
 // FuzzLayoutArchive reads archives from anywhere.
 func FuzzLayoutArchive(f *testing.F) {
 	file := filepath.Join(f.TempDir(), "seed.tar")

@@ -2,6 +2,7 @@ package registry
 
 import (
 	"archive/tar"
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -77,27 +78,32 @@ func openTar(file string) (*tarArchive, error) {
 	return a, nil
 }
 
+// tarBlock is what all parts of an archive are multiples of.
+const tarBlock = 512
+
+// scan finds the members. An archive has to be whole, with the zeros that end it: unlike a layer, nothing else says what should be in it.
 func (a *tarArchive) scan() error {
 	r := tar.NewReader(a.f) // it seeks over the members' bytes
+	end := int64(0)         // of the last member
 	for {
 		h, err := r.Next()
 		if err == io.EOF {
-			return nil
+			return a.checkEnd(end)
 		}
 		if err != nil {
+			return err
+		}
+		if end, err = a.f.Seek(0, io.SeekCurrent); err != nil {
 			return err
 		}
 		name := memberName(h.Name)
 		switch h.Typeflag {
 		case tar.TypeReg:
-			offset, err := a.f.Seek(0, io.SeekCurrent)
-			if err != nil {
-				return err
-			}
-			if offset+h.Size > a.info.Size() {
+			if h.Size > a.info.Size()-end {
 				return fmt.Errorf("%s: %w", h.Name, io.ErrUnexpectedEOF)
 			}
-			a.members[name] = tarMember{offset, h.Size, h.ModTime}
+			a.members[name] = tarMember{end, h.Size, h.ModTime}
+			end += (h.Size + tarBlock - 1) &^ (tarBlock - 1)
 		case tar.TypeLink:
 			if m, ok := a.members[memberName(h.Linkname)]; ok {
 				a.members[name] = m
@@ -106,6 +112,20 @@ func (a *tarArchive) scan() error {
 			delete(a.members, name)
 		}
 	}
+}
+
+// checkEnd looks for the block of zeros that follows the last member, which archive/tar does not ask for.
+func (a *tarArchive) checkEnd(at int64) error {
+	block := make([]byte, tarBlock)
+	if a.info.Size() == 0 {
+		return nil // nothing was written yet
+	}
+	if _, err := a.f.ReadAt(block, at); err != nil && err != io.EOF {
+		return err
+	} else if err == io.EOF || !bytes.Equal(block, make([]byte, tarBlock)) {
+		return fmt.Errorf("it is cut, its end is missing: %w", io.ErrUnexpectedEOF)
+	}
+	return nil
 }
 
 func memberName(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
