@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"slices"
 	"strings"
 
@@ -137,51 +138,57 @@ func (t *changeWriter) file(dirfd int, level *untrusted.Level, base string, xwhi
 	delete(xattrs, opaqueXattr)
 	h, ino := headerOfStat(&st)
 	return t.add(level.Child(base), &h, ino, xattrs, func(w io.Writer) error {
-		return t.content(w, fd, st.Size, st.Blocks*512 < st.Size)
+		holes, err := holesOf(fd, &st)
+		if err == nil {
+			err = t.addHoles(holes)
+		}
+		if err != nil {
+			return err
+		}
+		return t.content(w, fd, st.Size, holes > 0)
 	})
 }
 
 // content writes a file's bytes. Holes are found, not read.
 func (t *changeWriter) content(w io.Writer, fd int, size int64, sparse bool) error {
-	for at := int64(0); at < size; {
-		end := size
-		if sparse {
-			data, err := unix.Seek(fd, at, unix.SEEK_DATA)
-			if err == unix.ENXIO { // a hole up to the end
-				data, err = size, nil
-			}
-			if err != nil {
-				return err
-			}
-			if err := t.zeros(w, min(data, size)-at); err != nil {
-				return err
-			}
-			if at = data; at >= size {
-				return nil
-			}
-			if end, err = unix.Seek(fd, at, unix.SEEK_HOLE); err != nil {
-				return err
-			}
-			end = min(end, size)
+	if !sparse {
+		return t.data(w, fd, 0, size)
+	}
+	at := int64(0)
+	for e, err := range extents(fd, size) {
+		if err != nil {
+			return err
 		}
-		for at < end {
-			n, err := unix.Pread(fd, t.buf[:min(int64(len(t.buf)), end-at)], at)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				return errShrunk
-			}
-			if _, err := w.Write(t.buf[:n]); err != nil {
-				return err
-			}
-			at += int64(n)
-			if err := t.ctx.Err(); err != nil {
-				return err
-			}
+		if err := t.zeros(w, e.at-at); err != nil {
+			return err
+		}
+		if err := t.data(w, fd, e.at, e.end); err != nil {
+			return err
+		}
+		at = e.end
+	}
+	return t.zeros(w, size-at)
+}
+
+// data writes the bytes of a file between two offsets.
+func (t *changeWriter) data(w io.Writer, fd int, at, end int64) error {
+	for at < end {
+		n, err := unix.Pread(fd, t.buf[:min(int64(len(t.buf)), end-at)], at)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return errShrunk
+		}
+		if _, err := w.Write(t.buf[:n]); err != nil {
+			return err
+		}
+		at += int64(n)
+		if err := t.ctx.Err(); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -361,12 +368,12 @@ func CopyDir(ctx context.Context, dst, dir string) error {
 		w.CloseWithError(err)
 		done <- err
 	}()
-	err := untar(ctx, r, dst, untarOptions{limits: Limits{}.orDefault()})
+	err := untar(ctx, r, dst, untarOptions{limits: Limits{math.MaxInt64, math.MaxInt64}})
 	if err == nil {
 		_, err = io.Copy(io.Discard, r)
 	}
 	r.CloseWithError(err)
-	if werr := <-done; err == nil {
+	if werr := <-done; werr != nil { // the reader's, if that was first
 		err = werr
 	}
 	if err != nil {

@@ -198,11 +198,16 @@ func (m *copier) content(fd int, f fs.File, size int64) (digest.Digest, error) {
 	for at := int64(0); ; {
 		n, err := f.Read(buf)
 		h.Hash().Write(buf[:n])
-		if werr := pwrite(fd, buf[:n], at); werr != nil {
-			return "", werr
+		if n < cloneSize || !zeros(buf[:n]) { // else it stays a hole
+			if werr := pwrite(fd, buf[:n], at); werr != nil {
+				return "", werr
+			}
 		}
 		at += int64(n)
 		if err == io.EOF || err == nil && at == size && n < len(buf) {
+			if err := unix.Ftruncate(fd, at); err != nil { // it may end in a hole
+				return "", err
+			}
 			return h.Digest(), nil
 		}
 		if err != nil {

@@ -271,18 +271,26 @@ func duplicateFile(from, to int, base string, size int64) error {
 		return err
 	}
 	defer unix.Close(dst)
-	for left := size; left > 0; {
-		n, err := unix.CopyFileRange(src, nil, dst, nil, int(min(left, 1<<30)), 0)
-		if err == unix.EINTR {
-			continue
-		}
+	for e, err := range extents(src, size) {
 		if err != nil {
 			return err
 		}
-		if n == 0 {
-			return errShrunk
+		for e.at < e.end {
+			at := e.at
+			n, err := unix.CopyFileRange(src, &e.at, dst, &at, int(min(e.end-e.at, 1<<30)), 0)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				return errShrunk
+			}
 		}
-		left -= int64(n)
+	}
+	if err := unix.Ftruncate(dst, size); err != nil {
+		return err
 	}
 	return m.setFD(dst)
 }

@@ -124,7 +124,7 @@ func (t *tarWriter) treeEntry(ctx context.Context, tree Tree, at *untrusted.Leve
 	if err != nil {
 		return err
 	}
-	if err := t.add(at, &h, ino, xattrs, func(w io.Writer) error { return t.copyFile(ctx, w, tree, name) }); err != nil {
+	if err := t.add(at, &h, ino, xattrs, func(w io.Writer) error { return t.copyFile(ctx, w, tree, name, fi) }); err != nil {
 		return err
 	}
 	if fi.IsDir() {
@@ -133,12 +133,19 @@ func (t *tarWriter) treeEntry(ctx context.Context, tree Tree, at *untrusted.Leve
 	return nil
 }
 
-func (t *tarWriter) copyFile(ctx context.Context, w io.Writer, tree Tree, name string) error {
+func (t *tarWriter) copyFile(ctx context.Context, w io.Writer, tree Tree, name string, fi fs.FileInfo) error {
 	f, err := tree.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	holes, err := holesIn(f, fi)
+	if err == nil {
+		err = t.addHoles(holes)
+	}
+	if err != nil {
+		return err
+	}
 	for {
 		n, err := f.Read(t.buf)
 		if _, werr := w.Write(t.buf[:n]); werr != nil {

@@ -18,11 +18,18 @@ const (
 	libarchiveXattr = "LIBARCHIVE.xattr."
 )
 
+// maxHoles is how many bytes of holes may become bytes. A tar that all readers understand has no holes: OCI's specification advises against the
+// sparse form of tars, Docker's reader writes its zeros out, and which blocks of a file are holes differs between file systems, so that
+// a form that has them would not be the same bytes anywhere. So holes are written as zeros, hashed and compressed, and `truncate -s 1T f` would take
+// hours in each layer, output and copy that has f. What is below the bound are disks that builds make, and takes a minute.
+const maxHoles = 64 << 30
+
 // A tarWriter writes one tar, deterministically, in PAX format where plain fields do not do.
 type tarWriter struct {
 	tw    *tar.Writer
 	names map[inode]*untrusted.Level // first name of each file that has several
 	buf   []byte
+	holes int64 // that became zeros
 }
 
 func newTarWriter(w io.Writer) *tarWriter {
@@ -65,6 +72,20 @@ func (t *tarWriter) add(at *untrusted.Level, h *tar.Header, ino inode, xattrs ma
 		return fmt.Errorf("%s: %w", at.Short(), err)
 	}
 	return nil
+}
+
+// addHoles counts the holes of a file, before its content is written.
+func (t *tarWriter) addHoles(n int64) error {
+	if t.holes += n; t.holes > maxHoles {
+		return tooSparse(t.holes)
+	}
+	return nil
+}
+
+// tooSparse says what the holes of a file cost.
+func tooSparse(holes int64) error {
+	return fmt.Errorf("it is sparse: at most %d GiB of holes are written as zeros, and this makes %d: remove it in the step that makes it, or make it smaller",
+		maxHoles>>30, (holes+1<<30-1)>>30)
 }
 
 // mark writes an empty file that means something: a whiteout, an opaque directory.

@@ -57,7 +57,8 @@ func validPath(name string) bool {
 	return true
 }
 
-// Open opens a regular file or a directory. Opening a device or a pipe could do something or wait: it fails.
+// Open opens a regular file or a directory. Opening a device or a pipe could do something or wait: it fails. So does opening a file with more than
+// maxHoles of holes: whoever opens a file of a tree copies or hashes it.
 func (d *Dir) Open(name string) (fs.File, error) {
 	fd, err := d.open("open", name)
 	if err != nil {
@@ -77,6 +78,10 @@ func (d *Dir) Open(name string) (fs.File, error) {
 	file, err := openat(unix.AT_FDCWD, fdPath(fd), unix.O_RDONLY, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	if err := checkHoles(file, name, (*unix.Stat_t)(unsafe.Pointer(&fi.st))); err != nil {
+		unix.Close(file)
+		return nil, err
 	}
 	return os.NewFile(uintptr(file), name), nil
 }
