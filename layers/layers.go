@@ -8,7 +8,8 @@
 //	Load, Unpack             bytes -> directory
 //	Flatten, FlattenDirs     directories -> one directory
 //	MakeCopy                 sources of a copy step -> directory
-//	WriteTree, CopyTree      a whole root file system -> a tar, a local directory
+//	WriteTree, CopyTree      a whole root file system -> a tar, a directory
+//	ExportTree               the same, for a directory that others than obx use
 //
 // Invariants:
 //
@@ -44,6 +45,12 @@ type Layer struct {
 
 // IsZero reports a layer that changes nothing.
 func (l Layer) IsZero() bool { return l.Dir == "" && l.Blob.Digest == "" }
+
+// Devices are the device nodes that ExportTree has left out.
+type Devices struct {
+	Count int    // of names: a node may have several
+	First string // a path below the root
+}
 
 const (
 	whiteoutPrefix = ".wh."

@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"errors"
@@ -40,7 +41,8 @@ func (l Limits) orDefault() Limits {
 
 // untarOptions say how a tar becomes files.
 type untarOptions struct {
-	plain  bool // .wh. names mean nothing, and what the directory has stays
+	plain  bool                   // .wh. names mean nothing, and what the directory has stays
+	filter func(*tar.Header) bool // may change an entry; false leaves it out; nil: all are as they are
 	limits Limits
 }
 

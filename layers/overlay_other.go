@@ -24,8 +24,13 @@ func MakeUpper(dir, below string) error { return errNoOverlay }
 // SameDir reports whether two directories' own attributes agree, as far as a layer keeps them.
 func SameDir(a, b string) (bool, error) { return false, errNoOverlay }
 
-// CopyTree copies a whole tree into an existing local directory (output type=local).
+// CopyTree copies a whole tree into an existing local directory.
 func CopyTree(ctx context.Context, dir string, t Tree) error { return errNoOverlay }
+
+// ExportTree is CopyTree into a directory that leaves obx's keeping (output type=local).
+func ExportTree(ctx context.Context, dir string, t Tree, setuid bool) (Devices, error) {
+	return Devices{}, errNoOverlay
+}
 
 // FlattenDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links.
 func FlattenDirs(ctx context.Context, dst string, dirs []string) error { return errNoOverlay }

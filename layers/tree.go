@@ -20,7 +20,7 @@ type Tree interface {
 // (SELinux, IMA, Smack); trusted.overlay.* is overlayfs's own.
 func keepXattr(key string) bool {
 	switch {
-	case key == "security.capability", key == "system.posix_acl_access", key == "system.posix_acl_default":
+	case key == capabilityXattr, key == "system.posix_acl_access", key == "system.posix_acl_default":
 		return true
 	case strings.HasPrefix(key, "user."):
 		return true
@@ -30,7 +30,10 @@ func keepXattr(key string) bool {
 	return false
 }
 
-const overlayXattrs = "trusted.overlay."
+const (
+	overlayXattrs   = "trusted.overlay."
+	capabilityXattr = "security.capability"
+)
 
 // unixMode gives the permission and special bits as Unix and tar write them.
 func unixMode(m fs.FileMode) uint32 {

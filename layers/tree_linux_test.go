@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -176,5 +177,48 @@ func TestWriteTreeOfHeaders(t *testing.T) {
 	check(t, err)
 	if h.Uid != 5 || h.Gid != 6 || h.Mode != 0o640 || h.Size != 4 || !h.ModTime.Equal(time.Unix(1, 2)) || h.PAXRecords["SCHILY.xattr.user.k"] != "v" {
 		t.Errorf("%+v", h)
+	}
+}
+
+// TestExportTree makes a directory that everybody may find: nothing in it gives rights.
+func TestExportTree(t *testing.T) {
+	needRoot(t)
+	tmp := t.TempDir()
+	root := mkdir(t, tmp, "root")
+	plant(t, root, "capable:755 common/:3777 dev/ su:6755 tool:755")
+	check(t, unix.Mknod(root+"/dev/null", unix.S_IFCHR|0o666, int(unix.Mkdev(1, 3))))
+	check(t, unix.Mknod(root+"/dev/sda", unix.S_IFBLK|0o660, int(unix.Mkdev(8, 0))))
+	check(t, unix.Mkfifo(root+"/dev/pipe", 0o600))
+	check(t, os.Link(root+"/dev/null", root+"/null"))
+	check(t, os.Link(root+"/su", root+"/su2"))
+	check(t, unix.Setxattr(root+"/capable", capabilityXattr, netBindCap(), 0))
+	check(t, unix.Setxattr(root+"/tool", "user.x", []byte("y"), 0))
+	tree := openTree(t, root)
+	for _, tt := range []struct {
+		setuid bool
+		want   string
+	}{
+		{false, "capable f 755 10; common d 1777; dev d 755; dev/pipe p 600; su f 755 5 n2; su2 f 755 5 n2; tool f 755 7 user.x"},
+		{true, "capable f 755 10 security.capability; common d 3777; dev d 755; dev/pipe p 600; su f 6755 5 n2; su2 f 6755 5 n2; tool f 755 7 user.x"},
+	} {
+		out := mkdir(t, tmp, fmt.Sprint("out", tt.setuid))
+		check(t, os.Chmod(out, 0o700))
+		devices, err := ExportTree(t.Context(), out, tree, tt.setuid)
+		check(t, err)
+		if devices != (Devices{Count: 3, First: "dev/null"}) {
+			t.Errorf("left out: %+v", devices)
+		}
+		if got := describe(t, out, ""); got != tt.want {
+			t.Errorf("setuid %v:\n got %s\nwant %s", tt.setuid, got, tt.want)
+		}
+		if fi, err := os.Stat(out); err != nil || fi.Mode().Perm() != 0o700 {
+			t.Errorf("the directory's mode is %v, %v", fi.Mode(), err)
+		}
+	}
+	// What obx keeps itself is whole.
+	out := mkdir(t, tmp, "whole")
+	check(t, CopyTree(t.Context(), out, tree))
+	if got, want := describe(t, out, ""), describe(t, root, ""); got != want {
+		t.Errorf("\n got %s\nwant %s", got, want)
 	}
 }

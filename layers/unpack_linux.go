@@ -31,7 +31,7 @@ func untar(ctx context.Context, r io.Reader, dir string, o untarOptions) error {
 		return fmt.Errorf("unpack: %w", err)
 	}
 	defer w.close()
-	u := untarrer{dirWriter: w, limits: o.limits.orDefault(), bufs: make(chan []byte, untarBuffers)}
+	u := untarrer{dirWriter: w, filter: o.filter, limits: o.limits.orDefault(), bufs: make(chan []byte, untarBuffers)}
 	for range untarBuffers {
 		u.bufs <- nil
 	}
@@ -93,6 +93,7 @@ const (
 
 type untarrer struct {
 	*dirWriter
+	filter func(*tar.Header) bool
 	limits Limits // what is left of them
 	bufs   chan []byte
 }
@@ -128,6 +129,9 @@ func (u *untarrer) entry(tr *tar.Reader, h *tar.Header) error {
 	names, err := split(h.Name)
 	if err != nil {
 		return err
+	}
+	if u.filter != nil && !u.filter(h) {
+		return nil
 	}
 	m, err := metaOf(h)
 	if err != nil {

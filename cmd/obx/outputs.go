@@ -53,8 +53,13 @@ func parseOutput(s string) (build.OutputSpec, error) {
 			o.Dest = value
 		case "name":
 			o.Name = value
+		case "setuid":
+			if value != "keep" {
+				return o, usage("without it they are left out", "--output %s: setuid can only be keep", s)
+			}
+			o.KeepSetuid = true
 		default:
-			return o, usage("fields are: type, dest, name", "--output %s: unknown field %q", s, key)
+			return o, usage("fields are: type, dest, name, setuid", "--output %s: unknown field %q", s, key)
 		}
 	}
 	switch {
@@ -66,6 +71,8 @@ func parseOutput(s string) (build.OutputSpec, error) {
 		return o, usage(outputHint, "--output %s: dest is missing", s)
 	case o.Type == "local" && o.Dest == "-":
 		return o, usage("type=tar can go to standard output", "--output %s: a directory is needed", s)
+	case o.KeepSetuid && o.Type != "local":
+		return o, usage("tar, oci and docker have all bits", "--output %s: setuid is for type=local", s)
 	case o.Name != "" && (o.Type == "tar" || o.Type == "local"):
 		return o, usage("oci and docker have one", "--output %s: type %s has no name", s, o.Type)
 	}

@@ -36,12 +36,15 @@ SPEC is a file, or - for standard input. DIR is where copies take files from (de
 With --cache, what other machines have built counts too, and what is built here is theirs: the first one is pushed to,
 behind the build. What is wrong with a cache is a warning, and what it was to give is built.
 
+An output that fails leaves nothing, but for what it has added to a directory that was there before.
+
 Sandboxes need root. A build that is interrupted or fails keeps what it finished; the next run goes on from there.
 
 Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the infrastructure failed, 130 interrupted.`,
 		Example: `  obx run build.sexp src
   obx run --secret token=token.txt --secret key=env:KEY build.sexp
   obx run -o type=tar,dest=files.tar build.sexp
+  obx run -o type=local,dest=rootfs,setuid=keep build.sexp
   obx run -o type=docker,dest=-,name=app:dev build.sexp | docker load
   obx run --base base=oci:./layout:latest --rebuild 3 build.sexp
   obx run --cache registry.example/cache build.sexp`,
@@ -97,6 +100,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 			if err := errors.Join(printer.Close(), failure(cmd, args, p, rep, err)); err != nil {
 				return err
 			}
+			b.Events = p.notices.event
 			for _, o := range outs {
 				if err := b.Write(cmd.Context(), p.plan, rep, o, cmd.OutOrStdout()); err != nil {
 					return err
@@ -107,7 +111,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringArrayVarP(&outputs, "output", "o", nil, "write an `OUTPUT`: type=tar|local (files) or type=oci|docker (an image), with dest=FILE,\na directory, or - for standard output, and name=NAME of an image; repeatable")
+	f.StringArrayVarP(&outputs, "output", "o", nil, "write an `OUTPUT`: type=tar|local (files) or type=oci|docker (an image), with dest=FILE,\na directory, or - for standard output, and name=NAME of an image; repeatable.\nA directory that is new is for its owner alone. One of type=local has no device nodes, and keeps\nset-user-ID and set-group-ID bits and file capabilities only with setuid=keep")
 	addProgress(cmd, &mode)
 	addRebuild(cmd, &noCache, &rebuild)
 	box.add(cmd)

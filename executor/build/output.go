@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -24,6 +26,8 @@ type OutputSpec struct {
 	Dest string // a file, or a directory for local; "-" is standard output
 	Name string // of an image, recorded in it
 	Dir  bool   // oci: Dest is an OCI layout directory
+
+	KeepSetuid bool // local: files keep set-user-ID and set-group-ID bits and capabilities
 }
 
 // Write writes the result of the outermost stage of a plan that Run has built.
@@ -53,10 +57,9 @@ func (b *Builder) write(ctx context.Context, p *keys.Plan, top *state, o OutputS
 			return toFile(o.Dest, stdout, func(w io.Writer) error { return layers.WriteTree(ctx, w, t) })
 		})
 	case "local":
-		if err := os.MkdirAll(o.Dest, 0o755); err != nil {
-			return err
-		}
-		return b.withTree(ctx, top, func(t layers.Tree) error { return layers.CopyTree(ctx, o.Dest, t) })
+		return b.withTree(ctx, top, func(t layers.Tree) error {
+			return toDir(o.Dest, func(dir string) error { return b.export(ctx, dir, t, o) })
+		})
 	}
 	img, err := b.image(ctx, p, top)
 	if err != nil {
@@ -66,14 +69,26 @@ func (b *Builder) write(ctx context.Context, p *keys.Plan, top *state, o OutputS
 	case o.Type == "docker":
 		return toFile(o.Dest, stdout, func(w io.Writer) error { return registry.WriteDocker(ctx, w, b.Store, img, o.Name) })
 	case o.Dir:
-		_, err := registry.WriteOCIDir(ctx, o.Dest, b.Store, img, o.Name)
-		return err
+		return toDir(o.Dest, func(dir string) error {
+			_, err := registry.WriteOCIDir(ctx, dir, b.Store, img, o.Name)
+			return err
+		})
 	default:
 		return toFile(o.Dest, stdout, func(w io.Writer) error {
 			_, err := registry.WriteOCI(ctx, w, b.Store, img, o.Name)
 			return err
 		})
 	}
+}
+
+// export writes files into a directory, and warns of those that are left out.
+func (b *Builder) export(ctx context.Context, dir string, t layers.Tree, o OutputSpec) error {
+	left, err := layers.ExportTree(ctx, dir, t, o.KeepSetuid)
+	if err == nil && left.Count > 0 && b.Events != nil {
+		b.Events(Event{Kind: Warned, Time: time.Now(), Message: fmt.Sprintf(
+			"output %s: device nodes are left out, %d in all, the first is /%s: type=tar has them", o.Dest, left.Count, left.First)})
+	}
+	return err
 }
 
 // withTree opens the files of a state.
@@ -193,6 +208,31 @@ func (b *Builder) fetchBytes(ctx context.Context, st *state) error {
 		}
 	}
 	return nil
+}
+
+// toDir writes a directory. A new one is for its owner alone, for what is in it was not made with this machine's users
+// in mind, and appears when it is whole. One that exists is added to, and keeps what was written when writing fails.
+func toDir(dest string, write func(dir string) error) error {
+	dest = filepath.Clean(dest)
+	if _, err := os.Lstat(dest); !errors.Is(err, fs.ErrNotExist) {
+		if err != nil {
+			return err
+		}
+		return write(dest)
+	}
+	parent := filepath.Dir(dest)
+	if err := os.MkdirAll(parent, 0o755); err != nil {
+		return err
+	}
+	tmp, err := os.MkdirTemp(parent, "."+filepath.Base(dest)+".*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp) // nothing, when it is renamed
+	if err := write(tmp); err != nil {
+		return err
+	}
+	return os.Rename(tmp, dest)
 }
 
 // toFile writes a file that appears when it is whole.

@@ -3,6 +3,7 @@ package build_test
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -196,6 +197,43 @@ func TestWriteDestination(t *testing.T) {
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
 		t.Errorf("the directory has %v", entries)
+	}
+}
+
+// A directory is made for its owner alone, and appears when all is in it; one that exists stays as it is.
+func TestWriteDirectory(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t)
+	m.NeedFiles = true
+	o := m.run(image)
+	dir := t.TempDir()
+	for _, s := range []build.OutputSpec{{Type: "local", Dest: "local"}, {Type: "oci", Dest: "layout/", Dir: true}} {
+		there := filepath.Join(dir, "there-"+s.Type)
+		if err := os.Mkdir(there, 0o751); err != nil {
+			t.Fatal(err)
+		}
+		for dest, mode := range map[string]fs.FileMode{filepath.Join(dir, s.Dest): 0o700, there: 0o751} {
+			s.Dest = dest
+			if err := m.Write(t.Context(), o.plan, o.rep, s, nil); err != nil {
+				t.Fatal(err)
+			}
+			if info, err := os.Stat(dest); err != nil || info.Mode() != fs.ModeDir|mode {
+				t.Errorf("%s is %v, %v", dest, info.Mode(), err)
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, s := range []build.OutputSpec{{Type: "local"}, {Type: "oci", Dir: true}} {
+		s.Dest = filepath.Join(dir, "failed")
+		if err := m.Write(ctx, o.plan, o.rep, s, nil); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: %v", s.Type, err)
+		}
+	}
+	for _, name := range []string{"failed", ".*"} {
+		if left, _ := filepath.Glob(filepath.Join(dir, name)); len(left) > 0 {
+			t.Errorf("left behind: %q", left)
+		}
 	}
 }
 
