@@ -279,6 +279,7 @@ func (c *Cache) FetchLogs(ctx context.Context, r *Result) error {
 }
 
 // OpenLog reads a log that Find gave: what was inlined, else by one request. Nothing of it is seen before all of it was verified.
+// Few bytes may become very many, as its record says: whoever reads it stops when it is enough.
 func (c *Cache) OpenLog(ctx context.Context, l Log) (io.ReadCloser, error) {
 	switch {
 	case l.Data != nil:
@@ -300,11 +301,7 @@ func (c *Cache) OpenLog(ctx context.Context, l Log) (io.ReadCloser, error) {
 		r.Close()
 		return nil, fmt.Errorf("open log: %w: %w", ErrGone, err)
 	}
-	var plain io.Reader = z
-	if l.unpacked > 0 {
-		plain = io.LimitReader(z, l.unpacked)
-	}
-	return &logReader{Reader: plain, z: z, packed: r}, nil
+	return &logReader{Reader: io.LimitReader(z, l.unpacked), z: z, packed: r}, nil
 }
 
 // openPacked gives the verified bytes of a log of a Repo.

@@ -38,7 +38,7 @@ func (s *sandbox) add(cmd *cobra.Command) {
 	f.Float64Var(&s.cpus, "cpus", 0, "let a step use `N` processors, as 1.5")
 	f.Int64Var(&s.pids, "pids", 0, "let a step have `N` processes")
 	f.DurationVar(&s.timeout, "timeout", 0, "stop a step after `TIME`, as 10m")
-	f.StringVar(&s.logLimit, "log-limit", units.BytesSize(build.DefaultLogLimit), "keep `SIZE` of a step's output")
+	f.StringVar(&s.logLimit, "log-limit", units.BytesSize(build.DefaultLogLimit), "keep and show `SIZE` of a step's output, and 10 times as much of all that need not run")
 	f.BoolVar(&s.fastSync, "fast-sync", false, "make sync calls in steps do nothing")
 	s.executorFlags.add(cmd)
 }

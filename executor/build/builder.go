@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"runtime"
 	"sync"
@@ -37,7 +36,7 @@ type Builder struct {
 	Secrets     map[string]Secret
 	Limits      executor.Limits
 	FastSync    bool
-	LogLimit    int64 // bytes a step; 0: DefaultLogLimit
+	LogLimit    int64 // bytes of a step's log, whether it runs or not; 0: DefaultLogLimit
 	Compression layers.Compression
 	NeedFiles   bool // the files of the result will be used: by Write or Shell
 
@@ -51,9 +50,6 @@ type Builder struct {
 
 	distrust func(key string, why error) // of a run: told of each result of the store that Trust refuses; may be nil
 }
-
-// DefaultLogLimit is how much of a step's output is kept and shown, in bytes.
-const DefaultLogLimit = 100 << 20
 
 // DefaultDomain is the domain of a Builder that names none.
 const DefaultDomain = "default"
@@ -93,6 +89,8 @@ type run struct {
 	bases  map[keys.ID]*future[*state]
 	mounts map[mountID]*future[*mountShare]
 	made   map[keys.ID]*state // what steps of this run have given
+
+	repeated *logTotal // of the logs of steps that need not run
 }
 
 // Run builds a plan. The error is a *StepError for a failed step, ctx's for a cancelled build, and otherwise the
@@ -116,6 +114,8 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 		bases:   map[keys.ID]*future[*state]{},
 		mounts:  map[mountID]*future[*mountShare]{},
 		made:    map[keys.ID]*state{},
+
+		repeated: b.newTotal(),
 	}
 	own.distrust = once(func(msg string) { r.warn(nil, "%s", msg) })
 	r.report.Results = map[*keys.Stage]string{}
@@ -298,32 +298,4 @@ func (f *future[T]) wait(ctx context.Context) (T, error) {
 		var zero T
 		return zero, context.Cause(ctx)
 	}
-}
-
-// replay emits a log, but for what was seen of it already, as the output of a step.
-func (r *run) replay(ctx context.Context, s *keys.Step, f fact, seen int64) {
-	open := func() (io.ReadCloser, error) { return r.openLog(f.Log) }
-	if f.cache != nil {
-		open = func() (io.ReadCloser, error) { return f.cache.OpenLog(ctx, f.Log) }
-	}
-	log, err := open()
-	if err != nil {
-		r.warn(s.Stage, "the log of step %d is lost: %v", s.Number, err)
-		return
-	}
-	defer log.Close()
-	out := writerFunc(func(p []byte) { r.emit(Event{Kind: Output, Stage: s.Stage, Step: s, Data: p}) })
-	if _, err = io.CopyN(io.Discard, log, seen); err == nil {
-		_, err = io.Copy(out, log)
-	}
-	if err != nil && err != io.EOF {
-		r.warn(s.Stage, "read the log of step %d: %v", s.Number, err)
-	}
-}
-
-type writerFunc func(p []byte)
-
-func (f writerFunc) Write(p []byte) (int, error) {
-	f(p)
-	return len(p), nil
 }

@@ -1,13 +1,10 @@
 package build
 
 import (
-	"bytes"
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
 	"strings"
 	"time"
@@ -337,29 +334,6 @@ func (b *Builder) save(s *state, input keys.ID) error {
 		return fmt.Errorf("save result %s: %w", key, err)
 	}
 	return b.alias(input, s.id)
-}
-
-// openLog reads a log that is in the store.
-func (b *Builder) openLog(l registry.Log) (io.ReadCloser, error) {
-	if l.Blob == "" {
-		return io.NopCloser(bytes.NewReader(l.Data)), nil
-	}
-	return b.Store.Blob(l.Blob)
-}
-
-// Log writes the recorded log of a key.
-func (b *Builder) Log(ctx context.Context, key string, w io.Writer) error {
-	rec, err := b.Record(key)
-	if err != nil {
-		return err
-	}
-	log, err := b.openLog(registry.Log{Data: rec.Log, Blob: rec.LogBlob})
-	if err != nil {
-		return fmt.Errorf("open the log of %s: %w", key, err)
-	}
-	defer log.Close()
-	_, err = io.Copy(w, log)
-	return err
 }
 
 // Record reads the record of a key.

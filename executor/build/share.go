@@ -1,7 +1,6 @@
 package build
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -147,13 +146,8 @@ func (s *stage) fetch(ctx context.Context, st *state) error {
 		return err
 	}
 	p := *st.rec.Pulled
-	p.Steps, p.Others = slices.Clone(p.Steps), slices.Clone(p.Others)
-	for _, list := range [][]registry.Step{p.Steps, p.Others} {
-		for i := range list {
-			if list[i].Log, err = s.keepLog(ctx, st.cache, list[i].Log); err != nil {
-				return err
-			}
-		}
+	if err := s.keepLogs(ctx, st.cache, &p, inlineLog); err != nil {
+		return err
 	}
 	rec, cfg := *st.rec, st.remote.Config
 	rec.Layers, rec.Config, rec.Pulled = fetched, &cfg, &p
@@ -161,40 +155,6 @@ func (s *stage) fetch(ctx context.Context, st *state) error {
 	rec.Log, rec.LogBlob = last.Log.Data, last.Log.Blob
 	st.rec, st.fetched = &rec, true
 	return s.save(st, s.Steps[len(p.Steps)-1].Key)
-}
-
-// keepLog brings a log into the store. One that is lost is empty from now on.
-func (s *stage) keepLog(ctx context.Context, c Cache, l registry.Log) (registry.Log, error) {
-	if l.Desc.Digest == "" {
-		return l, nil
-	}
-	r, err := c.OpenLog(ctx, l)
-	if err != nil {
-		s.warn(s.Stage, "cache %s: a log is lost: %v", c.Name(), err)
-		return registry.Log{}, ctx.Err()
-	}
-	defer r.Close()
-	data, err := io.ReadAll(io.LimitReader(r, inlineLog+1))
-	if err == nil && len(data) <= inlineLog {
-		return registry.Log{Data: data}, nil
-	}
-	w, werr := s.Store.NewBlob()
-	if werr != nil {
-		return registry.Log{}, fmt.Errorf("keep a log: %w", werr)
-	}
-	defer w.Close()
-	if err == nil {
-		_, err = io.Copy(w, io.MultiReader(bytes.NewReader(data), r))
-	}
-	if err != nil {
-		s.warn(s.Stage, "cache %s: a log is lost: %v", c.Name(), err)
-		return registry.Log{}, ctx.Err()
-	}
-	d, _, err := w.Commit("")
-	if err != nil {
-		return registry.Log{}, fmt.Errorf("keep a log: %w", err)
-	}
-	return registry.Log{Blob: d}, nil
 }
 
 // failAgain fails a step as it has failed elsewhere, after the steps before it.

@@ -69,47 +69,60 @@ func TestProcessesShareKeys(t *testing.T) {
 // lockedStep is a spec whose one step waits until it is stopped.
 const lockedStep = `((from scratch) (run (shell "echo begun; sleep 60; echo ended > /f; echo ended")))`
 
-// A process that waits for another to do a step shows that step's output while it runs, and its whole log at the end, once.
+// A process that waits for another to do a step shows that step's output while it runs, and its whole log at the end, once: as far
+// as its own limit.
 func TestWaiterFollows(t *testing.T) {
 	t.Parallel()
-	holder := newMachine(t)
-	holder.Jobs = 1
-	release := make(chan struct{})
-	holder.exec.before = func(command *string, _ executor.Process) {
-		*command = strings.Replace(*command, "sleep 60", "sleep 0.2", 1)
+	for limit, log := range map[int64]string{
+		0: "begun\nended\n",
+		3: "beg\n[obx: this log is over its limit of 3 bytes; the rest is dropped]\n",
+		8: "begun\nen\n[obx: this log is over its limit of 8 bytes; the rest is dropped]\n",
+	} {
+		t.Run(fmt.Sprint(limit), func(t *testing.T) {
+			t.Parallel()
+			holder := newMachine(t)
+			holder.Jobs = 1
+			release := make(chan struct{})
+			holder.exec.before = func(command *string, _ executor.Process) {
+				*command = strings.Replace(*command, "sleep 60", "sleep 0.2", 1)
+			}
+			begun := make(chan struct{})
+			holder.Events = func(e build.Event) {
+				if e.Kind == build.Output && string(e.Data) == "begun\n" {
+					close(begun)
+					<-release // the step goes on when the waiter has shown this
+				}
+			}
+			waiter := holder.another()
+			waiter.LogLimit = limit
+			var once sync.Once
+			waiter.Events = func(e build.Event) {
+				if e.Kind == build.Output {
+					once.Do(func() { close(release) })
+				}
+			}
+			var held, waited *outcome
+			plan, waiterPlan := holder.plan(lockedStep), waiter.plan(lockedStep)
+			var wg sync.WaitGroup
+			wg.Go(func() { held = holder.try(t.Context(), plan) })
+			<-begun
+			wg.Go(func() { waited = waiter.try(t.Context(), waiterPlan) })
+			wg.Wait()
+			if held.err != nil || waited.err != nil {
+				t.Fatal(held.err, waited.err)
+			}
+			held.want("r")
+			waited.want("s")
+			waited.wantRan()
+			if waited.logs[1] != log {
+				t.Errorf("it showed %q, want %q", waited.logs[1], log)
+			}
+			if len(waited.kind(build.Waiting)) != 1 {
+				t.Errorf("it did not say that it waits\n%s", waited)
+			}
+			waited.wantFiles(map[string]string{"f": "ended\n"})
+		})
 	}
-	begun := make(chan struct{})
-	holder.Events = func(e build.Event) {
-		if e.Kind == build.Output && string(e.Data) == "begun\n" {
-			close(begun)
-			<-release // the step goes on when the waiter has shown this
-		}
-	}
-	waiter := holder.another()
-	var once sync.Once
-	waiter.Events = func(e build.Event) {
-		if e.Kind == build.Output {
-			once.Do(func() { close(release) })
-		}
-	}
-	var held, waited *outcome
-	plan, waiterPlan := holder.plan(lockedStep), waiter.plan(lockedStep)
-	var wg sync.WaitGroup
-	wg.Go(func() { held = holder.try(t.Context(), plan) })
-	<-begun
-	wg.Go(func() { waited = waiter.try(t.Context(), waiterPlan) })
-	wg.Wait()
-	if held.err != nil || waited.err != nil {
-		t.Fatal(held.err, waited.err)
-	}
-	held.want("r")
-	waited.want("s")
-	waited.wantRan()
-	waited.wantLogs(held)
-	if len(waited.kind(build.Waiting)) != 1 {
-		t.Errorf("it did not say that it waits\n%s", waited)
-	}
-	waited.wantFiles(map[string]string{"f": "ended\n"})
 }
 
 // When the process that does a step is cancelled, or its step fails, one that waits does it.

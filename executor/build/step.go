@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/cas"
@@ -200,54 +198,6 @@ func (s *stage) lock(ctx context.Context, w *work) (l *cas.Lock, seen int64, err
 	return l, <-done, err
 }
 
-// follow shows what is written to a log until it is told to stop.
-func (s *stage) follow(step *keys.Step, path string, stop <-chan struct{}) (seen int64) {
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	var file *os.File
-	defer func() {
-		if file != nil {
-			file.Close()
-		}
-	}()
-	buf := make([]byte, 32<<10)
-	fresh := false // nothing of the file was shown yet: it may be the empty one of this process, which has the lock now
-	for {
-		select {
-		case <-stop:
-			return seen
-		case <-tick.C:
-		}
-		// Each holder of the lock has a file of its own.
-		if info, err := os.Stat(path); err != nil {
-			continue
-		} else if file != nil {
-			if old, err := file.Stat(); err != nil || !os.SameFile(info, old) {
-				file.Close()
-				file = nil
-			}
-		}
-		if file == nil {
-			var err error
-			if file, err = os.Open(path); err != nil {
-				continue
-			}
-			fresh = true
-		}
-		for {
-			n, _ := file.Read(buf)
-			if n == 0 {
-				break
-			}
-			if fresh {
-				seen, fresh = 0, false
-			}
-			seen += int64(n)
-			s.emit(Event{Kind: Output, Stage: s.Stage, Step: step, Data: buf[:n]})
-		}
-	}
-}
-
 // runStep runs a command and freezes what it has changed.
 func (s *stage) runStep(ctx context.Context, w *work, op *spec.Run, root *root, log io.Writer) (layers.Layer, error) {
 	p, err := s.process(w, op)
@@ -386,69 +336,4 @@ func copyItem(n keys.Node) layers.Item {
 		item.Children = append(item.Children, copyItem(c))
 	}
 	return item
-}
-
-// A stepLog shows what a step prints and keeps it in a file that other processes can follow.
-type stepLog struct {
-	stage *stage
-	step  *keys.Step
-	file  *os.File
-	start time.Time
-	limit int64
-	size  int64
-	full  bool
-}
-
-func (s *stage) newLog(step *keys.Step, path string) (*stepLog, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("make the log of step %d: %w", step.Number, err)
-	}
-	l := &stepLog{stage: s, step: step, file: file, start: time.Now(), limit: s.LogLimit}
-	if l.limit <= 0 {
-		l.limit = DefaultLogLimit
-	}
-	return l, nil
-}
-
-// Write never fails because of the limit: a step that prints too much is no failure, its log just ends.
-func (l *stepLog) Write(p []byte) (int, error) {
-	if l.full {
-		return len(p), nil
-	}
-	n := len(p)
-	if left := l.limit - l.size; int64(n) > left {
-		l.full = true
-		p = append(slices.Clip(p[:left]), fmt.Sprintf("\n[obx: this log is over its limit of %d bytes; the rest is dropped]\n", l.limit)...)
-	}
-	if _, err := l.file.Write(p); err != nil {
-		return 0, fmt.Errorf("write the log of step %d: %w", l.step.Number, err)
-	}
-	l.size += int64(len(p))
-	l.stage.emit(Event{Kind: Output, Stage: l.stage.Stage, Step: l.step, Data: p})
-	return n, nil
-}
-
-// finish gives the whole log: its bytes if it is small, else the blob that it was stored as.
-func (l *stepLog) finish(st *cas.Store) ([]byte, digest.Digest, error) {
-	if _, err := l.file.Seek(0, io.SeekStart); err != nil {
-		return nil, "", fmt.Errorf("read the log of step %d: %w", l.step.Number, err)
-	}
-	if l.size <= inlineLog {
-		data, err := io.ReadAll(l.file)
-		return data, "", err
-	}
-	w, err := st.NewBlob()
-	if err != nil {
-		return nil, "", fmt.Errorf("keep the log of step %d: %w", l.step.Number, err)
-	}
-	defer w.Close()
-	if _, err := io.Copy(w, l.file); err != nil {
-		return nil, "", fmt.Errorf("keep the log of step %d: %w", l.step.Number, err)
-	}
-	d, _, err := w.Commit("")
-	if err != nil {
-		return nil, "", fmt.Errorf("keep the log of step %d: %w", l.step.Number, err)
-	}
-	return nil, d, nil
 }

@@ -653,19 +653,8 @@ func (in *imports) fetchInto(ctx context.Context, res *registry.Result) error {
 		return err
 	}
 	p := st.rec.Pulled
-	p.Steps, p.Others = slices.Clone(p.Steps), slices.Clone(p.Others)
-	for _, list := range [][]registry.Step{p.Steps, p.Others} {
-		for i := range list {
-			l, err := in.keepLog(ctx, in.from, list[i].Log)
-			if err == nil && len(l.Data) > sharedLog {
-				l.Blob, err = in.Store.PutBlob(l.Data)
-				l.Data = nil
-			}
-			if err != nil {
-				return err
-			}
-			list[i].Log = l
-		}
+	if err := in.keepLogs(ctx, in.from, p, sharedLog); err != nil {
+		return err
 	}
 	last := p.Steps[len(p.Steps)-1]
 	cfg := res.Config
