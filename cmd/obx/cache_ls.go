@@ -12,6 +12,7 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
 )
 
@@ -42,7 +43,7 @@ func cacheLsCommand() *cobra.Command {
 					key = key[:min(12, len(key))]
 				}
 				took := progress.Duration(time.Duration(r.Seconds * float64(time.Second)))
-				op := progress.Sanitize([]byte(strings.Join(strings.Fields(r.Op), " ")))
+				op := safe.Line(strings.Join(strings.Fields(r.Op), " "))
 				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", key, r.Domain, timestamp(r.Created), timestamp(r.LastUsed), took, op)
 			}
 			return w.Flush()

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/registry"
 )
 
@@ -49,7 +50,7 @@ func verifyStore(cmd *cobra.Command, store string) (err error) {
 			return fmt.Errorf("verify the store: %w", err)
 		}
 		bad++
-		fmt.Fprintf(cmd.OutOrStdout(), "%s %s: %s\n", p.What, p.Path, p.Detail)
+		fmt.Fprintf(cmd.OutOrStdout(), "%s\n", safe.Message(fmt.Sprintf("%s %s: %s", p.What, p.Path, p.Detail)))
 	}
 	return verified(cmd, bad)
 }
@@ -75,7 +76,7 @@ func verifyCache(cmd *cobra.Command, c *registry.Cache) error {
 		if !p.Note {
 			bad++
 		}
-		fmt.Fprintln(cmd.OutOrStdout(), p)
+		fmt.Fprintln(cmd.OutOrStdout(), safe.Message(p.String()))
 	}
 	return verified(cmd, bad)
 }

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys/spec"
 )
@@ -65,19 +66,21 @@ func report(w io.Writer, err error) int {
 	case errors.As(err, &status):
 		return int(status)
 	case errors.As(err, &list):
-		fmt.Fprintln(w, list)
+		for _, one := range list {
+			fmt.Fprintln(w, safe.Message(one.Error()))
+		}
 		return statusUsage
 	case errors.As(err, &one):
-		fmt.Fprintln(w, one)
+		fmt.Fprintln(w, safe.Message(one.Error()))
 		return statusUsage
 	case errors.As(err, &wrong):
-		fmt.Fprintln(w, "obx:", err)
+		say(w, err.Error())
 		if wrong.hint != "" {
-			fmt.Fprintln(w, "  "+wrong.hint)
+			fmt.Fprintln(w, "  "+safe.Message(wrong.hint))
 		}
 		return statusUsage
 	}
-	fmt.Fprintln(w, "obx:", err)
+	say(w, err.Error())
 	switch {
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return statusInterrupted
@@ -86,6 +89,12 @@ func report(w io.Writer, err error) int {
 	}
 	return statusInfrastructure
 }
+
+// say prints what obx has to say beside a command's output.
+func say(w io.Writer, msg string) { fmt.Fprintln(w, "obx:", safe.Message(msg)) }
+
+// warn prints a warning.
+func warn(w io.Writer, msg string) { say(w, "warning: "+msg) }
 
 // interruptible is a context that SIGINT and SIGTERM end, so that the command can end in order. A second signal exits
 // at once: steps die with obx, and what is saved is whole at any moment.

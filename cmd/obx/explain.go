@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 )
 
 func explainCommand() *cobra.Command {
@@ -35,14 +36,14 @@ print what differs, as a variable, a changed file with its path, or the digest o
 				_, err := fmt.Fprintln(w, "every step is cached")
 				return err
 			}
-			fmt.Fprintf(w, "step %d (%s) has to run: %s\n", ex.Step.Number, location(p.spec.File, ex.Step), progress.Sanitize([]byte(progress.Operation(ex.Step.Op))))
+			fmt.Fprintf(w, "step %d (%s) has to run: %s\n", ex.Step.Number, location(p.spec.File, ex.Step), safe.Line(progress.Operation(ex.Step.Op)))
 			if ex.Nearest == "" {
 				_, err := fmt.Fprintln(w, "no step like it was recorded")
 				return err
 			}
 			fmt.Fprintf(w, "it is most like %s of %s, but for:\n", ex.Nearest[:12], timestamp(ex.Created))
 			for _, r := range ex.Reasons {
-				fmt.Fprintln(w, "  "+progress.Sanitize([]byte(r)))
+				fmt.Fprintln(w, "  "+safe.Line(r))
 			}
 			if len(ex.Reasons) == 0 {
 				fmt.Fprintln(w, "  nothing: its result was lost, or made in another domain")

@@ -5,6 +5,8 @@ import (
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
+
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 )
 
 func healthcheckCommand() *cobra.Command {
@@ -37,7 +39,7 @@ Exit status: 0 builds can run, 3 something is missing.`,
 					return
 				}
 				bad = true
-				fmt.Fprintf(w, "FAILED\t%s\t%v\n", name, err)
+				fmt.Fprintf(w, "FAILED\t%s\t%s\n", name, safe.Message(err.Error()))
 			}
 			st, err := openStore(cmd.ErrOrStderr(), store)
 			dir := ""
@@ -47,8 +49,8 @@ Exit status: 0 builds can run, 3 something is missing.`,
 			}
 			line("store", dir, err)
 			if install && err == nil && kind.install != nil {
-				say := func(msg string) { fmt.Fprintln(cmd.ErrOrStderr(), "obx:", msg) }
-				if err := kind.install(cmd.Context(), st, &box, say); err != nil {
+				tell := func(msg string) { say(cmd.ErrOrStderr(), msg) }
+				if err := kind.install(cmd.Context(), st, &box, tell); err != nil {
 					line("install", "", err)
 				}
 			}

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys/spec"
 )
@@ -174,7 +175,7 @@ func (v planView) print(w io.Writer, full bool) error {
 	head, cell := "STEP\t", func(string) string { return "" }
 	if builds {
 		head += "BUILD\t"
-		cell = func(name string) string { return name + "\t" }
+		cell = func(name string) string { return safe.Line(name) + "\t" }
 	}
 	fmt.Fprintln(tw, head+"LINE\tRESULT\tDOES\tKEY\tOPERATION")
 	for _, s := range v.Steps {
@@ -191,7 +192,7 @@ func (v planView) print(w io.Writer, full bool) error {
 		if !full {
 			key = key[:12]
 		}
-		fmt.Fprintf(tw, "%d\t%s%d\t%s\t%s\t%s\t%s\n", s.Step, cell(s.Stage), s.Line, where, does, key, progress.Sanitize([]byte(s.text)))
+		fmt.Fprintf(tw, "%d\t%s%d\t%s\t%s\t%s\t%s\n", s.Step, cell(s.Stage), s.Line, where, does, key, safe.Line(s.text))
 	}
 	if err := tw.Flush(); err != nil {
 		return err
@@ -235,6 +236,6 @@ func (v planView) printBases(w io.Writer) {
 			continue
 		}
 		seen[b.Image] = true
-		fmt.Fprintf(w, "%s is %s@%s\n", b.Image, b.Ref, b.Digest)
+		fmt.Fprintln(w, safe.Line(fmt.Sprintf("%s is %s@%s", b.Image, b.Ref, b.Digest)))
 	}
 }

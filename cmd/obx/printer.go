@@ -8,6 +8,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 )
 
 func addProgress(cmd *cobra.Command, mode *string) {
@@ -30,7 +31,7 @@ func newRunPrinter(cmd *cobra.Command, mode string, stdoutTaken bool) (progress.
 func newPrinter(out, err io.Writer, mode string) (progress.Printer, error) {
 	switch mode {
 	case "plain":
-		return progress.NewPlain(out, err), nil
+		return newPlain(out, err), nil
 	case "json":
 		return progress.NewJSON(out, err), nil
 	case "quiet":
@@ -41,9 +42,18 @@ func newPrinter(out, err io.Writer, mode string) (progress.Printer, error) {
 		if s := screen(err); s.Live {
 			return progress.NewTTY(s), nil
 		}
-		return progress.NewPlain(out, err), nil
+		return newPlain(out, err), nil
 	}
 	return nil, usage("modes are: auto, tty, plain, json, quiet", "--progress %s: unknown mode", mode)
+}
+
+// newPlain makes the printer of the plain log.
+func newPlain(out, err io.Writer) progress.Printer {
+	if !isTerminal(out) {
+		return progress.NewPlain(out, err, nil)
+	}
+	size := screen(out).Size
+	return progress.NewPlain(out, err, func() int { width, _ := size(); return width })
 }
 
 // newShellPrinter makes the printer of what runs before a shell, whose own standard output is. It is quieter.
@@ -58,23 +68,43 @@ func newShellPrinter(cmd *cobra.Command, mode string) (progress.Printer, error) 
 // screen says what can be drawn on w. Colours obey NO_COLOR (no-color.org) and dumb terminals.
 func screen(w io.Writer) progress.Screen {
 	s := progress.Screen{Out: w, Size: func() (int, int) { return 80, 24 }}
-	if !isTerminal(w) || os.Getenv("TERM") == "dumb" || os.Getenv("TERM") == "" {
+	f, ok := terminal(w)
+	if !ok {
 		return s
 	}
-	fd := int(w.(*os.File).Fd())
-	s.Live, s.Color = true, os.Getenv("NO_COLOR") == ""
 	s.Size = func() (int, int) {
-		if width, height, err := term.GetSize(fd); err == nil && width > 0 && height > 0 {
+		if width, height, err := term.GetSize(int(f.Fd())); err == nil && width > 0 && height > 0 {
 			return width, height
 		}
 		return 80, 24
 	}
+	if kind := os.Getenv("TERM"); kind != "dumb" && kind != "" {
+		s.Out, s.Live, s.Color = f, true, os.Getenv("NO_COLOR") == ""
+	}
 	return s
 }
 
-func isTerminal(w any) bool {
+// guarded is what commands write to instead of a terminal: it lets nothing pass that would do more than to stand there.
+// Displays, which draw, are the only ones to write to the terminal itself.
+func guarded(f *os.File) io.Writer {
+	if _, ok := terminal(f); ok {
+		return &safe.Writer{Terminal: f}
+	}
+	return f
+}
+
+// terminal gives the terminal that a command reads from or writes to, guarded or not.
+func terminal(w any) (*os.File, bool) {
+	if guard, ok := w.(*safe.Writer); ok {
+		return guard.Terminal, true
+	}
 	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	return f, ok && term.IsTerminal(int(f.Fd()))
+}
+
+func isTerminal(w any) bool {
+	_, ok := terminal(w)
+	return ok
 }
 
 // progressTopic is `obx help progress`.
@@ -86,7 +116,8 @@ func progressTopic() *cobra.Command {
 
   auto   tty if standard error is a terminal, else plain
   tty    what runs now, and a line for each step that ended
-  plain  OBuilder's log, in the order of the spec, with the logs of cached steps
+  plain  OBuilder's log, in the order of the spec, with the logs of cached steps; on a terminal, each line that a step
+         prints is marked, and control characters other than colours are shown as escapes
   json   one event a line
   quiet  the key of the result
 

@@ -22,7 +22,10 @@ func execute(args []string) int {
 	defer stop()
 	root := newRoot()
 	root.SetArgs(args)
-	return report(os.Stderr, root.ExecuteContext(ctx))
+	out, err := guarded(os.Stdout), guarded(os.Stderr)
+	root.SetOut(out)
+	root.SetErr(err)
+	return report(err, root.ExecuteContext(ctx))
 }
 
 func newRoot() *cobra.Command {

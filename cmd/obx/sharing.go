@@ -289,7 +289,7 @@ func (n *notices) warn(msg string) {
 		n.show(build.Event{Kind: build.Warned, Time: time.Now(), Message: msg})
 		return
 	}
-	fmt.Fprintln(n.stderr, "obx: warning:", msg)
+	warn(n.stderr, msg)
 }
 
 // event shows the warnings among a builder's events.

@@ -253,6 +253,7 @@ func enter(cmd *cobra.Command, b *build.Builder, at *spot, argv []string, networ
 	switch {
 	case ok && isTerminal(in) && isTerminal(cmd.OutOrStdout()):
 		s.TTY = in
+		s.Output, _ = terminal(cmd.OutOrStdout()) // it is the shell's own now
 	case ok:
 		s.Stdin = in
 	}

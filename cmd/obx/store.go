@@ -53,7 +53,7 @@ func openStore(warnings io.Writer, flag string) (*cas.Store, error) {
 		return nil, fmt.Errorf("open the store %s: %w", dir, err)
 	}
 	for _, w := range st.Warnings() {
-		fmt.Fprintln(warnings, "obx: warning:", w)
+		warn(warnings, w)
 	}
 	return st, nil
 }
@@ -85,7 +85,7 @@ func openReadable(warnings io.Writer, flag string) (st *cas.Store, close func() 
 	}
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		fmt.Fprintf(warnings, "obx: warning: the store counts as empty: %v\n", err)
+		warn(warnings, fmt.Sprintf("the store counts as empty: %v", err))
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, nil, err
 	}

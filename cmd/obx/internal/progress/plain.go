@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
@@ -14,10 +15,14 @@ import (
 // Plain prints OBuilder's log. The log has the order of the spec, whatever runs at the same time: the first stage
 // that is not finished streams, those behind it are spooled until their turn comes.
 //
+// On a terminal, a step's output is made harmless, and each line of it is marked: what a step prints cannot pass for what
+// obx says. Elsewhere it is as the step printed it, byte for byte.
+//
 // When a build breaks off, the stages that did finish are printed, and then the one that failed; what others were
 // doing is dropped.
 type Plain struct {
 	notes io.Writer
+	width func() int // of the terminal; nil: the log goes elsewhere
 
 	out    *bufio.Writer
 	order  []*stageLog // as the log has them
@@ -37,24 +42,28 @@ type stageLog struct {
 	done    bool
 	printed bool
 	spool   spool
+	step    safe.Escaper // of the step whose output comes now, on a terminal
 }
 
+// stepMark begins each line of a step's output on a terminal.
+const stepMark = "  | "
+
 // NewPlain prints the log to out. What the log has no place for goes to notes: warnings, and what the names of base
-// images were resolved to.
-func NewPlain(out, notes io.Writer) *Plain {
-	return &Plain{out: bufio.NewWriter(out), notes: notes, logs: map[*keys.Stage]*stageLog{}, headed: map[*keys.Stage]bool{}}
+// images were resolved to. width says how wide the terminal is that out is; it is nil if out is none.
+func NewPlain(out, notes io.Writer, width func() int) *Plain {
+	return &Plain{out: bufio.NewWriter(out), notes: notes, width: width, logs: map[*keys.Stage]*stageLog{}, headed: map[*keys.Stage]bool{}}
 }
 
 func (p *Plain) Event(e build.Event) {
 	switch e.Kind {
 	case build.Planned:
 		for _, s := range e.Plan.Stages {
-			l := &stageLog{stage: s}
+			l := &stageLog{stage: s, step: safe.Escaper{Prefix: stepMark, Width: p.width}}
 			p.order = append(p.order, l)
 			p.logs[s] = l
 		}
 		for _, base := range pinned(e.Plan) {
-			fmt.Fprintln(p.notes, "obx:", base)
+			fmt.Fprintln(p.notes, "obx:", safe.Message(base))
 		}
 	case build.StageOpen:
 		l := p.logs[e.Stage]
@@ -66,8 +75,14 @@ func (p *Plain) Event(e build.Event) {
 	case build.OpOpen:
 		p.printf(p.logs[e.Stage], "%s\n", spec.HeadingIn(e.Workdir, e.Op))
 	case build.Output:
-		p.write(p.logs[e.Step.Stage], e.Data)
+		l := p.logs[e.Step.Stage]
+		if p.width == nil {
+			p.write(l, e.Data)
+		} else {
+			p.write(l, l.step.Append(nil, e.Data))
+		}
 	case build.Finished:
+		p.endOutput(e.Step.Stage)
 		format := "---> saved as %q\n"
 		if e.Cached {
 			format = "---> using %q from cache\n"
@@ -90,11 +105,19 @@ func (p *Plain) Event(e build.Event) {
 	case build.Failed:
 		if e.Step != nil {
 			p.failed = e.Step.Stage
+			p.endOutput(p.failed)
 		}
 	case build.Done:
 		p.finish(e)
 	}
 	p.note(p.out.Flush())
+}
+
+// endOutput ends a step's output, so that what obx says of the step begins a line.
+func (p *Plain) endOutput(s *keys.Stage) {
+	if l := p.logs[s]; p.width != nil && l != nil {
+		p.write(l, l.step.End(nil))
+	}
 }
 
 // quoted prints a name in quotes, as the log does even where the language would need none.
@@ -116,7 +139,7 @@ func (p *Plain) headings(l *stageLog) {
 	}
 	for i := len(open) - 1; i >= 0; i-- {
 		p.headed[open[i]] = true
-		p.print([]byte("(build " + quoted(open[i].Name) + " …)\n"))
+		p.print(p.own([]byte("(build " + quoted(open[i].Name) + " …)\n")))
 	}
 	l.printed = true
 }
@@ -170,8 +193,18 @@ func (p *Plain) breakOff() {
 	}
 }
 
+// printf adds what obx says.
 func (p *Plain) printf(l *stageLog, format string, args ...any) {
-	p.write(l, fmt.Appendf(nil, format, args...))
+	p.write(l, p.own(fmt.Appendf(nil, format, args...)))
+}
+
+// own makes lines of obx fit to be shown: on a terminal, no row of one begins with what the spec has put into it.
+func (p *Plain) own(lines []byte) []byte {
+	if p.width == nil {
+		return lines
+	}
+	e := safe.Escaper{Rest: "    ", Width: p.width}
+	return e.Append(nil, lines)
 }
 
 // write adds to a stage's part of the log.

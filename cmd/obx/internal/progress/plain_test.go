@@ -117,6 +117,43 @@ func log(name, output, result string) string {
 func saved(name string) string  { return fmt.Sprintf("---> saved as %q\n", "key-"+name) }
 func cached(name string) string { return fmt.Sprintf("---> using %q from cache\n", "key-"+name) }
 
+// On a terminal nothing that a step prints passes for what obx says, and what would act on the terminal is shown.
+func TestPlainTerminal(t *testing.T) {
+	forged := "Got: \"key-\"\n---> saved as \"key-\"\n" + strings.Repeat(" ", 55) + "Got: \"key-\"\n1%\r\x1b[1A\x1b[2KGot\n\x1b]52;c;aGk=\a\x1b[31mred\nno end"
+	shown := `  | Got: "key-"
+  | ---> saved as "key-"
+  | ` + strings.Repeat(" ", 55) + `
+  | Got: "key-"
+  | 1%
+  | \x1b[1A\x1b[2KGot
+  | \x1b]52;c;aGk=\x07` + "\x1b[31mred\x1b[0m" + `
+  | no end
+`
+	for _, cut := range []int{1, 7, len(forged)} {
+		r := record("dev", "")
+		long := strings.Repeat("x", 50) + "Got: \"key-\""
+		r.stages[""].Spec.Ops[1].(*spec.Run).Command = long
+		events := []any{r.planned(), r.open("dev"), r.open("")}
+		for _, name := range []string{"", "dev"} { // the outermost stage's is spooled
+			for i := 0; i < len(forged); i += cut {
+				events = append(events, r.output(name, forged[i:min(i+cut, len(forged))]))
+			}
+		}
+		events = append(events, r.finish("dev", false), r.finish("", true), done())
+		var out bytes.Buffer
+		if err := show(NewPlain(&out, io.Discard, func() int { return 60 }), events...); err != nil {
+			t.Fatal(err)
+		}
+		want := "(build \"dev\" …)\n(from busybox)\n---> using \"" + base[:47] + "\n    " + base[47:] + "\" from cache\n/src: (shell /bin/sh -c)\n/src: (run (shell \"make dev\"))\n" +
+			shown + saved("dev") + "--> finished \"dev\"\n" +
+			"(from busybox)\n---> using \"" + base[:47] + "\n    " + base[47:] + "\" from cache\n/src: (shell /bin/sh -c)\n/src: (run (shell \"" + strings.Repeat("x", 40) + "\n    " + strings.Repeat("x", 10) + `Got: \"key-\""))` + "\n" +
+			shown + cached("") + "Got: \"key-\"\n"
+		if out.String() != want {
+			t.Errorf("in pieces of %d:\n%s\nwant:\n%s", cut, out.String(), want)
+		}
+	}
+}
+
 func TestPlain(t *testing.T) {
 	nested := func() *recording { return record("a", "b/inner", "b", "") }
 	a, inner, b, outer := log("a", "A\n", saved("a")), log("inner", "I\n", saved("inner")), log("b", "B\n", saved("b")), log("", "O\n", saved(""))
@@ -176,7 +213,7 @@ func TestPlain(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			r := nested()
 			var out bytes.Buffer
-			if err := show(NewPlain(&out, io.Discard), append([]any{r.planned()}, test.events(r)...)...); err != nil {
+			if err := show(NewPlain(&out, io.Discard, nil), append([]any{r.planned()}, test.events(r)...)...); err != nil {
 				t.Fatal(err)
 			}
 			if got := out.String(); got != test.want {
@@ -192,7 +229,7 @@ func TestPlainSpoolsToDisk(t *testing.T) {
 	t.Setenv("TMPDIR", dir)
 	r := record("a", "")
 	var out bytes.Buffer
-	p := NewPlain(&out, io.Discard)
+	p := NewPlain(&out, io.Discard, nil)
 	p.Event(r.planned())
 	for _, e := range r.open("") {
 		p.Event(e)
@@ -224,7 +261,7 @@ func TestPlainWriteError(t *testing.T) {
 		t.Skip("no /dev/full on this system")
 	}
 	defer full.Close()
-	if err := show(NewPlain(full, io.Discard), r.planned(), r.open(""), r.finish("", false), done()); err == nil {
+	if err := show(NewPlain(full, io.Discard, nil), r.planned(), r.open(""), r.finish("", false), done()); err == nil {
 		t.Error("no error")
 	}
 }
@@ -240,7 +277,7 @@ func TestPinned(t *testing.T) {
 		}
 	}
 	var out, notes bytes.Buffer
-	show(NewPlain(&out, &notes), r.planned())
+	show(NewPlain(&out, &notes, nil), r.planned())
 	if got, want := notes.String(), "obx: busybox is docker.io/library/busybox@sha256:1\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
@@ -250,7 +287,7 @@ func TestPinned(t *testing.T) {
 func TestPushing(t *testing.T) {
 	r := record("")
 	var out, notes bytes.Buffer
-	p := NewPlain(&out, &notes)
+	p := NewPlain(&out, &notes, nil)
 	show(p, r.planned(), build.Event{Kind: build.Pushing, Left: 2, Bytes: 1e6}, build.Event{Kind: build.Pushing, Left: 1, Bytes: 2e6})
 	if got, want := notes.String(), "obx: pushing 2 results, 1MB sent so far\n"; got != want || out.Len() > 0 {
 		t.Errorf("got %q and %q, want %q", got, &out, want)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/docker/go-units"
 
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
@@ -119,5 +120,5 @@ func Count(n int, what string) string {
 
 // warn prints a warning as every command of obx does.
 func warn(w io.Writer, e build.Event) {
-	fmt.Fprintln(w, "obx: warning: "+e.Message)
+	fmt.Fprintln(w, "obx: warning:", safe.Message(e.Message))
 }

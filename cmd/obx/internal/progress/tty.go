@@ -11,6 +11,7 @@ import (
 
 	"github.com/rivo/uniseg"
 
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys"
 )
@@ -105,7 +106,7 @@ func (t *TTY) Event(e build.Event) {
 	case build.Planned:
 		t.steps = len(e.Plan.Steps)
 		for _, base := range pinned(e.Plan) {
-			t.line("%s %s", t.paint(dim, "FROM   "), Sanitize([]byte(base)))
+			t.line("%s %s", t.paint(dim, "FROM   "), safe.Line(base))
 		}
 	case build.Waiting:
 		t.begin(e.Step).waiting = true
@@ -123,7 +124,7 @@ func (t *TTY) Event(e build.Event) {
 	case build.Pushing:
 		t.pushes = pushing(e)
 	case build.Warned:
-		t.line("%s %s", t.paint(yellow, "WARNING"), Sanitize([]byte(e.Message)))
+		t.line("%s %s", t.paint(yellow, "WARNING"), safe.Line(e.Message))
 	case build.Failed:
 		t.failed(e)
 	case build.Done:
@@ -180,7 +181,7 @@ func (r *running) last(n int) []string {
 	rest := bytes.TrimRight(r.tail, "\r\n")
 	for len(rest) > 0 && len(lines) < n {
 		i := bytes.LastIndexByte(rest, '\n')
-		lines = append(lines, Sanitize(rest[i+1:]))
+		lines = append(lines, safe.Line(string(rest[i+1:])))
 		rest = rest[:max(i, 0)]
 	}
 	slices.Reverse(lines)
@@ -250,7 +251,7 @@ func (t *TTY) stepLine(word string, s *keys.Step, took string) {
 
 // stepColumns is a step's name and operation, with a time at the right end of the width.
 func stepColumns(s *keys.Step, took string, width int) string {
-	text := fmt.Sprintf("[%s] %s", Sanitize([]byte(stepName(s))), Sanitize([]byte(Operation(s.Op))))
+	text := fmt.Sprintf("[%s] %s", safe.Line(stepName(s)), safe.Line(Operation(s.Op)))
 	if took == "" {
 		return fit(text, width-1)
 	}
@@ -305,7 +306,7 @@ func (t *TTY) picture(width, height int) []pictureLine {
 	var lines []pictureLine
 	add := func(color, s string) {
 		if len(lines) < room {
-			s = fit(s, width-1)
+			s = fit(safe.Line(s), width-1)
 			lines = append(lines, pictureLine{t.paint(color, s), uniseg.StringWidth(s)})
 		}
 	}

@@ -13,43 +13,15 @@ import (
 
 	"github.com/rivo/uniseg"
 
+	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/keys/spec"
 )
 
-func TestSanitize(t *testing.T) {
-	for _, test := range []struct{ in, want string }{
-		{"plain text", "plain text"},
-		{"10%\r50%\r100%\r\n", "100%"},
-		{"\x1b[1;31mred\x1b[0m", "red"},
-		{"\x1b]0;title\adone", "done"},
-		{"\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\", "link"},
-		{"\x1bPdcs\x1b\\x", "x"},
-		{"\x1b(Bascii\x1bcreset\x1b7", "asciireset"},
-		{"cut \x1b[3", "cut "},
-		{"cut \x1b", "cut "},
-		{"cut \x1b]0;t", "cut "},
-		{"a\tb", "a       b"},
-		{"中\tb", "中      b"},
-		{"bell\a back\b nul\x00", "bell back nul"},
-		{"c1 \u009b31mred", "c1 31mred"},
-		{"bytes \xff\xc3", "bytes \ufffd\ufffd"},
-		{"evil \u202ereversed", "evil reversed"},
-	} {
-		if got := Sanitize([]byte(test.in)); got != test.want {
-			t.Errorf("%q: got %q, want %q", test.in, got, test.want)
-		}
-	}
-}
-
-func FuzzSanitize(f *testing.F) {
-	f.Add([]byte("\x1b[1;31mred\x1b[0m\t中\r\x1b]0;x\a\x1b"))
-	f.Fuzz(func(t *testing.T, line []byte) {
-		s := Sanitize(line)
-		for _, r := range s {
-			if r < 0x20 || r >= 0x7f && r < 0xa0 {
-				t.Fatalf("%q has %q", s, r)
-			}
-		}
+func FuzzFit(f *testing.F) {
+	f.Add("red\t中 e\u0301")
+	f.Fuzz(func(t *testing.T, line string) {
+		s := safe.Line(line)
 		for _, w := range []int{0, 1, 2, 7} {
 			if got := uniseg.StringWidth(fit(s, w)); got > w {
 				t.Fatalf("%q has %d columns, not %d", fit(s, w), got, w)
@@ -231,6 +203,30 @@ BUILT   abababababab  1 step from cache, 1 run, 5MB pulled, 4.0s (saved 1m00s)
 	if got := term.String(); got != want {
 		t.Errorf("at the end:\n%s\nwant:\n%s", got, want)
 	}
+}
+
+// Names from outside act on the terminal as little as what steps print: the test's terminal knows few sequences.
+func TestTTYHostile(t *testing.T) {
+	term := &terminal{width: 60, height: 20}
+	d, _ := display(term, true)
+	r := record("evil\x1b[2J", "")
+	r.plan.Steps[0].Op.(*spec.Run).Command = "make \x1b]0;x\a\r\u202e all"
+	r.stages[""].Base.Ref, r.stages[""].Base.Digest = "host/\x1b[5n", "sha256:\x1b[6n"
+	r.stages[""].Spec.From.Image = "\x1b[2Jx"
+	name := "evil\x1b[2J"
+	show(d, r.planned(), build.Event{Kind: build.Pulling, Stage: r.stages[""], Blob: "\x1b[2J", Bytes: 1, Total: 2}, r.start(name),
+		build.Event{Kind: build.Warned, Message: "says \x1b[2J\nBUILT"}, r.fail("", errors.New("x")))
+	if out := term.String(); strings.ContainsAny(out, "\x1b\a\r\u202e") || strings.Contains(out, "\nBUILT") {
+		t.Errorf("the terminal shows %q", out)
+	}
+	d2, _ := display(term, true)
+	d2.Event(r.planned())
+	d2.Event(build.Event{Kind: build.Pulling, Stage: r.stages[""], Blob: "\x1b[2J", Bytes: 1, Total: 2})
+	d2.draw(true)
+	if out := term.String(); strings.Contains(out, "\x1b") || !strings.Contains(out, "PULLING") {
+		t.Errorf("the terminal shows %q", out)
+	}
+	d2.Close()
 }
 
 // The picture never has more lines than the terminal, whatever runs.

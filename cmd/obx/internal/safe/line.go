@@ -1,4 +1,4 @@
-package progress
+package safe
 
 import (
 	"bytes"
@@ -12,21 +12,24 @@ import (
 // tabStop is how far apart tab stops are.
 const tabStop = 8
 
-// Sanitize makes one line of a program's output safe to show in a line of a display: control sequences are dropped, so
-// that output cannot move the cursor, set a title or answer a query; a carriage return starts the line again, as
+// Line makes one line of a program's output safe to show in a line of a display or table: control sequences are dropped,
+// so that output cannot move the cursor, set a title or answer a query; a carriage return starts the line again, as
 // progress bars want it; tabs become spaces, and bytes that are no character U+FFFD.
-func Sanitize(line []byte) string {
+func Line(s string) string {
+	line := []byte(s)
 	if i := bytes.LastIndexByte(bytes.TrimRight(line, "\r\n"), '\r'); i >= 0 {
 		line = line[i+1:]
 	}
 	var b strings.Builder
+	stop := 0 // where the last tab ended: what is before it is not measured again
 	for len(line) > 0 {
 		r, n := utf8.DecodeRune(line)
 		switch {
 		case r == '\x1b':
 			n = escape(line)
 		case r == '\t':
-			b.WriteString(strings.Repeat(" ", tabStop-uniseg.StringWidth(b.String())%tabStop))
+			b.WriteString("        "[uniseg.StringWidth(b.String()[stop:])%tabStop:])
+			stop = b.Len()
 		case unicode.IsControl(r), unicode.Is(unicode.Bidi_Control, r):
 		default:
 			b.WriteRune(r)
@@ -70,29 +73,4 @@ func escape(b []byte) int {
 		return 2
 	}
 	return 1
-}
-
-// fit cuts a line to so many columns, with an ellipsis where something is cut. It counts what a terminal shows: wide
-// characters as two, combining ones as none.
-func fit(s string, width int) string {
-	if width <= 0 {
-		return ""
-	}
-	if len(s) <= width || uniseg.StringWidth(s) <= width {
-		return s
-	}
-	used, rest, state := 0, s, -1
-	for len(rest) > 0 {
-		_, tail, w, next := uniseg.FirstGraphemeClusterInString(rest, state)
-		if used+w > width-1 {
-			break
-		}
-		used, rest, state = used+w, tail, next
-	}
-	return s[:len(s)-len(rest)] + "…"
-}
-
-// pad fills a line that fits with spaces.
-func pad(s string, width int) string {
-	return s + strings.Repeat(" ", max(0, width-uniseg.StringWidth(s)))
 }
