@@ -58,9 +58,11 @@ func (c *checker) stage(st *Stage, scope []string) {
 	case strings.ContainsFunc(image, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }):
 		c.errorf(st.From.Pos, "space or control character in the image name %s", quote(image))
 	}
+	state := &stageState{dir: "/", env: map[string]int{}}
 	for _, op := range st.Ops {
 		c.op = op
 		c.operation(op, scope)
+		c.limits(op, state)
 	}
 }
 
