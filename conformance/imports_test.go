@@ -14,31 +14,33 @@ const module = "github.com/ocurrent/obx/"
 
 // mayImport lists, for each package, the packages of obx that it may see. It is the drawing of ARCHITECTURE.md.
 var mayImport = map[string][]string{
-	"keys/spec":                {},
-	"keys":                     {"keys/spec"},
-	"cas/untrusted":            {},
-	"cas":                      {"cas/untrusted"},
-	"layers":                   {"cas", "cas/untrusted"},
-	"registry":                 {"keys", "cas", "cas/untrusted", "layers"},
-	"executor":                 {"layers"},
-	"executor/overlay":         {"executor", "executor/internal/rootfs", "layers", "cas", "cas/untrusted"},
-	"executor/hcs":             {"executor", "executor/internal/rootfs", "layers", "cas", "cas/untrusted"},
-	"executor/internal/rootfs": {"executor", "layers", "cas", "cas/untrusted"},
-	"executor/fake":            {"executor", "layers", "cas"},
-	"executor/qemu":            {"executor", "executor/internal/rootfs", "executor/qemu/wire", "layers", "cas", "cas/untrusted"},
-	"executor/qemu/agent":      {"executor", "executor/internal/rootfs", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/untrusted"},
-	"executor/qemu/wire":       {"executor"},
-	"executor/build":           {"keys", "keys/spec", "cas", "cas/untrusted", "layers", "registry", "executor"},
-	"conformance":              {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
+	"keys/spec":                 {},
+	"keys":                      {"keys/spec"},
+	"cas/untrusted":             {},
+	"cas":                       {"cas/untrusted"},
+	"layers":                    {"cas", "cas/untrusted"},
+	"registry":                  {"keys", "cas", "cas/untrusted", "layers"},
+	"executor":                  {"layers"},
+	"executor/overlay":          {"executor", "executor/internal/rootfs", "layers", "cas", "cas/untrusted"},
+	"executor/hcs":              {"executor", "executor/internal/rootfs", "layers", "cas", "cas/untrusted"},
+	"executor/internal/rootfs":  {"executor", "executor/internal/seccomp", "layers", "cas", "cas/untrusted"},
+	"executor/internal/seccomp": {},
+	"executor/fake":             {"executor", "layers", "cas"},
+	"executor/qemu":             {"executor", "executor/internal/rootfs", "executor/qemu/wire", "layers", "cas", "cas/untrusted"},
+	"executor/qemu/agent":       {"executor", "executor/internal/rootfs", "executor/internal/seccomp", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/untrusted"},
+	"executor/qemu/wire":        {"executor"},
+	"executor/build":            {"keys", "keys/spec", "cas", "cas/untrusted", "layers", "registry", "executor"},
+	"conformance":               {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
 }
 
 // onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.
 var onlyIn = map[string][]string{
 	"oras.land/oras-go/":                      {"registry"},
 	"github.com/klauspost/":                   {"layers", "registry"},
-	"github.com/opencontainers/runtime-spec/": {"executor/internal/rootfs", "executor/overlay", "executor/hcs", "executor/qemu/agent"},
+	"github.com/opencontainers/runtime-spec/": {"executor/internal/rootfs", "executor/internal/seccomp", "executor/overlay", "executor/hcs", "executor/qemu/agent"},
 	"github.com/spf13/":                       {"cmd/obx"},
 	"github.com/Microsoft/hcsshim/":           {"executor/hcs"},
+	"github.com/moby/":                        {"executor/internal/seccomp"},
 	"github.com/containerd/":                  {"layers", "executor/hcs"},
 }
 

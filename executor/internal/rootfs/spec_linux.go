@@ -138,7 +138,6 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 			ReadonlyPaths: readOnly,
 			CgroupsPath:   cgroup,
 			Resources:     resources(p.Limits, cg),
-			Seccomp:       seccomp(p.FastSync),
 		},
 	}
 	if p.Network == executor.NetworkNone {
@@ -147,7 +146,7 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 	if cg.Unified {
 		pl.Spec.Linux.Namespaces = append(pl.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
-	return pl, nil
+	return pl, confine(&pl.Spec, p)
 }
 
 // systemDir makes sure that the root has a directory of its own for one of systemDirs.

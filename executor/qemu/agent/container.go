@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/executor/internal/seccomp"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
@@ -398,8 +399,14 @@ func execute(spec *specs.Spec) error {
 	if err != nil && !errors.Is(err, fs.ErrPermission) {
 		return fmt.Errorf("chdir to %s: %w", p.Cwd, err)
 	}
-	if err := installFilter(spec.Linux.Seccomp); err != nil {
-		return fmt.Errorf("seccomp: %w", err)
+	if spec.Linux.Seccomp != nil {
+		filter, err := seccomp.Compile(spec.Linux.Seccomp, runtime.GOARCH)
+		if err != nil {
+			return err
+		}
+		if err := seccomp.Install(filter); err != nil {
+			return err
+		}
 	}
 	if err := become(p); err != nil {
 		return err
