@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -35,6 +37,7 @@ func sandboxTests() []executorTest {
 		{"SystemMounts", testSystemMounts},
 		{"Devices", testDevices},
 		{"Seccomp", testSeccomp},
+		{"SystemCalls", testSystemCalls},
 		{"FastSync", testFastSync},
 		{"Signal", testSignal},
 		{"MemoryLimit", testMemoryLimit},
@@ -310,6 +313,41 @@ func testSeccomp(t *testing.T, b *rig) {
 		}
 	}
 	run(t, r, script("(sleep 0.01 &); sleep 0.02 & wait; ls -R / > /tmp/all 2>&1; chmod 4755 /tmp/all; chown 5:5 /tmp/all"))
+}
+
+// testSystemCalls compares, call by call and family by family, what a process reaches of the kernel with what it may.
+func testSystemCalls(t *testing.T, b *rig) {
+	for _, arch := range slices.Compact([]string{b.e.Platform().Architecture, "386"}) {
+		if arch == "386" && b.e.Platform().Architecture != "amd64" {
+			continue
+		}
+		r := b.open(t, b.base, loadTar(t, b.st, tar.Header{Name: "probe", Linkname: buildProbe(t, arch), Mode: 0o755}))
+		for network, name := range map[executor.Network]string{executor.NetworkNone: "none", executor.NetworkHost: "host"} {
+			p := script("exec /probe " + name)
+			p.Network, p.FastSync = network, true
+			out, err := try(t, r, p)
+			t.Logf("%s, network %s: %s", arch, name, out)
+			if err != nil {
+				t.Errorf("%s, network %s: %v", arch, name, err)
+			}
+		}
+	}
+}
+
+// buildProbe builds the program that looks, for processors of an architecture.
+func buildProbe(t *testing.T, arch string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "probe")
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, "github.com/ocurrent/obx/executor/internal/seccomp/probe")
+	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0", "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build the probe: %v\n%s", err, out)
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 func testFastSync(t *testing.T, b *rig) {
