@@ -84,6 +84,9 @@ func (s *Store) sweepTrash() {
 	}
 }
 
+// EmptyTrash deletes what is in the trash now, where that cannot wait. What cannot be deleted stays until the next time.
+func (s *Store) EmptyTrash(ctx context.Context) { _ = s.emptyTrash(ctx) }
+
 // emptyTrash deletes what is in the trash now. Several may do so at once.
 func (s *Store) emptyTrash(ctx context.Context) error {
 	entries, err := os.ReadDir(s.path(trashDir))

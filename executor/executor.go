@@ -134,22 +134,34 @@ type Secret struct {
 	Mode os.FileMode // 0: 0644
 }
 
-// Limits of one process and all that it starts. Zero fields mean no limit.
+// Limits of one process and all that it starts. Zero fields mean no limit, but for PIDs. They are in no key: they say whether a step comes to its end,
+// not what it makes.
 type Limits struct {
 	Memory  int64   // bytes
 	CPUs    float64 // processors
-	PIDs    int64
+	PIDs    int64   // 0: DefaultPIDs where they can be counted; negative: no limit
 	Timeout time.Duration
+
+	// What the process may add to its root and its cache mounts, together: bytes of disk, and files. They are looked at while it runs, and once
+	// more at its end, so it may have more for a moment.
+	Disk   int64
+	Inodes int64
 }
+
+// DefaultPIDs is how many processes a process has with all that it starts, if nothing else is said. A step that forks without end would take them from
+// everybody else on the machine.
+const DefaultPIDs = 32768
 
 // A Reason says how a process ended.
 type Reason string
 
 const (
-	Exited   Reason = "exit"    // by itself, with Code
-	Signaled Reason = "signal"  // by Signal
-	TimedOut Reason = "timeout" // Limits.Timeout
-	OOM      Reason = "oom"     // Limits.Memory
+	Exited       Reason = "exit"    // by itself, with Code
+	Signaled     Reason = "signal"  // by Signal
+	TimedOut     Reason = "timeout" // Limits.Timeout
+	OOM          Reason = "oom"     // Limits.Memory
+	DiskFull     Reason = "disk"    // Limits.Disk
+	TooManyFiles Reason = "inodes"  // Limits.Inodes
 )
 
 // An ExitError is a process that ended without success.
@@ -157,13 +169,14 @@ type ExitError struct {
 	Reason Reason
 	Code   int    // of Exited; of OOM if the process outlived the one that was killed
 	Signal int    // of Signaled, and of OOM otherwise
-	Limit  string // of TimedOut and OOM: the limit, for people ("10s", "64MiB")
+	Limit  string // of TimedOut, OOM, DiskFull and TooManyFiles: the limit, for people ("10s", "64MiB")
 }
 
-// Ended reports whether a process whose Run has given err came to its own end, be it a bad one: then its cache mounts keep what it wrote.
+// Ended reports whether a process whose Run has given err came to its own end, be it a bad one: then its cache mounts keep what it wrote. What took more
+// of the disk than it may is not kept.
 func Ended(err error) bool {
 	var exit *ExitError
-	return err == nil || errors.As(err, &exit)
+	return err == nil || errors.As(err, &exit) && exit.Reason != DiskFull && exit.Reason != TooManyFiles
 }
 
 func (e *ExitError) Error() string {
@@ -174,6 +187,10 @@ func (e *ExitError) Error() string {
 		return "stopped: it ran longer than " + e.Limit
 	case OOM:
 		return "killed: it used more memory than " + e.Limit
+	case DiskFull:
+		return "stopped: it used more disk than " + e.Limit
+	case TooManyFiles:
+		return "stopped: it made more files than " + e.Limit
 	}
 	return fmt.Sprintf("exit status %d", e.Code)
 }

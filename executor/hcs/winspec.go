@@ -85,6 +85,9 @@ func windowsLimits(l executor.Limits) (*specs.WindowsResources, error) {
 	if l.PIDs > 0 {
 		return nil, fmt.Errorf("a limit cannot be kept: Windows containers have none of the number of processes")
 	}
+	if l.Disk > 0 || l.Inodes > 0 {
+		return nil, fmt.Errorf("a limit cannot be kept: Windows containers have none of what a step adds to the disk")
+	}
 	r := &specs.WindowsResources{}
 	if l.Memory > 0 {
 		limit := uint64(l.Memory)

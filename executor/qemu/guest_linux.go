@@ -51,8 +51,8 @@ func (g *guest) process(ctx context.Context, p executor.Process, out io.Writer) 
 		return context.Cause(ctx)
 	}
 	defer g.free.Release(1)
-	if l := p.Limits; g.m.plain && (l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0) {
-		g.e.warn("limits of memory, processors and processes do not apply in machines without a sandbox: they have what the machine has")
+	if l := p.Limits; g.m.plain && (l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0 || l.Disk > 0 || l.Inodes > 0) {
+		g.e.warn("limits of memory, processors, processes and the disk do not apply in machines without a sandbox: they have what the machine has")
 	}
 	if g.m.plain && p.Terminal {
 		if limit := p.Limits.Timeout; limit > 0 {

@@ -102,6 +102,17 @@ func (c Cgroups) Check(l executor.Limits) error {
 	return nil
 }
 
+// pids is how many processes a limit allows here; 0 for any number.
+func (c Cgroups) pids(l executor.Limits) int64 {
+	switch {
+	case l.PIDs != 0:
+		return max(l.PIDs, 0)
+	case c.controllers["pids"] == "":
+		return 0
+	}
+	return executor.DefaultPIDs
+}
+
 // OOMKills tells how many processes of a group the kernel has killed for want of memory.
 func (c Cgroups) OOMKills(group string) int {
 	name := "memory.oom_control"

@@ -45,6 +45,8 @@ type Run struct {
 	Process executor.Process
 	Mounts  []*os.File // the root's mount, and those of its caches
 	Probe   bool       // only make the container, to see whether that works
+
+	changes string // the directory of the root's changes; "" if it is the file system of this computer itself
 }
 
 // A Scratch is a directory on a file system that overlayfs takes for its upper directories. What a step changes will be

@@ -51,6 +51,9 @@ func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error
 	if err != nil {
 		err = errors.Join(err, r.drop())
 	}
+	if err != nil && tookTooMuch(err) {
+		r.mc.store.EmptyTrash(ctx) // the disk may be full of it
+	}
 	return err
 }
 
@@ -85,7 +88,7 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	if err != nil {
 		return err
 	}
-	return r.mc.runIn(ctx, mount, &Run{ID: id, Process: p}, box, out, func(pl *points) error { return pl.prune(r.upper()) })
+	return r.mc.runIn(ctx, mount, &Run{ID: id, Process: p, changes: r.change.Dir()}, box, out, func(pl *points) error { return pl.prune(r.upper()) })
 }
 
 // runIn runs a process in a mounted root, and closes that. settle is called when the mount points are gone.
@@ -103,7 +106,7 @@ func (mc *Machine) runIn(ctx context.Context, mount *os.File, r *Run, box Box, o
 	}
 	if err == nil {
 		r.Mounts = append([]*os.File{mount}, caches.mounts()...)
-		err = box.Run(ctx, r, out)
+		err = mc.limitDisk(ctx, mount, r, caches, func(ctx context.Context) error { return box.Run(ctx, r, out) })
 	}
 	rerr := r.Plan.Remove()
 	_ = mount.Close() // before the directories below it are touched

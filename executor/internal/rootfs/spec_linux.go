@@ -268,8 +268,8 @@ func resources(l executor.Limits, cg Cgroups) *specs.LinuxResources {
 		quota := max(int64(l.CPUs*float64(period)), 1000) // the kernel takes no less
 		res.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
 	}
-	if l.PIDs > 0 {
-		res.Pids = &specs.LinuxPids{Limit: &l.PIDs}
+	if pids := cg.pids(l); pids > 0 {
+		res.Pids = &specs.LinuxPids{Limit: &pids}
 	}
 	return res
 }

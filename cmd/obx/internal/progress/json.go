@@ -38,8 +38,8 @@ events and fields that they do not know.
   push     All that a step or output needs is done, and results are waited for that are on their way to a cache. "left":
            how many are not there yet, "bytes": sent so far.
   warning  "message". It is on standard error too.
-  failed   Why the build fails. "message"; for a step: "stage", "step", "line", and "reason": exit, signal, timeout
-           or oom for its command ("exitCode", "signal"), else "start" or "copy".
+  failed   Why the build fails. "message"; for a step: "stage", "step", "line", and "reason": exit, signal, timeout,
+           oom, disk or inodes for its command ("exitCode", "signal"), else "start" or "copy".
   done     The last line, always. "hits": steps from the store or a cache, "runs": steps that ran, "pulledBytes",
            "pushedBytes", "seconds": of the build, "savedSeconds": what the cached steps took when they ran; "ok",
            and "key" of the result if so.

@@ -1,0 +1,422 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor"
+)
+
+// What a process adds to the disk is looked at while it runs. The look is a walk by descriptors through the directories that it can add to: they lie in
+// the store, beneath the overlays that the process sees. A walk takes time, so walks are far apart; between them the file system itself is asked how
+// much it has grown, by one system call, and when that is as much as the process may still have, the next walk begins at once.
+
+const (
+	walkPeriod = time.Second           // between walks, and not less than this many times what one takes:
+	walkRests  = 20                    //
+	growPeriod = 50 * time.Millisecond // between questions to the file system
+	walkNames  = 64                    // names that are read at once, at each depth
+)
+
+// maxDepth is how many directories may be in each other: a walk has a descriptor for each. Tests make fewer.
+var maxDepth = 4096
+
+// A use is what is used of a disk. Fractions are of files that have several names: each name counts for its part, so that no list of
+// files is needed to count each once.
+type use struct{ bytes, inodes float64 }
+
+func (u use) plus(v use) use  { return use{u.bytes + v.bytes, u.inodes + v.inodes} }
+func (u use) minus(v use) use { return use{u.bytes - v.bytes, u.inodes - v.inodes} }
+
+// add adds a file, for one of its names.
+func (u *use) add(st *unix.Stat_t) {
+	names := 1.0
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR && st.Nlink > 1 {
+		names = float64(st.Nlink)
+	}
+	u.bytes += float64(st.Blocks) * 512 / names
+	u.inodes += 1 / names
+}
+
+// over is the limit that is exceeded; nil if none is.
+func (u use) over(l executor.Limits) error {
+	switch {
+	case l.Disk > 0 && u.bytes > float64(l.Disk):
+		return &executor.ExitError{Reason: executor.DiskFull, Limit: units.BytesSize(float64(l.Disk))}
+	case l.Inodes > 0 && u.inodes > float64(l.Inodes)+0.5: // sums of fractions
+		return &executor.ExitError{Reason: executor.TooManyFiles, Limit: strconv.FormatInt(l.Inodes, 10)}
+	}
+	return nil
+}
+
+// reaches reports whether a use would exceed a limit if more came to it.
+func (u use) reaches(l executor.Limits, more use) bool { return u.plus(more).over(l) != nil }
+
+// tookTooMuch reports whether a process was ended for a limit of the disk.
+func tookTooMuch(err error) bool {
+	var exit *executor.ExitError
+	return errors.As(err, &exit) && !executor.Ended(err)
+}
+
+// A diskWatch keeps the limits of one process.
+type diskWatch struct {
+	limits executor.Limits
+	whole  *os.File            // RunHere: the file system whose growth counts; else nil
+	dirs   []*os.File          // what the process can add to
+	before []use               // what they had at the start
+	devs   map[uint64]bool     // what stat says of files in them, and in the overlays above
+	pids   func() []string     // of the process and all that it has started
+	fs     map[uint64]*os.File // one of dirs, or whole, for each file system
+	start  map[uint64]use      // of fs
+}
+
+// limitDisk runs a process below the limits of its disk.
+func (mc *Machine) limitDisk(ctx context.Context, mount *os.File, r *Run, caches *cacheSet, run func(context.Context) error) error {
+	if r.Process.Limits.Disk <= 0 && r.Process.Limits.Inodes <= 0 {
+		return run(ctx)
+	}
+	w, err := mc.newDiskWatch(mount, r, caches)
+	if err != nil {
+		return fmt.Errorf("watch the disk: %w", err)
+	}
+	defer w.close()
+	running, stop := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		if err := w.watch(running); err != nil {
+			stop(err)
+		}
+	}()
+	err = run(running)
+	over := context.Cause(running)
+	stop(nil)
+	<-watched
+	switch {
+	case ctx.Err() != nil:
+		return err
+	case over != nil:
+		return over
+	case executor.Ended(err):
+		if over := w.look(); over != nil {
+			return over
+		}
+	}
+	return err
+}
+
+func (mc *Machine) newDiskWatch(mount *os.File, r *Run, caches *cacheSet) (_ *diskWatch, err error) {
+	w := &diskWatch{limits: r.Process.Limits, devs: map[uint64]bool{}, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
+	defer func() {
+		if err != nil {
+			w.close()
+		}
+	}()
+	w.pids = func() []string { return mc.Cgroups.pidsOf(r.Plan.Spec.Linux.CgroupsPath) }
+	var names []string
+	if r.changes == "" {
+		if w.whole, err = os.Open("/"); err != nil {
+			return nil, err
+		}
+		if err := w.addFileSystem(w.whole); err != nil {
+			return nil, err
+		}
+	} else {
+		names = append(names, r.changes)
+		if err := w.addDevice(mount); err != nil {
+			return nil, err
+		}
+	}
+	seen := map[string]bool{}
+	for _, c := range caches.list {
+		name := c.dir
+		if name == "" {
+			name = c.shared
+		}
+		if w.whole == nil && !seen[name] {
+			seen[name] = true
+			names = append(names, name)
+		}
+		if err := w.addDevice(c.mount); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range names {
+		d, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return nil, err
+		}
+		w.dirs = append(w.dirs, d)
+		if err := errors.Join(w.addDevice(d), w.addFileSystem(d)); err != nil {
+			return nil, err
+		}
+		u, err := useBelow(d)
+		if err != nil {
+			return nil, err
+		}
+		w.before = append(w.before, u)
+	}
+	return w, nil
+}
+
+func (w *diskWatch) close() {
+	for _, f := range w.dirs {
+		f.Close()
+	}
+	if w.whole != nil {
+		w.whole.Close()
+	}
+}
+
+func (w *diskWatch) addDevice(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("stat %s: %w", f.Name(), err)
+	}
+	w.devs[st.Dev] = true
+	return nil
+}
+
+func (w *diskWatch) addFileSystem(f *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fmt.Errorf("stat %s: %w", f.Name(), err)
+	}
+	if w.fs[st.Dev] != nil {
+		return nil
+	}
+	u, err := useOfFileSystem(f)
+	w.fs[st.Dev], w.start[st.Dev] = f, u
+	return err
+}
+
+// watch looks until a limit is exceeded, which is the error, or ctx ends. Who cannot see whether a limit is kept does not keep it: that is an
+// error too.
+func (w *diskWatch) watch(ctx context.Context) error {
+	for {
+		begun := time.Now()
+		grown, err := w.growth()
+		if err != nil {
+			return err
+		}
+		used, err := w.used()
+		if err == nil && used.reaches(w.limits, grown.minus(used)) { // there may be more than names tell
+			used = used.plus(w.unlinked())
+		}
+		if err == nil {
+			err = used.over(w.limits)
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		took := time.Since(begun)
+		least, most := begun.Add(3*took), begun.Add(max(walkPeriod, walkRests*took))
+		for now := begun; now.Before(most); now = time.Now() {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(growPeriod):
+			}
+			more, err := w.growth()
+			if err != nil {
+				return err
+			}
+			if time.Now().After(least) && used.reaches(w.limits, more.minus(grown)) {
+				break
+			}
+		}
+	}
+}
+
+// look judges what is there, when the process has ended.
+func (w *diskWatch) look() error {
+	used, err := w.used()
+	if err != nil {
+		return err
+	}
+	return used.over(w.limits)
+}
+
+// used is what the process has added, as far as it has names.
+func (w *diskWatch) used() (use, error) {
+	var sum use
+	if w.whole != nil {
+		return w.growth()
+	}
+	for i, d := range w.dirs {
+		u, err := useBelow(d)
+		if err != nil {
+			return sum, err
+		}
+		sum = sum.plus(u.minus(w.before[i]))
+	}
+	return sum, nil
+}
+
+// growth is what the file systems have more than at the start, whoever it was.
+func (w *diskWatch) growth() (use, error) {
+	var sum use
+	for dev, f := range w.fs {
+		u, err := useOfFileSystem(f)
+		if err != nil {
+			return sum, err
+		}
+		sum = sum.plus(u.minus(w.start[dev]))
+	}
+	return sum, nil
+}
+
+func useOfFileSystem(f *os.File) (use, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return use{}, fmt.Errorf("ask the file system of %s for its use: %w", f.Name(), err)
+	}
+	return use{float64(st.Blocks-st.Bfree) * float64(st.Bsize), float64(st.Files - st.Ffree)}, nil
+}
+
+// unlinked is what files use that a process holds open, or in its memory, and that have no name any more.
+func (w *diskWatch) unlinked() use {
+	var sum use
+	if w.whole != nil {
+		return sum // it has counted already
+	}
+	type inode struct{ dev, ino uint64 }
+	seen := map[inode]bool{}
+	hold := func(dir string) {
+		d, err := os.Open(dir)
+		if err != nil {
+			return // the process has ended
+		}
+		defer d.Close()
+		for {
+			names, err := d.Readdirnames(walkNames)
+			for _, name := range names {
+				var st unix.Stat_t
+				if unix.Fstatat(int(d.Fd()), name, &st, 0) != nil || st.Nlink > 0 || st.Mode&unix.S_IFMT != unix.S_IFREG || !w.devs[st.Dev] {
+					continue
+				}
+				if i := (inode{st.Dev, st.Ino}); !seen[i] {
+					seen[i] = true
+					sum.add(&st)
+				}
+			}
+			if err != nil {
+				return
+			}
+		}
+	}
+	for _, pid := range w.pids() {
+		tasks, _ := filepath.Glob("/proc/" + pid + "/task/*/fd") // each thread may have its own
+		for _, dir := range tasks {
+			hold(dir)
+		}
+		hold("/proc/" + pid + "/map_files")
+	}
+	return sum
+}
+
+// pidsOf lists the processes of a group.
+func (c Cgroups) pidsOf(group string) []string {
+	for _, h := range c.Hierarchies {
+		if b, err := os.ReadFile(filepath.Join(h, group, "cgroup.procs")); err == nil {
+			return strings.Fields(string(b))
+		}
+	}
+	return nil
+}
+
+// useBelow adds up what is in a directory, and in all below it. A process may change it meanwhile: nothing is reached by more than one name, links are
+// not followed, and what goes away does not count.
+func useBelow(top *os.File) (use, error) {
+	var sum use
+	first, err := openDirAt(int(top.Fd()), ".")
+	if err != nil {
+		return sum, err
+	}
+	stack := []*level{{dir: first}}
+	defer func() {
+		for _, l := range stack {
+			l.dir.Close()
+		}
+	}()
+	for len(stack) > 0 {
+		l := stack[len(stack)-1]
+		name, err := l.next()
+		if err == io.EOF {
+			l.dir.Close()
+			stack = stack[:len(stack)-1]
+			continue
+		}
+		if err != nil {
+			return sum, fmt.Errorf("count what is in a directory: %w", err)
+		}
+		var st unix.Stat_t
+		if unix.Fstatat(int(l.dir.Fd()), name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+			continue
+		}
+		sum.add(&st)
+		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			continue
+		}
+		if len(stack) == maxDepth {
+			return sum, tooDeep(maxDepth)
+		}
+		sub, err := openDirAt(int(l.dir.Fd()), name)
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP):
+		case errors.Is(err, unix.EMFILE):
+			return sum, tooDeep(len(stack))
+		case err != nil:
+			return sum, err
+		default:
+			stack = append(stack, &level{dir: sub})
+		}
+	}
+	return sum, nil
+}
+
+func tooDeep(depth int) error {
+	return &executor.ExitError{Reason: executor.TooManyFiles, Limit: fmt.Sprintf("can be counted: its directories are more than %d deep", depth)}
+}
+
+// A level is a directory of which some names are read.
+type level struct {
+	dir   *os.File
+	names []string
+}
+
+func (l *level) next() (string, error) {
+	if len(l.names) == 0 {
+		var err error
+		if l.names, err = l.dir.Readdirnames(walkNames); len(l.names) == 0 {
+			if errors.Is(err, unix.ENOENT) { // it was removed
+				err = io.EOF
+			}
+			return "", err
+		}
+	}
+	name := l.names[0]
+	l.names = l.names[1:]
+	return name, nil
+}
+
+func openDirAt(dir int, name string) (*os.File, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open a directory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "directory"), nil
+}

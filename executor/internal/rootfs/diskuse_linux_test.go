@@ -1,0 +1,154 @@
+package rootfs
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor"
+)
+
+func TestUseOver(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		use    use
+		limits executor.Limits
+		want   executor.Reason // "": not over
+	}{
+		{"no limits", use{1 << 50, 1 << 30}, executor.Limits{}, ""},
+		{"as much as it may", use{4096, 3}, executor.Limits{Disk: 4096, Inodes: 3}, ""},
+		{"disk", use{4097, 3}, executor.Limits{Disk: 4096, Inodes: 3}, executor.DiskFull},
+		{"inodes", use{4096, 4}, executor.Limits{Disk: 4096, Inodes: 3}, executor.TooManyFiles},
+		{"only inodes are limited", use{1 << 50, 4}, executor.Limits{Inodes: 3}, executor.TooManyFiles},
+		{"less than at the start", use{-5, -5}, executor.Limits{Disk: 1, Inodes: 1}, ""},
+		{"sums of thirds", use{0, 1.0/3 + 1.0/3 + 1.0/3 + 1e-9}, executor.Limits{Inodes: 1}, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var exit *executor.ExitError
+			got := executor.Reason("")
+			if errors.As(tt.use.over(tt.limits), &exit) {
+				got = exit.Reason
+			}
+			if got != tt.want {
+				t.Errorf("over for %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func useOf(t *testing.T, dir string) (use, error) {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	return useBelow(f)
+}
+
+func TestUseBelow(t *testing.T) {
+	dir, outside := t.TempDir(), t.TempDir()
+	write := func(name string, size int) {
+		t.Helper()
+		if err := os.WriteFile(name, make([]byte, size), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(filepath.Join(outside, "big"), 8<<20)
+	for i := range 3 * walkNames {
+		write(filepath.Join(dir, strconv.Itoa(i)), 0)
+	}
+	sub := filepath.Join(dir, "a", "b")
+	if err := errors.Join(os.MkdirAll(sub, 0o700), os.Symlink(outside, filepath.Join(dir, "link")), unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	write(filepath.Join(sub, "f"), 1<<20)
+	for i := range 9 {
+		if err := os.Link(filepath.Join(sub, "f"), filepath.Join(dir, "f"+strconv.Itoa(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := useOf(t, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := 3*walkNames + 2 + 1 + 1 + 1; int(got.inodes+0.5) != want {
+		t.Errorf("%v inodes, want %d", got.inodes, want)
+	}
+	if got.bytes < 1<<20 || got.bytes > 2<<20 {
+		t.Errorf("%v bytes, want one MiB and a little", got.bytes)
+	}
+}
+
+// TestUseTooDeep shows that what a process nests deeper than can be counted ends it, and costs nothing more.
+func TestUseTooDeep(t *testing.T) {
+	before := maxDepth
+	t.Cleanup(func() { maxDepth = before })
+	maxDepth = 100
+	dir, err := os.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dir.Close()
+	at := int(dir.Fd())
+	for i := range maxDepth + 1 {
+		if err := unix.Mkdirat(at, "d", 0o700); err != nil {
+			t.Fatal(err)
+		}
+		next, err := unix.Openat(at, "d", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i > 0 {
+			unix.Close(at)
+		}
+		at = next
+	}
+	unix.Close(at)
+	_, err = useBelow(dir)
+	var exit *executor.ExitError
+	if !errors.As(err, &exit) || exit.Reason != executor.TooManyFiles {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestUseOfWholeFileSystem is about what runs in a computer's own files: what they have grown counts, be it without a name.
+func TestUseOfWholeFileSystem(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("mounting needs root")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	top, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &diskWatch{limits: executor.Limits{Disk: 4 << 20}, whole: top, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
+	defer w.close()
+	if err := w.addFileSystem(top); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.look(); err != nil {
+		t.Errorf("nothing was written: %v", err)
+	}
+	f, err := os.Create(filepath.Join(dir, "f"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	_, err = f.Write(make([]byte, 5<<20))
+	if err := errors.Join(err, os.Remove(f.Name())); err != nil {
+		t.Fatal(err)
+	}
+	var exit *executor.ExitError
+	if err := w.watch(t.Context()); !errors.As(err, &exit) || exit.Reason != executor.DiskFull {
+		t.Errorf("5 MiB of 4: %v", err)
+	}
+}
