@@ -3,6 +3,7 @@ package keys
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -87,7 +88,7 @@ type Step struct {
 
 // New makes the plan of a checked spec: resolves each distinct base once, hashes the sources of copies from the
 // context, computes all input keys. Errors about sources are spec.ErrorList (missing source, "..", special file), with
-// the position of the copy. Any other error is not the spec's fault.
+// the position of the copy, and so is a Resolver's BaseError, with that of the from. Any other error is not the spec's fault.
 func New(ctx context.Context, s *spec.Spec, o Options) (*Plan, error) {
 	p := &planner{
 		spec:     s,
@@ -185,16 +186,19 @@ func (p *planner) load(ctx context.Context, o Options) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	group, gctx := errgroup.WithContext(ctx)
-	bases := make(map[string]*Base)
+	bases, refused := make(map[string]*Base), make(map[string]*BaseError)
 	for _, st := range p.plan.Stages {
 		image := st.Spec.From.Image
 		if bases[image] != nil {
 			continue
 		}
-		b := new(Base)
-		bases[image] = b
+		b, bad := new(Base), new(BaseError)
+		bases[image], refused[image] = b, bad
 		group.Go(func() (err error) {
 			*b, err = resolve(gctx, o, image)
+			if e := new(BaseError); errors.As(err, &e) { // the others may be the spec's fault too
+				*bad, err = *e, nil
+			}
 			return err
 		})
 	}
@@ -207,10 +211,23 @@ func (p *planner) load(ctx context.Context, o Options) error {
 		return err
 	}
 	for _, st := range p.plan.Stages {
-		st.Base = *bases[st.Spec.From.Image]
+		image := st.Spec.From.Image
+		st.Base = *bases[image]
+		if err := refused[image].Err; err != nil {
+			p.fail(st.Spec.From.Pos, "base image %s: %v", image, err)
+		}
+	}
+	if len(p.errs) > 0 {
+		return p.errs
 	}
 	return nil
 }
+
+// A BaseError is a base image that a spec may not start from: a Resolver's way to say that this is the spec's fault.
+type BaseError struct{ Err error }
+
+func (e *BaseError) Error() string { return e.Err.Error() }
+func (e *BaseError) Unwrap() error { return e.Err }
 
 func resolve(ctx context.Context, o Options, image string) (Base, error) {
 	b, err := o.Resolver.Resolve(ctx, image, o.Platform)

@@ -1,6 +1,10 @@
 package registry
 
-import "time"
+import (
+	"net"
+	"net/netip"
+	"time"
+)
 
 // Hurry shortens what tests would wait for.
 func Hurry(im *Images, header, stall, throttle time.Duration) {
@@ -17,3 +21,8 @@ func HurryRepo(o *RepoOptions, header, stall, throttle time.Duration) {
 
 // SetResolveTime shortens how long a name may take.
 func SetResolveTime(im *Images, d time.Duration) { im.hurry = d }
+
+// SetDialer says how public hosts are found, and which addresses are public, for PublicOnly.
+func SetDialer(im *Images, r *net.Resolver, isPublic func(netip.Addr) bool) {
+	im.dialer = publicDialer{r, isPublic}
+}

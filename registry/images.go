@@ -35,18 +35,23 @@ type Images struct {
 	Bases     map[string]string   // what a name in a spec means; names are compared in their full form. May be set after OpenRepo
 	Mirrors   map[string][]string // HOST[/PREFIX]es to try before a registry's host, in order
 	PlainHTTP []string            // hosts spoken to without TLS; loopback addresses always may be
-	Offline   bool                // resolve only from what was recorded, and fetch nothing
-	Lock      *Lockfile           // may be nil
-	Caches    []Repo              // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after OpenRepo
-	UserAgent string
+	// PublicOnly has the images that a spec names, and that Bases does not say the meaning of, come from public addresses only. Mirrors and Caches may
+	// be anywhere.
+	PublicOnly bool
+	Offline    bool      // resolve only from what was recorded, and fetch nothing
+	Lock       *Lockfile // may be nil
+	Caches     []Repo    // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after OpenRepo
+	UserAgent  string
 
 	patience patience      // for tests
 	certs    string        // for tests
 	hurry    time.Duration // for tests; zero: what resolveBudget says
+	dialer   publicDialer
 
 	once   sync.Once
-	err    error // of once
-	client *client
+	err    error   // of once
+	client *client // for what the user names
+	public *client // for what a spec names; the same but for PublicOnly
 
 	basesOnce sync.Once
 	basesErr  error
@@ -95,7 +100,17 @@ func (im *Images) init() error {
 	im.once.Do(func() {
 		im.resolved = make(map[string]*resolving)
 		im.origins = make(map[digest.Digest]imageName)
-		im.client, im.err = newClient(im.PlainHTTP, im.UserAgent, im.patience, cmp.Or(im.certs, certsDir()))
+		make := func() (*client, error) {
+			return newClient(im.PlainHTTP, im.UserAgent, im.patience, cmp.Or(im.certs, certsDir()))
+		}
+		if im.client, im.err = make(); im.err != nil {
+			return
+		}
+		if im.public = im.client; im.PublicOnly {
+			if im.public, im.err = make(); im.err == nil {
+				im.public.transport.publicOnly(im.dialer)
+			}
+		}
 	})
 	return im.err
 }
@@ -141,7 +156,7 @@ func (im *Images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (
 		if n != named {
 			return keys.Base{}, fmt.Errorf("resolve %s, which is %s here: %w", named, n, err)
 		}
-		return keys.Base{}, fmt.Errorf("resolve %s: %w", named, err)
+		return keys.Base{}, fmt.Errorf("resolve %s: %w", named, specsFault(err))
 	}
 	return keys.Base{Ref: named.String(), Digest: res.Digest, Platform: res.Platform}, nil
 }
@@ -155,6 +170,19 @@ func (im *Images) meaning(n imageName) (imageName, error) {
 		return to, nil
 	}
 	return n, nil
+}
+
+// given reports whether the user has named an image, in Bases.
+func (im *Images) given(n imageName) bool {
+	if im.readBases() != nil {
+		return false
+	}
+	for _, to := range im.bases {
+		if to == n {
+			return true
+		}
+	}
+	return false
 }
 
 // resolveOnce shares one resolution among all that ask. Failures are not kept.
@@ -296,7 +324,11 @@ func (im *Images) sources(n imageName) []source {
 		}
 		srcs = append(srcs, im.client.repository(host, prefix+n.path))
 	}
-	return append(append(srcs, im.client.repository(n.host, n.path)), im.cached()...)
+	client := im.public
+	if im.given(n) {
+		client = im.client
+	}
+	return append(append(srcs, client.repository(n.host, n.path)), im.cached()...)
 }
 
 var errOffline = errors.New("it is not in the store, and nothing is fetched with --offline")

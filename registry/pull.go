@@ -47,7 +47,7 @@ func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progr
 	}
 	img, err := im.pull(ctx, im.sources(n), base, unpack, p)
 	if err != nil {
-		return nil, fmt.Errorf("pull %s: %w", base.Ref, err)
+		return nil, fmt.Errorf("pull %s: %w", base.Ref, specsFault(err))
 	}
 	return img, nil
 }

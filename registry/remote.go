@@ -238,7 +238,7 @@ func (c *client) isPlain(ctx context.Context, addr string) bool {
 	defer c.probing.Unlock()
 	plain, known := c.plain[addr]
 	if !known {
-		if plain, known = speaksHTTP(ctx, addr); known {
+		if plain, known = c.speaksHTTP(ctx, addr); known {
 			c.plain[addr] = plain
 		}
 	}
@@ -254,13 +254,13 @@ func isLoopback(hostname string) bool {
 }
 
 // speaksHTTP begins a TLS handshake, and sees whether the answer is one. known is false if nobody answers.
-func speaksHTTP(ctx context.Context, addr string) (plain, known bool) {
+func (c *client) speaksHTTP(ctx context.Context, addr string) (plain, known bool) {
 	dial, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if _, _, err := net.SplitHostPort(addr); err != nil {
 		addr = net.JoinHostPort(strings.Trim(addr, "[]"), "443")
 	}
-	conn, err := new(net.Dialer).DialContext(dial, "tcp", addr)
+	conn, err := c.transport.plain.DialContext(dial, "tcp", addr)
 	if err != nil {
 		return true, false
 	}
@@ -305,7 +305,7 @@ func (r *repository) explain(err error) error {
 		dns     *net.DNSError
 	)
 	switch {
-	case errors.Is(err, context.Canceled):
+	case errors.Is(err, context.Canceled), errors.As(err, new(*privateError)):
 		return err
 	case errors.Is(err, errdef.ErrNotFound):
 		return fmt.Errorf("%s: %w", host, ErrNotFound)

@@ -309,8 +309,11 @@ func find(st *Stage, name string) *Build {
 }
 
 // field is the place of an operation's field, or of the operation itself when that is not known.
-func (c *checker) field(op Op, name string) Pos {
-	if f := c.find(op, op.Position()).get(name); f != nil {
+func (c *checker) field(op Op, name string) Pos { return c.spec.FieldPos(op, name) }
+
+// FieldPos is the place of an operation's field, as "network" of a run, or of the operation itself when that is not known.
+func (s *Spec) FieldPos(op Op, name string) Pos {
+	if f := s.source[op.Position()].get(name); f != nil {
 		return f.pos
 	}
 	return op.Position()

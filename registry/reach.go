@@ -1,0 +1,104 @@
+package registry
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// A Reach is what has to be reached to fetch the image of a name.
+type Reach int
+
+const (
+	ReachPublic  Reach = iota // a registry that everybody may have, as far as its name tells; or nothing, for scratch
+	ReachPrivate              // a registry on this machine, or in the network around it
+	ReachLocal                // files of this machine
+)
+
+// ReachOf tells what a name of an image reaches, by the name alone.
+func ReachOf(ref string) (Reach, error) {
+	n, err := parseName(ref)
+	switch {
+	case err != nil:
+		return ReachPublic, err
+	case n.dir != "":
+		return ReachLocal, nil
+	case !n.isScratch() && isPrivateName(hostnameOf(n.host)):
+		return ReachPrivate, nil
+	}
+	return ReachPublic, nil
+}
+
+// hostnameOf takes the port from HOST[:PORT], and the brackets from an address.
+func hostnameOf(host string) string {
+	if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") && (host[0] == '[' || strings.Count(host, ":") == 1) {
+		host = host[:i]
+	}
+	return strings.Trim(host, "[]")
+}
+
+// localDomains are those whose names mean something else in each network.
+var localDomains = []string{"localhost", "local", "internal", "home.arpa"}
+
+// isPrivateName reports a host that cannot be meant for everybody: an address that is not public, a name without a domain, or one in a domain that
+// each network has for itself. What is not ASCII, nor a name of the DNS, is not judged by its look.
+func isPrivateName(hostname string) bool {
+	if ip, err := netip.ParseAddr(hostname); err == nil {
+		return !isPublic(ip)
+	}
+	hostname = strings.TrimSuffix(strings.ToLower(hostname), ".")
+	for _, d := range localDomains {
+		if strings.HasSuffix("."+hostname, "."+d) {
+			return true
+		}
+	}
+	outside := func(r rune) bool { return r <= ' ' || r > '~' }
+	return !strings.Contains(hostname, ".") || strings.ContainsFunc(hostname, outside)
+}
+
+// specialPurpose are the addresses that look like public ones, and are not, or lead to others that nobody can tell.
+// https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry
+var specialPurpose = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),       // this host
+	netip.MustParsePrefix("100.64.0.0/10"),   // behind a provider's NAT, and metadata of some clouds
+	netip.MustParsePrefix("192.0.0.0/24"),    // of protocols, and metadata of some clouds
+	netip.MustParsePrefix("192.0.2.0/24"),    // of documents, as the next two
+	netip.MustParsePrefix("198.51.100.0/24"), //
+	netip.MustParsePrefix("203.0.113.0/24"),  //
+	netip.MustParsePrefix("198.18.0.0/15"),   // of benchmarks
+	netip.MustParsePrefix("240.0.0.0/4"),     // reserved, and broadcast
+	netip.MustParsePrefix("::/96"),           // IPv4 inside
+	netip.MustParsePrefix("64:ff9b:1::/48"),  // a network's own NAT64
+	netip.MustParsePrefix("100::/64"),        // discarded
+	netip.MustParsePrefix("2001::/32"),       // Teredo
+	netip.MustParsePrefix("2001:db8::/32"),   // of documents
+	netip.MustParsePrefix("3fff::/20"),       // of documents
+	netip.MustParsePrefix("5f00::/16"),       // of segment routing
+	netip.MustParsePrefix("fec0::/10"),       // once site-local
+}
+
+// Prefixes of IPv6 addresses that an IPv4 address stands in.
+var (
+	nat64     = netip.MustParsePrefix("64:ff9b::/96")
+	sixToFour = netip.MustParsePrefix("2002::/16")
+)
+
+// isPublic reports an address that means the same everywhere.
+func isPublic(ip netip.Addr) bool {
+	ip = ip.Unmap()
+	if ip.Zone() != "" || !ip.IsGlobalUnicast() || ip.IsPrivate() {
+		return false
+	}
+	b := ip.As16()
+	switch {
+	case nat64.Contains(ip):
+		return isPublic(netip.AddrFrom4([4]byte(b[12:])))
+	case sixToFour.Contains(ip):
+		return isPublic(netip.AddrFrom4([4]byte(b[2:6])))
+	}
+	for _, p := range specialPurpose {
+		if p.Contains(ip) {
+			return false
+		}
+	}
+	return true
+}
