@@ -9,12 +9,17 @@ import (
 )
 
 func checkCommand() *cobra.Command {
-	var platform string
+	var (
+		platform string
+		reach    policyFlags
+		config   string
+	)
 	cmd := &cobra.Command{
 		Use:   "check [flags] SPEC...",
 		Short: "Find the mistakes in specs",
 		Long: `Find the mistakes in specs: all that obx run would find before it runs anything, but for what depends on files and
-registries. Each is printed to standard error as FILE:LINE:COLUMN: message.
+registries. Each is printed to standard error as FILE:LINE:COLUMN: message. With --untrusted or a policy, what a spec may
+not reach is a mistake too (obx help policy).
 
 Exit status: 0 no mistakes, 2 mistakes.`,
 		Example:           "  obx check *.sexp",
@@ -26,11 +31,18 @@ Exit status: 0 no mistakes, 2 mistakes.`,
 			if err != nil {
 				return err
 			}
+			file, err := readConfig(config)
+			if err != nil {
+				return err
+			}
+			if err := reach.settle(file); err != nil {
+				return err
+			}
 			var all spec.ErrorList
 			for _, name := range args {
 				s, err := readSpec(cmd, name)
 				if err == nil {
-					err = checkSpec(s, p.OS)
+					err = checkSpec(s, p.OS, reach.policy, nil)
 				}
 				var list spec.ErrorList
 				if err != nil && !errors.As(err, &list) {
@@ -45,5 +57,7 @@ Exit status: 0 no mistakes, 2 mistakes.`,
 		},
 	}
 	addPlatform(cmd, &platform)
+	reach.add(cmd)
+	addConfig(cmd, &config)
 	return cmd
 }

@@ -23,11 +23,12 @@ type config struct {
 	Trust     []string            `json:"trust"`
 	Mirrors   map[string][]string `json:"mirrors"`
 	PlainHTTP []string            `json:"plainHTTP"`
+	Policy    string              `json:"policy"`
 
 	file string // "" without one
 }
 
-const configHint = "fields are: caches, trust, mirrors, plainHTTP; see: obx help config"
+const configHint = "fields are: caches, trust, mirrors, plainHTTP, policy; see: obx help config"
 
 // readConfig reads the file that --config names, else the user's, else the system's; none is like an empty one.
 func readConfig(flag string) (*config, error) {
@@ -54,12 +55,17 @@ func readConfig(flag string) (*config, error) {
 // parseConfig reads a configuration. A field that it does not know may be a mistake in one that matters, as trust.
 func parseConfig(file string, text []byte) (*config, error) {
 	c := &config{file: file}
+	return c, parseJSON(file, text, "the configuration", c, configHint)
+}
+
+// parseJSON reads a file of one JSON object, called what, whose fields are all known. hint is for people who have made a mistake.
+func parseJSON(file string, text []byte, what string, into any, hint string) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
-	err := dec.Decode(c)
+	err := dec.Decode(into)
 	if err == nil {
 		if _, err = dec.Token(); err == io.EOF {
-			return c, nil
+			return nil
 		}
 		err = errors.New("something follows the object")
 	}
@@ -75,11 +81,11 @@ func parseConfig(file string, text []byte) (*config, error) {
 		at = fmt.Sprintf("%s:%d", file, lineOf(text, kind.Offset))
 		field := kind.Field
 		if field == "" {
-			field = "the configuration"
+			field = what
 		}
 		err = fmt.Errorf("%s has the wrong type: %s", field, kind.Value)
 	}
-	return nil, usage(configHint, "%s: %s", at, strings.TrimPrefix(err.Error(), "json: "))
+	return usage(hint, "%s: %s", at, strings.TrimPrefix(err.Error(), "json: "))
 }
 
 func lineOf(text []byte, offset int64) int {
@@ -99,6 +105,8 @@ one that obx does not know is an error. A flag replaces the field for it, and do
   "trust"      whose results are used: NAME:KEY as of obx key public: as --trust
   "mirrors"    for each registry, what to try before it: as --mirror
   "plainHTTP"  hosts spoken to without TLS: as --plain-http
+  "policy"     the file that says what specs may reach, beside this one if it is no whole path: as --policy, and as
+               $OBX_POLICY, which replaces it too (obx help policy)
 
 Example:
 

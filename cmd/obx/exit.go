@@ -11,6 +11,7 @@ import (
 
 	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 )
 
@@ -59,6 +60,7 @@ func report(w io.Writer, err error) int {
 		inside failedError
 		list   spec.ErrorList
 		one    *spec.Error
+		base   *keys.BaseError
 	)
 	switch {
 	case err == nil:
@@ -82,6 +84,8 @@ func report(w io.Writer, err error) int {
 	}
 	say(w, err.Error())
 	switch {
+	case errors.As(err, &base):
+		return statusUsage
 	case errors.Is(err, errInterrupted), errors.Is(err, context.Canceled):
 		return statusInterrupted
 	case errors.As(err, &step), errors.As(err, &inside):

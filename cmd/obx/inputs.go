@@ -26,6 +26,7 @@ import (
 type inputs struct {
 	hosts
 	sharing
+	policyFlags
 	store    string
 	bases    []string
 	disks    []*diskBase // of bases
@@ -47,6 +48,7 @@ func (in *inputs) add(cmd *cobra.Command) {
 	f.BoolVar(&in.offline, "offline", false, "take the digests of base images from what the store remembers; reach no registry, --cache included")
 	f.StringArrayVar(&in.mirrors, "mirror", nil, "try a mirror before a registry: `HOST=MIRROR`, as docker.io=mirror:5000; repeatable")
 	in.hosts.add(cmd)
+	in.policyFlags.add(cmd)
 	addDomain(cmd, &in.domain)
 	f.StringVar(&in.salt, "salt", "", "make a separate key space named `TEXT`")
 	cmd.MarkFlagFilename("lock")
@@ -107,6 +109,8 @@ func (in *inputs) images() (*registry.Images, error) {
 		PlainHTTP: in.plainHTTP,
 		Offline:   in.offline,
 		UserAgent: userAgent(),
+
+		PublicOnly: !in.policy.Allows(build.RegistryPrivate),
 	}
 	platform, err := parsePlatform(in.platform)
 	if err != nil {
@@ -192,7 +196,7 @@ func (in *inputs) open(cmd *cobra.Command, args []string, readOnly bool) (_ *pro
 	if p.spec, err = readSpec(cmd, args[0]); err != nil {
 		return nil, err
 	}
-	if err := checkSpec(p.spec, platform.OS); err != nil {
+	if err := checkSpec(p.spec, platform.OS, in.policy, in.given(p.builder.Images)); err != nil {
 		return nil, err
 	}
 	dir := "."
@@ -233,6 +237,9 @@ func (in *inputs) openResults(cmd *cobra.Command) (*project, error) {
 // settle reads the configuration, and what flags say of it.
 func (in *inputs) settle() error {
 	if err := in.hosts.settle(); err != nil {
+		return err
+	}
+	if err := in.policyFlags.settle(in.file); err != nil {
 		return err
 	}
 	if err := in.sharing.settle(in.file); err != nil {
@@ -371,8 +378,8 @@ func readStdin(cmd *cobra.Command) ([]byte, error) {
 	}
 }
 
-// checkSpec finds what is wrong with a spec, its images' names included.
-func checkSpec(s *spec.Spec, os string) error {
+// checkSpec finds what is wrong with a spec, its images' names included, and what a policy does not allow. given is as of build.Policy.Check.
+func checkSpec(s *spec.Spec, os string, policy *build.Policy, given func(image string) bool) error {
 	var list spec.ErrorList
 	if err := s.Check(os); err != nil && !errors.As(err, &list) {
 		return err
@@ -387,6 +394,7 @@ func checkSpec(s *spec.Spec, os string) error {
 		}
 	}
 	images(&s.Stage)
+	list = append(list, policy.Check(s, given)...)
 	if len(list) == 0 {
 		return nil
 	}

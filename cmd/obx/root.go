@@ -77,7 +77,7 @@ Exit status:
 		checkCommand(), fmtCommand(), dockerfileCommand(),
 		logCommand(), cacheCommand(), keyCommand(), baseCommand(),
 		healthcheckCommand(), versionCommand(), manCommand(),
-		progressTopic(), configTopic(),
+		progressTopic(), configTopic(), policyTopic(),
 	)
 	return root
 }

@@ -90,7 +90,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 				return err
 			}
 			b := p.builder
-			b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, limits, c, len(outs) > 0
+			b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, box.within(limits, in.limits), c, len(outs) > 0
 			b.Events = p.notices.display(printer.Event)
 			box.apply(b)
 			if err := box.open(cmd.Context(), p); err != nil {

@@ -30,7 +30,11 @@ type hosts struct {
 func (h *hosts) add(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringArrayVar(&h.plainHTTP, "plain-http", nil, "speak to `HOST` without TLS; repeatable")
-	f.StringVar(&h.config, "config", "", "read caches, trusted keys and mirrors from `FILE` (see: obx help config)")
+	addConfig(cmd, &h.config)
+}
+
+func addConfig(cmd *cobra.Command, file *string) {
+	cmd.Flags().StringVar(file, "config", "", "read caches, trusted keys, mirrors and the policy from `FILE` (see: obx help config)")
 	cmd.MarkFlagFilename("config", "json")
 }
 

@@ -76,7 +76,7 @@ Exit status: 0 the shell ended (however), or COMMAND did with 0; 1 COMMAND, or a
 			}
 			defer func() { err = errors.Join(err, p.Close()) }()
 			b := p.builder
-			b.Limits, b.Secrets, b.NeedFiles = limits, secrets, true
+			b.Limits, b.Secrets, b.NeedFiles = box.within(limits, in.limits), secrets, true
 			box.apply(b)
 			if err := box.open(cmd.Context(), p); err != nil {
 				return err
