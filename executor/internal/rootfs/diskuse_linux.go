@@ -74,7 +74,7 @@ type diskWatch struct {
 	whole  *os.File            // RunHere: the file system whose growth counts; else nil
 	dirs   []*os.File          // what the process can add to
 	before []use               // what they had at the start
-	devs   map[uint64]bool     // what stat says of files in them, and in the overlays above
+	devs   map[uint64]bool     // what stat says of files in dirs, and in the overlays above
 	pids   func() []string     // of the process and all that it has started
 	fs     map[uint64]*os.File // one of dirs, or whole, for each file system
 	start  map[uint64]use      // of fs
@@ -123,50 +123,46 @@ func (mc *Machine) newDiskWatch(mount *os.File, r *Run, caches *cacheSet) (_ *di
 		}
 	}()
 	w.pids = func() []string { return mc.Cgroups.pidsOf(r.Plan.Spec.Linux.CgroupsPath) }
-	var names []string
+	names := map[string]bool{}
 	if r.changes == "" {
-		if w.whole, err = os.Open("/"); err != nil {
-			return nil, err
-		}
-		if err := w.addFileSystem(w.whole); err != nil {
-			return nil, err
+		if w.whole, err = os.Open("/"); err == nil {
+			err = w.addFileSystem(w.whole)
 		}
 	} else {
-		names = append(names, r.changes)
-		if err := w.addDevice(mount); err != nil {
-			return nil, err
-		}
+		names[r.changes] = true
+		err = w.addDevice(mount)
 	}
-	seen := map[string]bool{}
 	for _, c := range caches.list {
-		name := c.dir
-		if name == "" {
-			name = c.shared
-		}
-		if w.whole == nil && !seen[name] {
-			seen[name] = true
-			names = append(names, name)
-		}
-		if err := w.addDevice(c.mount); err != nil {
-			return nil, err
+		if c.dir != "" {
+			names[c.dir] = true
+			err = errors.Join(err, w.addDevice(c.mount))
+		} else {
+			names[c.shared] = true
 		}
 	}
-	for _, name := range names {
-		d, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-		if err != nil {
-			return nil, err
-		}
-		w.dirs = append(w.dirs, d)
-		if err := errors.Join(w.addDevice(d), w.addFileSystem(d)); err != nil {
-			return nil, err
-		}
-		u, err := useBelow(d)
-		if err != nil {
-			return nil, err
-		}
-		w.before = append(w.before, u)
+	for name := range names {
+		err = errors.Join(err, w.addDir(name))
 	}
-	return w, nil
+	return w, err
+}
+
+// addDir adds a directory, but for one in a file system that counts as a whole.
+func (w *diskWatch) addDir(name string) error {
+	d, err := os.OpenFile(name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	dev, err := device(d)
+	if known := w.fs[dev]; err != nil || known != nil && known == w.whole {
+		return errors.Join(err, d.Close())
+	}
+	w.dirs, w.before = append(w.dirs, d), append(w.before, use{})
+	w.devs[dev] = true
+	if err := w.addFileSystem(d); err != nil {
+		return err
+	}
+	w.before[len(w.before)-1], err = useBelow(d)
+	return err
 }
 
 func (w *diskWatch) close() {
@@ -178,25 +174,27 @@ func (w *diskWatch) close() {
 	}
 }
 
-func (w *diskWatch) addDevice(f *os.File) error {
+func device(f *os.File) (uint64, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return fmt.Errorf("stat %s: %w", f.Name(), err)
+		return 0, fmt.Errorf("stat %s: %w", f.Name(), err)
 	}
-	w.devs[st.Dev] = true
-	return nil
+	return st.Dev, nil
+}
+
+func (w *diskWatch) addDevice(f *os.File) error {
+	dev, err := device(f)
+	w.devs[dev] = true
+	return err
 }
 
 func (w *diskWatch) addFileSystem(f *os.File) error {
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return fmt.Errorf("stat %s: %w", f.Name(), err)
+	dev, err := device(f)
+	if err != nil || w.fs[dev] != nil {
+		return err
 	}
-	if w.fs[st.Dev] != nil {
-		return nil
-	}
-	u, err := useOfFileSystem(f)
-	w.fs[st.Dev], w.start[st.Dev] = f, u
+	w.fs[dev] = f
+	w.start[dev], err = useOfFileSystem(f)
 	return err
 }
 
@@ -253,8 +251,15 @@ func (w *diskWatch) look() error {
 // used is what the process has added, as far as it has names.
 func (w *diskWatch) used() (use, error) {
 	var sum use
-	if w.whole != nil {
-		return w.growth()
+	for dev, f := range w.fs {
+		if f != w.whole {
+			continue
+		}
+		u, err := useOfFileSystem(f)
+		if err != nil {
+			return sum, err
+		}
+		sum = u.minus(w.start[dev])
 	}
 	for i, d := range w.dirs {
 		u, err := useBelow(d)
@@ -290,9 +295,6 @@ func useOfFileSystem(f *os.File) (use, error) {
 // unlinked is what files use that a process holds open, or in its memory, and that have no name any more.
 func (w *diskWatch) unlinked() use {
 	var sum use
-	if w.whole != nil {
-		return sum // it has counted already
-	}
 	type inode struct{ dev, ino uint64 }
 	seen := map[inode]bool{}
 	hold := func(dir string) {

@@ -130,7 +130,7 @@ func TestUseOfWholeFileSystem(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &diskWatch{limits: executor.Limits{Disk: 4 << 20}, whole: top, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
+	w := &diskWatch{limits: executor.Limits{Disk: 4 << 20}, whole: top, pids: func() []string { return nil }, devs: map[uint64]bool{}, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
 	defer w.close()
 	if err := w.addFileSystem(top); err != nil {
 		t.Fatal(err)
@@ -150,5 +150,38 @@ func TestUseOfWholeFileSystem(t *testing.T) {
 	var exit *executor.ExitError
 	if err := w.watch(t.Context()); !errors.As(err, &exit) || exit.Reason != executor.DiskFull {
 		t.Errorf("5 MiB of 4: %v", err)
+	}
+}
+
+// TestUseBesideWholeFileSystem is about the caches of such a process: they count where they are on another file system.
+func TestUseBesideWholeFileSystem(t *testing.T) {
+	root, err := os.Open("/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := "/dev/shm"
+	if _, err := os.Stat(other); err != nil {
+		t.Skip(err)
+	}
+	dir, err := os.MkdirTemp(other, "obx-test-")
+	if err != nil {
+		t.Skip(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	w := &diskWatch{limits: executor.Limits{Disk: 1 << 40}, whole: root, devs: map[uint64]bool{}, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
+	defer w.close()
+	if err := errors.Join(w.addFileSystem(root), w.addDir("/etc"), w.addDir(dir)); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.dirs) != 1 || len(w.fs) != 2 {
+		t.Fatalf("%d directories on %d file systems", len(w.dirs), len(w.fs))
+	}
+	if err := os.WriteFile(filepath.Join(dir, "f"), make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// What is beside the whole file system counts with it, whatever others do with that meanwhile.
+	w.fs = map[uint64]*os.File{}
+	if used, err := w.used(); err != nil || used.bytes < 1<<20 || used.bytes > 2<<20 {
+		t.Errorf("%v bytes, %v", used.bytes, err)
 	}
 }
