@@ -14,7 +14,7 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// TestArchitectures runs a program of another architecture: the agent, which complains of where it is.
+// TestArchitectures runs programs of another architecture: the agent, which complains of where it is, and one that looks for what it can call.
 func TestArchitectures(t *testing.T) {
 	conformance.RequireRoot(t)
 	for _, arch := range []string{"arm64", "riscv64"} {
@@ -39,6 +39,12 @@ func TestArchitectures(t *testing.T) {
 			if err == nil {
 				err = os.WriteFile(filepath.Join(dir, "fs", "program"), program, 0o755)
 			}
+			probes := conformance.Probes(t, arch)
+			for name, program := range probes {
+				if err == nil {
+					err = os.WriteFile(filepath.Join(dir, "fs", "probe-"+name), program, 0o755)
+				}
+			}
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -58,6 +64,12 @@ func TestArchitectures(t *testing.T) {
 				var exit *executor.ExitError
 				if !errors.As(err, &exit) || exit.Code != 1 || !strings.HasPrefix(out.String(), "obx agent: ") {
 					t.Errorf("%v: %q", err, out.String())
+				}
+				for name := range probes {
+					out.Reset()
+					if err := r.Run(t.Context(), executor.Process{Argv: []string{"/probe-" + name, "none"}, Dir: "/", FastSync: true}, &out); err != nil {
+						t.Errorf("%s: %v\n%s", name, err, out.String())
+					}
 				}
 				if err := r.Close(); err != nil {
 					t.Error(err)

@@ -41,8 +41,8 @@
 // runc and crun compile by libseccomp, which knows fewer calls than the list when it is older; runc answers ENOSYS to those, crun (but for
 // [Annotation]) EPERM. For 32-bit x86, libseccomp makes of a rule for socket also one for socketcall, with any family. What denies
 // socketcall is therefore a rule that libseccomp sorts before that: of equal comparisons with the same value, the one that came first. x32, the third
-// way into an x86 kernel, is left out: no common distribution's kernel has it on, and where it is on libseccomp's filters end the process. Compile's answers
-// ENOSYS, as a kernel without it does.
+// way into an x86 kernel, is left out, since libseccomp would take a third more time for it and kernels of today's distributions have it off: a call of it
+// ends the thread under a filter of libseccomp's, and gets ENOSYS from Compile's, as from a kernel without x32.
 //
 // # What this package refuses to know
 //

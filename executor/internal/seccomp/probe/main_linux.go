@@ -31,6 +31,7 @@ var refused = []string{"setsid", "landlock_restrict_self"}
 var absent = []string{
 	"afs_syscall", "create_module", "epoll_ctl_old", "epoll_wait_old", "get_kernel_syms", "get_thread_area", "getpmsg", "modify_ldt", "nfsservctl",
 	"putpmsg", "query_module", "security", "set_thread_area", "tuxcall", "vserver", "futex", "futex_time64", "ipc", "memfd_secret",
+	"pkey_alloc", "pkey_free", "pkey_mprotect", // for processors that have such keys
 }
 
 // oldest is the last call of Linux 5.6, which obx needs: later ones may be missing in the kernel, or be unknown to the runtime.
