@@ -138,6 +138,10 @@ func reserved(s string) bool {
 // OpenFile opens a file for reading that others may replace by Rename at that moment.
 func OpenFile(name string) (*os.File, error) { return openFile(name, os.O_RDONLY) }
 
+// WhileBusy does something with files that others may open, replace or remove at that moment: again as long as they are in the way, as they can be on
+// Windows.
+func WhileBusy(do func() error) error { return whileBusy(do) }
+
 // openFile is os.OpenFile for a file that others may replace or remove at that moment. What it makes are locks and such: whoever else could
 // open one could lock it, and stop all builds.
 func openFile(name string, flags int) (f *os.File, err error) {

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // diskSize is what dir and all below it take on disk, of any depth. What vanishes meanwhile counts for nothing. With an error, it is what
@@ -29,7 +29,7 @@ func diskSize(ctx context.Context, dir string) (int64, error) {
 	if !info.IsDir() {
 		return m.total, nil
 	}
-	c, err := untrusted.NewCursor(dir, 0)
+	c, err := foreign.NewCursor(dir, 0)
 	if err != nil {
 		m.odd(err)
 		return m.total, m.err(dir)
@@ -75,7 +75,7 @@ type measurer struct {
 
 // odd notes what cannot be looked at, for another reason than that it is gone or a layer's own modes.
 func (m *measurer) odd(err error) {
-	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, untrusted.ErrMoved) ||
+	if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, foreign.ErrMoved) ||
 		errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) { // another has its name by now
 		return
 	}
@@ -96,7 +96,7 @@ func (m *measurer) err(dir string) error {
 }
 
 // entries adds what is in a directory, and lists its subdirectories.
-func (m *measurer) entries(c *untrusted.Cursor) (dirs []string) {
+func (m *measurer) entries(c *foreign.Cursor) (dirs []string) {
 	names, err := c.Names()
 	m.odd(err)
 	for _, name := range names {

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // Trash removes a path inside the store: renamed to trash/ now, deleted in the background. It is no error if there is
@@ -34,7 +34,7 @@ func (s *Store) discard(path string) error {
 	if isFull(err) {
 		// Even a rename may need a block for the directory. Nothing of the store is valid when its epoch is gone.
 		_ = os.Remove(filepath.Join(path, epochFile))
-		err = untrusted.RemoveAll(context.Background(), path)
+		err = foreign.RemoveAll(context.Background(), path)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("move to trash: %w", err)
@@ -100,7 +100,7 @@ func (s *Store) emptyTrash(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		errs = append(errs, untrusted.RemoveAll(ctx, s.path(trashDir, e.Name())))
+		errs = append(errs, foreign.RemoveAll(ctx, s.path(trashDir, e.Name())))
 	}
 	return errors.Join(errs...)
 }

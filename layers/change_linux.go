@@ -12,13 +12,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // WriteChange writes a layer directory as an uncompressed OCI layer tar (whiteouts as .wh. files). It never changes
 // the directory; sockets are left out.
 func WriteChange(ctx context.Context, w io.Writer, dir string) error {
-	at, err := untrusted.NewCursor(dir, 0)
+	at, err := foreign.NewCursor(dir, 0)
 	if err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
@@ -33,7 +33,7 @@ func WriteChange(ctx context.Context, w io.Writer, dir string) error {
 type changeWriter struct {
 	*tarWriter
 	ctx context.Context
-	at  *untrusted.Cursor
+	at  *foreign.Cursor
 }
 
 // dir writes the directory where the cursor is, with everything below it.
@@ -112,7 +112,7 @@ func (t *changeWriter) entry(e fs.DirEntry, xwhiteouts bool) error {
 	return t.add(level.Child(base), &h, ino, xattrs, nil)
 }
 
-func (t *changeWriter) file(dirfd int, level *untrusted.Level, base string, xwhiteouts bool) error {
+func (t *changeWriter) file(dirfd int, level *foreign.Level, base string, xwhiteouts bool) error {
 	fail := func(op string, err error) error {
 		return &fs.PathError{Op: op, Path: level.Child(base).Short(), Err: err}
 	}
@@ -213,7 +213,7 @@ func (t *changeWriter) zeros(w io.Writer, n int64) error {
 }
 
 // checkName reports whether a layer can hold a name in a directory.
-func checkName(dir *untrusted.Level, name string) error {
+func checkName(dir *foreign.Level, name string) error {
 	if strings.HasPrefix(name, whiteoutPrefix) {
 		return fmt.Errorf("%s: %w", dir.Child(name).Short(), ErrReservedName)
 	}
@@ -226,7 +226,7 @@ func checkName(dir *untrusted.Level, name string) error {
 // name that no layer can hold, or that is too deep for one, is an error. empty says that the directory has no entries; its own
 // attributes are another matter (SameDir).
 func Seal(dir string, lower ...string) (empty bool, err error) {
-	at, err := untrusted.NewCursor(dir, 0)
+	at, err := foreign.NewCursor(dir, 0)
 	if err != nil {
 		return false, fmt.Errorf("seal layer: %w", err)
 	}
@@ -241,7 +241,7 @@ func Seal(dir string, lower ...string) (empty bool, err error) {
 type sealer struct {
 	dir   string
 	lower []string
-	at    *untrusted.Cursor
+	at    *foreign.Cursor
 }
 
 // seal seals the directory where the cursor is. It needs only the names and types that reading a directory gives: no call per file.
@@ -294,7 +294,7 @@ func (s *sealer) seal() (empty bool, err error) {
 }
 
 // removeSocket removes a socket of the directory where the cursor is.
-func (s *sealer) removeSocket(socket *untrusted.Level) (hidden bool, err error) {
+func (s *sealer) removeSocket(socket *foreign.Level) (hidden bool, err error) {
 	if hidden, err = s.hides(socket.Names()); err != nil {
 		return false, err
 	}

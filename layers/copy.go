@@ -12,7 +12,7 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // A Copy is a copy step.
@@ -51,7 +51,7 @@ const maxLinks = 40
 type target struct {
 	up    *target
 	name  string
-	level *untrusted.Level
+	level *foreign.Level
 	kids  map[string]*target
 
 	old  fs.FileInfo // of the parent's file, nil for what the copy makes
@@ -97,7 +97,7 @@ func planCopy(c *Copy) (*target, error) {
 	if err != nil {
 		return nil, err
 	}
-	root := &target{level: &untrusted.Level{}, old: info, mode: fs.ModeDir}
+	root := &target{level: &foreign.Level{}, old: info, mode: fs.ModeDir}
 	p := copyPlan{c, root}
 	names := strings.Split(c.Dst, "/")
 	if slices.Contains(names, "..") {

@@ -4,7 +4,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // What a layer may have in depth: the format has no limit, but what reads and writes layers has to end.
@@ -17,7 +17,7 @@ const (
 var ErrTooDeep = fmt.Errorf("it is too deep for a layer, which holds paths of %d names and %d bytes at most", maxDepth, maxPath)
 
 // CheckDepth reports whether a layer can hold a name in a directory, as far as depth goes. Its error has the path's beginning.
-func CheckDepth(dir *untrusted.Level, name string) error {
+func CheckDepth(dir *foreign.Level, name string) error {
 	if dir.Depth() < maxDepth && dir.Len()+1+len(name) <= maxPath {
 		return nil
 	}

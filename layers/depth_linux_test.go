@@ -14,7 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // plantDeep makes directories of a name in each other, and files in the lowest: a file with two names, a link, a pipe and a socket.
@@ -47,7 +47,7 @@ func deepDir(t *testing.T) string {
 	if err != nil {
 		dir = t.TempDir()
 	}
-	t.Cleanup(func() { check(t, untrusted.RemoveAll(context.Background(), dir)) })
+	t.Cleanup(func() { check(t, foreign.RemoveAll(context.Background(), dir)) })
 	return dir
 }
 

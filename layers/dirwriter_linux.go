@@ -12,7 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // A dirWriter fills a directory with several writers. One goroutine, its owner, decides what is made where; files are
@@ -42,7 +42,7 @@ type dirWriter struct {
 // A node is a directory below the root.
 type node struct {
 	parent *node
-	level  *untrusted.Level
+	level  *foreign.Level
 	kids   map[string]*node
 	fd     int // -1 if not open
 	meta   *meta
@@ -76,7 +76,7 @@ func newDirWriter(ctx context.Context, dir string) (*dirWriter, error) {
 		return nil, err
 	}
 	w := &dirWriter{
-		ctx: ctx, root: &node{fd: fd, level: &untrusted.Level{}}, euid: os.Geteuid(), egid: os.Getegid(),
+		ctx: ctx, root: &node{fd: fd, level: &foreign.Level{}}, euid: os.Geteuid(), egid: os.Getegid(),
 		jobs: make(chan *job, 64), pending: make(map[fileID]struct{}), broken: make(chan struct{}),
 	}
 	w.changed.L = &w.mu
@@ -180,7 +180,7 @@ func (w *dirWriter) fd(n *node) error {
 		for i, k := range part {
 			names[len(part)-1-i] = k.level.Name()
 		}
-		fd, err := untrusted.OpenBeneath(top.fd, strings.Join(names, "/"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+		fd, err := foreign.OpenBeneath(top.fd, strings.Join(names, "/"), unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 		if err != nil {
 			return &fs.PathError{Op: "open", Path: part[0].path(), Err: err}
 		}
@@ -280,7 +280,7 @@ func (w *dirWriter) remove(n *node) error {
 	}
 	w.closeDirs(n.parent)
 	delete(n.parent.kids, n.level.Name())
-	if err := untrusted.RemoveAt(w.ctx, n.parent.fd, n.level.Name()); err != nil {
+	if err := foreign.RemoveAt(w.ctx, n.parent.fd, n.level.Name()); err != nil {
 		return fmt.Errorf("remove %s: %w", n.path(), err)
 	}
 	return nil

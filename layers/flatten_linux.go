@@ -9,7 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // FlattenDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links. The
@@ -33,7 +33,7 @@ func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) erro
 	if len(dirs) == 0 {
 		return errors.New("flatten: no directories")
 	}
-	var in []*untrusted.Cursor // topmost first
+	var in []*foreign.Cursor // topmost first
 	defer func() {
 		for _, c := range in {
 			c.Close()
@@ -41,7 +41,7 @@ func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) erro
 	}()
 	hold := max(1, flattenHold/(len(dirs)+1))
 	for _, dir := range slices.Backward(dirs) {
-		c, err := untrusted.NewCursor(dir, hold)
+		c, err := foreign.NewCursor(dir, hold)
 		if err != nil {
 			return fmt.Errorf("flatten: %w", err)
 		}
@@ -50,7 +50,7 @@ func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) erro
 	if err := unix.Mkdir(dst, 0o700); err != nil {
 		return fmt.Errorf("flatten: %w", &fs.PathError{Op: "mkdir", Path: dst, Err: err})
 	}
-	out, err := untrusted.NewCursor(dst, hold)
+	out, err := foreign.NewCursor(dst, hold)
 	if err != nil {
 		return fmt.Errorf("flatten: %w", err)
 	}
@@ -73,14 +73,14 @@ type view struct {
 // A contribution is what one name of a merged directory is made of: the topmost entry, and for a directory those of
 // lower layers that it does not hide.
 type contribution struct {
-	from   *untrusted.Cursor // in the topmost entry's directory
+	from   *foreign.Cursor // in the topmost entry's directory
 	typ    fs.FileMode
-	dirs   []*untrusted.Cursor // in directories that hold the entry as a directory, topmost first
-	closed bool                // whatever lies below is hidden
+	dirs   []*foreign.Cursor // in directories that hold the entry as a directory, topmost first
+	closed bool              // whatever lies below is hidden
 }
 
 // flatten merges the directories where the cursors in are, topmost first, into the one where out is.
-func flatten(ctx context.Context, out *untrusted.Cursor, in []*untrusted.Cursor, v view) error {
+func flatten(ctx context.Context, out *foreign.Cursor, in []*foreign.Cursor, v view) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -175,7 +175,7 @@ func typeOf(dirfd int, e fs.DirEntry, xwhiteouts bool) (fs.FileMode, error) {
 	}
 }
 
-func flattenEntry(ctx context.Context, out *untrusted.Cursor, base string, c *contribution, v view) error {
+func flattenEntry(ctx context.Context, out *foreign.Cursor, base string, c *contribution, v view) error {
 	fail := func(op string, err error) error {
 		return &fs.PathError{Op: op, Path: out.Level().Child(base).Short(), Err: err}
 	}
@@ -201,7 +201,7 @@ func flattenEntry(ctx context.Context, out *untrusted.Cursor, base string, c *co
 	if err := unix.Mkdirat(out.FD(), base, 0o700); err != nil {
 		return fail("mkdir", err)
 	}
-	all := append([]*untrusted.Cursor{out}, c.dirs...)
+	all := append([]*foreign.Cursor{out}, c.dirs...)
 	for _, c := range all {
 		if err := c.Enter(base); err != nil {
 			return err

@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // sparseFile makes a file of so many bytes that has data at some offsets alone.
@@ -75,7 +75,7 @@ func TestHolesHaveABound(t *testing.T) {
 		sparseFile(t, in+"/a", 1<<20, 0)
 		w := newTarWriter(io.Discard)
 		w.holes = maxHoles
-		at, err := untrusted.NewCursor(in, 0)
+		at, err := foreign.NewCursor(in, 0)
 		check(t, err)
 		defer at.Close()
 		c := changeWriter{tarWriter: w, ctx: t.Context(), at: at}

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ocurrent/obx/cas"
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // Pack makes sure that a layer has bytes: packs its directory into a blob of st if it has none. Deterministic: the same
@@ -80,13 +80,13 @@ func pack(ctx context.Context, w io.Writer, c Compression, write func(context.Co
 // WriteTree writes a whole tree as an uncompressed tar, without an entry for its root. Sockets are left out.
 func WriteTree(ctx context.Context, w io.Writer, t Tree) error {
 	tw := newTarWriter(w)
-	if err := tw.tree(ctx, t, &untrusted.Level{}); err != nil {
+	if err := tw.tree(ctx, t, &foreign.Level{}); err != nil {
 		return fmt.Errorf("write tree: %w", err)
 	}
 	return tw.close()
 }
 
-func (t *tarWriter) tree(ctx context.Context, tree Tree, dir *untrusted.Level) error {
+func (t *tarWriter) tree(ctx context.Context, tree Tree, dir *foreign.Level) error {
 	entries, err := tree.ReadDir(dir.String())
 	if err != nil {
 		return err
@@ -105,7 +105,7 @@ func (t *tarWriter) tree(ctx context.Context, tree Tree, dir *untrusted.Level) e
 	return nil
 }
 
-func (t *tarWriter) treeEntry(ctx context.Context, tree Tree, at *untrusted.Level) error {
+func (t *tarWriter) treeEntry(ctx context.Context, tree Tree, at *foreign.Level) error {
 	name := at.String()
 	fi, err := tree.Lstat(name)
 	if err != nil {

@@ -8,7 +8,7 @@ import (
 	"net/url"
 	"strings"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 const (
@@ -27,18 +27,18 @@ const maxHoles = 64 << 30
 // A tarWriter writes one tar, deterministically, in PAX format where plain fields do not do.
 type tarWriter struct {
 	tw    *tar.Writer
-	names map[inode]*untrusted.Level // first name of each file that has several
+	names map[inode]*foreign.Level // first name of each file that has several
 	buf   []byte
 	holes int64 // that became zeros
 }
 
 func newTarWriter(w io.Writer) *tarWriter {
-	return &tarWriter{tw: tar.NewWriter(w), names: make(map[inode]*untrusted.Level), buf: make([]byte, teeBlock)}
+	return &tarWriter{tw: tar.NewWriter(w), names: make(map[inode]*foreign.Level), buf: make([]byte, teeBlock)}
 }
 
 // add writes one file, and sets the header's name. content is called for a regular file that is not a hard link to an earlier one, and
 // writes h.Size bytes.
-func (t *tarWriter) add(at *untrusted.Level, h *tar.Header, ino inode, xattrs map[string]string, content func(io.Writer) error) error {
+func (t *tarWriter) add(at *foreign.Level, h *tar.Header, ino inode, xattrs map[string]string, content func(io.Writer) error) error {
 	h.Name = at.String()
 	if h.Typeflag == tar.TypeDir {
 		h.Name += "/"
@@ -89,7 +89,7 @@ func tooSparse(holes int64) error {
 }
 
 // mark writes an empty file that means something: a whiteout, an opaque directory.
-func (t *tarWriter) mark(dir *untrusted.Level, name string) error {
+func (t *tarWriter) mark(dir *foreign.Level, name string) error {
 	return t.header(&tar.Header{Typeflag: tar.TypeReg, Name: dir.Child(name).String()})
 }
 

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // TestLargeHeaders writes what plain tar fields cannot hold, and reads it again.
@@ -21,7 +21,7 @@ func TestLargeHeaders(t *testing.T) {
 	}
 	h := want
 	w := newTarWriter(&buf)
-	err := w.add((&untrusted.Level{}).Child(want.Name), &h, inode{}, map[string]string{"user.a=b": "x\x00\n", "user.e": ""}, func(io.Writer) error { return stop })
+	err := w.add((&foreign.Level{}).Child(want.Name), &h, inode{}, map[string]string{"user.a=b": "x\x00\n", "user.e": ""}, func(io.Writer) error { return stop })
 	if !errors.Is(err, stop) {
 		t.Fatal(err)
 	}

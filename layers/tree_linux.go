@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/ocurrent/obx/cas/untrusted"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // Dir is the Tree of a directory. It is safe for concurrent use.
@@ -37,7 +37,7 @@ func (d *Dir) open(op, name string) (int, error) {
 	if !validPath(name) {
 		return -1, &fs.PathError{Op: op, Path: name, Err: fs.ErrInvalid}
 	}
-	fd, err := untrusted.OpenBeneath(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW)
+	fd, err := foreign.OpenBeneath(d.fd, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return -1, &fs.PathError{Op: op, Path: short(name), Err: err}
 	}

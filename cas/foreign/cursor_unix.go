@@ -1,6 +1,6 @@
 //go:build unix
 
-package untrusted
+package foreign
 
 import (
 	"errors"

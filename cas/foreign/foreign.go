@@ -1,13 +1,13 @@
-// Package untrusted handles files and directories that somebody else has made or may change meanwhile: a step, an image, another user. Nothing
+// Package foreign handles files and directories that somebody else has made or may change meanwhile: a step, an image, another user. Nothing
 // in it follows a link out of what it was given, waits for the other end of a pipe, or depends on how deep a tree is:
 //
-//	OpenFile, OpenIn, ReadFile   a regular file, or an error at once
+//	OpenFile, OpenIn, ReadFile   a regular file, or an error at once; ListIn is for directories
 //	Cursor                       a walk through directories by descriptors, few of which are open at a time
 //	OpenBeneath                  a file by a relative path of any length that leads through no link
 //	RemoveAll, RemoveAt          all that is below a name, of any depth
 //
 // It does not know what the files are for.
-package untrusted
+package foreign
 
 import (
 	"errors"
@@ -75,3 +75,26 @@ func ReadAll(f *os.File, limit int64) ([]byte, error) {
 	}
 	return b, nil
 }
+
+// ListIn lists the names in a directory of a directory, "." being that itself, in no order: at most n of them, or all if n is negative.
+func ListIn(root *os.Root, dir string, n int) ([]string, error) {
+	info, err := root.Stat(dir)
+	if err != nil {
+		return nil, err
+	}
+	if !info.IsDir() {
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: errNotDir}
+	}
+	f, err := root.OpenFile(dir, os.O_RDONLY|dontWait, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	names, err := f.Readdirnames(n)
+	if err == io.EOF {
+		err = nil
+	}
+	return names, err
+}
+
+var errNotDir = errors.New("it is not a directory")
