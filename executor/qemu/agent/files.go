@@ -26,8 +26,8 @@ func local(name string) string {
 	return filepath.Clean(filepath.FromSlash(name))
 }
 
-// answerFiles answers requests about the machine's own files. in is where the frames of a tar come from.
-func answerFiles(req wire.Request, in *wire.Reader, out io.Writer) error {
+// answerFiles answers requests about the machine's own files. in is where the frames of a tar come from, which are unpacked as u says.
+func answerFiles(req wire.Request, in *wire.Reader, out io.Writer, u unpacker) error {
 	switch {
 	case req.List != nil:
 		return list(string(req.List.Name), req.List.Dir, out)
@@ -35,7 +35,8 @@ func answerFiles(req wire.Request, in *wire.Reader, out io.Writer) error {
 		return read(string(req.Read.Name), out)
 	}
 	t := wire.NewTarReader(in)
-	err := unpack(t, local(req.Unpack.Dir))
+	u.dir = local(req.Unpack.Dir)
+	err := u.unpack(t)
 	return errors.Join(err, t.Drain())
 }
 
@@ -179,9 +180,17 @@ const (
 	opaque   = ".wh..wh..opq"
 )
 
-// unpack unpacks the tar of a layer over a directory. Links to directories on the way are followed, as they are by all that runs here.
-func unpack(r io.Reader, dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+// An unpacker unpacks the tar of a layer over a directory.
+type unpacker struct {
+	dir string
+
+	// confined says that nothing outside of dir may be changed, as in a cache: whoever has filled that may have left links in it. Else links to
+	// directories on the way are followed, as they are by all that runs here.
+	confined bool
+}
+
+func (u unpacker) unpack(r io.Reader) error {
+	if err := os.MkdirAll(u.dir, 0o755); err != nil {
 		return err
 	}
 	tr := tar.NewReader(r)
@@ -195,8 +204,6 @@ func unpack(r io.Reader, dir string) error {
 		if err != nil {
 			return fmt.Errorf("read a layer: %w", err)
 		}
-		h.Name = path.Clean("/" + h.Name)
-		at := filepath.Join(dir, filepath.FromSlash(h.Name))
 		if h.Typeflag == tar.TypeDir {
 			dirs = append(dirs, h)
 		}
@@ -204,33 +211,75 @@ func unpack(r io.Reader, dir string) error {
 			links = append(links, h) // there are two kinds of them, by what is there that they lead to
 			continue
 		}
-		if err := unpackOne(tr, h, dir, at); err != nil {
+		if err := u.one(tr, h); err != nil {
 			return fmt.Errorf("unpack %s: %w", h.Name, err)
 		}
 	}
 	for _, h := range links {
-		if err := unpackOne(nil, h, dir, filepath.Join(dir, filepath.FromSlash(h.Name))); err != nil {
+		if err := u.one(nil, h); err != nil {
 			return fmt.Errorf("unpack %s: %w", h.Name, err)
 		}
 	}
 	for _, h := range slices.Backward(dirs) {
-		if err := setTime(filepath.Join(dir, filepath.FromSlash(h.Name)), h.ModTime); err != nil {
-			return err
+		at, err := u.place(h.Name)
+		if errors.Is(err, errLeadsOut) { // a later entry has put something else on the way there
+			continue
+		}
+		if err == nil {
+			err = setTime(at, h.ModTime)
+		}
+		if err != nil {
+			return fmt.Errorf("unpack %s: %w", h.Name, err)
 		}
 	}
 	return nil
 }
 
-func unpackOne(r io.Reader, h *tar.Header, dir, at string) error {
-	base := path.Base(h.Name)
-	if base == opaque {
-		return clearDir(filepath.Dir(at))
+var errLeadsOut = errors.New("what is on the way there is not a directory")
+
+// place is the path for a name in the tar.
+func (u unpacker) place(name string) (string, error) {
+	name = strings.TrimPrefix(path.Clean("/"+name), "/")
+	if runtime.GOOS == "windows" && name != "" {
+		var err error
+		if name, err = filepath.Localize(name); err != nil { // with a backslash in it, or a colon, it means another file
+			return "", err
+		}
 	}
-	if hidden, ok := strings.CutPrefix(base, whiteout); ok {
-		return os.RemoveAll(filepath.Join(filepath.Dir(at), hidden))
+	if !u.confined {
+		return filepath.Join(u.dir, name), nil
+	}
+	at := u.dir
+	for rest := name; ; {
+		first, more, found := strings.Cut(rest, string(filepath.Separator))
+		at = filepath.Join(at, first)
+		if !found {
+			return at, nil
+		}
+		if i, err := os.Lstat(at); err != nil || !i.IsDir() {
+			return "", errors.Join(errLeadsOut, err)
+		}
+		rest = more
+	}
+}
+
+// isDir reports whether there is a directory already.
+func (u unpacker) isDir(at string) bool {
+	look := os.Stat
+	if u.confined && at != u.dir {
+		look = os.Lstat
+	}
+	i, err := look(at)
+	return err == nil && i.IsDir()
+}
+
+func (u unpacker) one(r io.Reader, h *tar.Header) error {
+	at, err := u.place(h.Name)
+	if err != nil {
+		return err
 	}
 	if h.Typeflag == tar.TypeDir {
-		if i, err := os.Stat(at); err != nil || !i.IsDir() {
+		if !u.isDir(at) {
 			if err := os.RemoveAll(at); err != nil {
 				return err
 			}
@@ -239,6 +288,19 @@ func unpackOne(r io.Reader, h *tar.Header, dir, at string) error {
 			}
 		}
 		return setOwner(at, h)
+	}
+	if at == u.dir {
+		return errors.New("the root is not a directory")
+	}
+	base := filepath.Base(at)
+	if base == opaque {
+		return clearDir(filepath.Dir(at))
+	}
+	if hidden, ok := strings.CutPrefix(base, whiteout); ok {
+		if hidden == "" || hidden == "." || hidden == ".." {
+			return fmt.Errorf("a whiteout of %q", hidden)
+		}
+		return os.RemoveAll(filepath.Join(filepath.Dir(at), hidden))
 	}
 	if err := os.RemoveAll(at); err != nil {
 		return err
@@ -262,7 +324,11 @@ func unpackOne(r io.Reader, h *tar.Header, dir, at string) error {
 			return err
 		}
 	case tar.TypeLink:
-		return os.Link(filepath.Join(dir, filepath.FromSlash(path.Clean("/"+h.Linkname))), at)
+		old, err := u.place(h.Linkname)
+		if err != nil {
+			return err
+		}
+		return os.Link(old, at)
 	default:
 		if err := makeSpecial(at, h); err != nil {
 			return err

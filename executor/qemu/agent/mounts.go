@@ -117,6 +117,11 @@ func (s *plainServer) mountCache(u wire.Unpack) error {
 	return os.Mkdir(c.dir, 0o755)
 }
 
+// isCache reports whether the next process has a cache there.
+func (s *plainServer) isCache(dir string) bool {
+	return slices.ContainsFunc(s.caches, func(c *plainCache) bool { return c.dir == local(dir) })
+}
+
 // unmountCaches sends what has changed, if the process has ended by itself, and puts back what was there before.
 func (s *plainServer) unmountCaches(ended bool) error {
 	var errs []error

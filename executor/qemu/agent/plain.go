@@ -114,9 +114,11 @@ func (s *plainServer) answer(_ context.Context, req wire.Request) (reply wire.Re
 			err = errors.Join(err, wire.NewTarReader(s.in).Drain())
 			break
 		}
-		err = answerFiles(req, s.in, s.out)
-	case req.List != nil, req.Read != nil, req.Unpack != nil:
-		err = answerFiles(req, s.in, s.out)
+		err = answerFiles(req, s.in, s.out, unpacker{confined: true})
+	case req.Unpack != nil:
+		err = answerFiles(req, s.in, s.out, unpacker{confined: s.isCache(req.Unpack.Dir)}) // a cache's further layers
+	case req.List != nil, req.Read != nil:
+		err = answerFiles(req, s.in, s.out, unpacker{})
 	default:
 		err = errors.New("the agent does not do that in a machine without a sandbox")
 	}

@@ -441,3 +441,39 @@ func TestCaches(t *testing.T) {
 		t.Errorf("got %+v", reply)
 	}
 }
+
+// A cache is unpacked into its own directory, whatever links its layers have left there.
+func TestCacheLinks(t *testing.T) {
+	c := newClient(t)
+	dir := t.TempDir()
+	there, outside := filepath.Join(dir, "there"), filepath.Join(dir, "outside")
+	if err := errors.Join(os.Mkdir(outside, 0o755), os.WriteFile(filepath.Join(outside, "f"), []byte("data"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("outside", filepath.Join(dir, "link")); err != nil {
+		t.Skipf("no links here: %v", err)
+	}
+	link := tar.Header{Typeflag: tar.TypeSymlink, Name: "l", Linkname: "../outside", Mode: 0o777, ModTime: time.Unix(1e9, 0)}
+	for name, second := range map[string][]tar.Header{
+		"a directory in place of a link":     {directory("l"), file("l/f", "new"), file("l/g", "new")},
+		"what has replaced it hides the old": {directory("l"), file("l/.wh..wh..opq", "")},
+		"a file beyond it":                   {file("l/g", "new")},
+		"a mark beyond it":                   {file("l/.wh.f", "")},
+	} {
+		u := &wire.Unpack{Dir: filepath.ToSlash(there), Cache: &wire.CacheMount{UID: os.Getuid(), GID: os.Getgid()}}
+		if reply, _ := c.ask(wire.Request{Unpack: u}, tarOf(t, link)); reply != (wire.Reply{}) {
+			t.Fatalf("%s: got %+v", name, reply)
+		}
+		u.Cache = nil
+		reply, _ := c.ask(wire.Request{Unpack: u}, tarOf(t, second...))
+		if got := contents(t, outside); !maps.Equal(got, map[string]string{"f": "data"}) {
+			t.Fatalf("%s: outside are %v", name, got)
+		}
+		if second[0].Typeflag == tar.TypeDir && reply != (wire.Reply{}) || second[0].Typeflag != tar.TypeDir && reply.Err == "" {
+			t.Errorf("%s: got %+v", name, reply)
+		}
+		if reply, _ := c.ask(wire.Request{Run: &wire.Run{Process: process(t, dir, "exit 0")}}, nil); reply != (wire.Reply{}) {
+			t.Errorf("%s: got %+v", name, reply)
+		}
+	}
+}

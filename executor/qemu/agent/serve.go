@@ -92,7 +92,7 @@ func (s *server) answer(ctx context.Context, req wire.Request) (reply wire.Reply
 	case req.Export != nil:
 		reply.Changed, err = s.export(ctx)
 	case s.onDisk && (req.List != nil || req.Read != nil || req.Unpack != nil && req.Unpack.Cache == nil):
-		err = answerFiles(req, s.in, s.control)
+		err = answerFiles(req, s.in, s.control, unpacker{})
 	default:
 		err = errors.New("the agent does not know what is asked of it")
 	}
