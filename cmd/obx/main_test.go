@@ -106,7 +106,7 @@ func setup(env *testscript.Env) error {
 			return err
 		}
 	}
-	if err := os.Chmod(filepath.Join(env.WorkDir, ".tmp"), 0o777); err != nil {
+	if err := os.Chmod(filepath.Join(env.WorkDir, ".tmp"), 0o777|os.ModeSticky); err != nil {
 		return err
 	}
 	obx, err := exec.LookPath("obx")

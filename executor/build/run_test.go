@@ -340,7 +340,7 @@ func TestProcess(t *testing.T) {
 		(run (cache (c (target /c)) (d (target /d) (buildkit_options ((sharing locked)))))
 		     (secrets (token (target /t))) (network host) (shell "true")))`)
 	got := fmt.Sprintf("%q %q %q %d:%d %s %d %v %+v", seen.Argv, seen.Env, seen.Dir, seen.UID, seen.GID, seen.Hostname, seen.Network, seen.FastSync, seen.Limits)
-	want := `["/bin/sh" "-c" "true"] ["A=1" "B=3"] "/w" 3:4 builder 1 true {Memory:1073741824 CPUs:0 PIDs:7 Timeout:0s}`
+	want := `["/bin/sh" "-c" "true"] ["A=1" "B=3"] "/w" 3:4 builder 1 true {Memory:1073741824 CPUs:0 PIDs:7 Timeout:0s Disk:0 Inodes:0}`
 	if got != want {
 		t.Errorf("the process is\n%s, want\n%s", got, want)
 	}

@@ -88,12 +88,11 @@ type attacher struct {
 	t          *testing.T
 	r          *rand.Rand
 	dir        string // has root, cache0..., host, box
-	host       []string
 	caches     []*cacheMount
 	process    executor.Process
 	root       *os.File
 	disturbed  bool
-	before     []string
+	before     []string // of host
 	rootBefore []string
 }
 
