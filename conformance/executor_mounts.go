@@ -35,6 +35,8 @@ func mountTests() []executorTest {
 		{"CacheNames", testCacheNames},
 		{"CacheGenerations", testCacheGenerations},
 		{"MountsInsideCaches", testMountsInsideCaches},
+		{"CacheSharedPoints", testCacheSharedPoints},
+		{"CachesHidden", testCachesHidden},
 		{"SystemLinks", testSystemLinks},
 		{"SystemTargets", testSystemTargets},
 		{"CacheLinks", testCacheLinks},
@@ -415,6 +417,48 @@ func testMountsInsideCaches(t *testing.T, b *rig) {
 	}
 }
 
+// testCacheSharedPoints: of two steps that mount at the same places in one cache, the end of one takes nothing away from the other.
+func testCacheSharedPoints(t *testing.T, b *rig) {
+	if b.m.Machine {
+		t.Skip("a machine has a snapshot of a cache")
+	}
+	mounts := []executor.Mount{b.cache("/c", "things", "shared"), b.cache("/c/inner", "inner", "shared"), secret("/c/token", "t")}
+	in, end, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	defer end.Close()
+	first := b.open(t, b.base)
+	p := with(script("echo begun; read line"), mounts...)
+	p.Stdin = in
+	begun, done := make(chan struct{}), make(chan error, 1)
+	go func() { done <- first.Run(t.Context(), p, &firstWrite{told: begun}) }()
+	<-begun
+	time.AfterFunc(time.Second, func() { end.WriteString("end\n") })
+	wantOutput(t, b.open(t, b.base), with(script("sleep 2; cat /c/token; touch /c/inner/f"), mounts...), "t")
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// testCachesHidden: no cache is put over what is mounted already: the process would not find it where it looks for it.
+func testCachesHidden(t *testing.T, b *rig) {
+	r := b.open(t, b.base, loadTar(t, b.st,
+		tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "/c/d", Mode: 0o777},
+		tar.Header{Name: "same", Typeflag: tar.TypeSymlink, Linkname: "/c", Mode: 0o777},
+	))
+	for _, mounts := range [][]executor.Mount{
+		{b.cache("/link", "inner", ""), b.cache("/c", "outer", "")},
+		{b.cache("/c", "outer", ""), b.cache("/same", "other", "")},
+	} {
+		var bad *executor.StartError
+		if out, err := try(t, r, with(script("touch /link/f; ls /c"), mounts...)); !errors.As(err, &bad) || !strings.Contains(err.Error(), "would hide") {
+			t.Errorf("%v: %v, the step prints %q", mounts, err, out)
+		}
+	}
+}
+
 // testSystemLinks: an image has a link where the sandbox mounts, which leads to what an earlier step has left in a cache. A runtime would
 // open there what it takes for a device.
 func testSystemLinks(t *testing.T, b *rig) {
@@ -465,8 +509,14 @@ func testCacheLinks(t *testing.T, b *rig) {
 func testDirectoryInProc(t *testing.T, b *rig) {
 	cache := b.cache("/data", "directory", "")
 	run(t, b.open(t, b.base), with(script("ln -s /proc/self/fd/7 /data/link"), cache))
-	r := b.open(t, b.base, loadTar(t, b.st, tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "/proc/self", Mode: 0o777}))
-	for _, dir := range []string{"/proc", "/proc/self/fd/7", "/proc/self/fd/7/../../..", "//proc/1/cwd", "/link", "/link/fd/8", "/data/link"} {
+	r := b.open(t, b.base, loadTar(t, b.st,
+		tar.Header{Name: "link", Typeflag: tar.TypeSymlink, Linkname: "/proc/self", Mode: 0o777},
+		tar.Header{Name: "devices", Typeflag: tar.TypeSymlink, Linkname: "/dev/fd", Mode: 0o777},
+		// What the image has below /proc and /dev, the process does not see.
+		tar.Header{Name: "proc/1", Typeflag: tar.TypeSymlink, Linkname: "/tmp", Mode: 0o777},
+		tar.Header{Name: "dev/fd/9/", Typeflag: tar.TypeDir, Mode: 0o755},
+	))
+	for _, dir := range []string{"/dev/fd", "/dev/fd/9", "/dev/fd/7/../..", "/devices/9", "/proc/1", "/proc/1/fd/7", "/missing/../proc", "/missing/../proc/self/fd/7", "/proc", "/proc/self/fd/7", "/proc/self/fd/7/../../..", "//proc/1/cwd", "/link", "/link/fd/8", "/data/link"} {
 		p := with(script("pwd -P; ls ../../../.."), cache)
 		p.Dir = dir
 		var bad *executor.StartError

@@ -129,7 +129,10 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 		return err
 	}
 	defer func() {
-		rootfs.Detach(b.dir)
+		if derr := rootfs.Detach(b.dir); derr != nil {
+			err = errors.Join(err, derr)
+			return
+		}
 		err = errors.Join(err, os.RemoveAll(b.dir))
 	}()
 	if err := rootfs.Attach(b.dir, rootfs.Attachment{Mounts: r.Mounts, Files: r.Plan.Files, Binds: r.Plan.Binds}); err != nil {

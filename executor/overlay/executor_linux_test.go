@@ -247,3 +247,18 @@ func TestRunHere(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// TestSharedHost runs the suite's mounts once more where the host's mounts are shared, as systemd makes them: what is mounted in a step must
+// not appear on the host or in another step.
+func TestSharedHost(t *testing.T) {
+	conformance.RequireRoot(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "shared", exe,
+		"-test.run", "^TestExecutor$/^(MountPoints|Secrets|CacheShared|CacheSharedPoints|MountsInsideCaches)$|^TestRunHere$")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

@@ -144,6 +144,8 @@ type run struct {
 	request
 	fds []*os.File
 	dir string
+
+	detached error // why the root may still be mounted in dir
 }
 
 func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
@@ -199,11 +201,12 @@ func (r *run) prepare() error {
 		return err
 	}
 	a := rootfs.Attachment{Mounts: r.fds[fdRoot:], Files: r.Files, Binds: r.Binds, Ready: r.starter.Ready}
-	if err := rootfs.Attach(r.dir, a); err != nil {
-		return err
-	}
-	for _, f := range r.fds[fdRoot:] {
+	err := rootfs.Attach(r.dir, a)
+	for _, f := range r.fds[fdRoot:] { // before the reply, after which the maker touches what is below the mounts
 		f.Close()
+	}
+	if err != nil {
+		return err
 	}
 	return os.WriteFile(filepath.Join(r.dir, "config.json"), r.Spec, 0o600)
 }
@@ -355,7 +358,7 @@ func (r *run) closeStdio() {
 // unmount lets go of the mounts; the maker holds them a little longer.
 func (r *run) unmount() {
 	r.closeStdio()
-	rootfs.Detach(r.dir)
+	r.detached = rootfs.Detach(r.dir)
 }
 
 // clean removes what the runtime keeps of a container. It does for runc and crun what their `delete` does, for a tenth of its time;
@@ -368,7 +371,9 @@ func (r *run) clean() {
 	default:
 		_ = exec.Command(r.Runtime, "--root", state, "delete", "--force", r.ID).Run()
 	}
-	_ = os.RemoveAll(r.dir)
+	if r.detached == nil { // else it goes with the supervisor
+		_ = os.RemoveAll(r.dir)
+	}
 	_ = r.cgroups.Remove(r.Cgroup)
 }
 

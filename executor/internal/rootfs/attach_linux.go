@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -68,16 +69,32 @@ func Attach(dir string, a Attachment) error {
 	return nil
 }
 
-// Detach takes away what Attach has mounted.
-func Detach(dir string) { _ = unix.Unmount(filepath.Join(dir, RootName), unix.MNT_DETACH) }
+// Detach takes away what Attach has mounted in dir. Until it has, nothing may be removed there: caches are mounted in it.
+func Detach(dir string) error {
+	err := unix.Unmount(filepath.Join(dir, RootName), unix.MNT_DETACH)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // nothing was mounted
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("unmount the root in %s: %w", dir, err)
+	}
+	return nil
+}
 
-// moveMount attaches a mount that has no place yet.
+// moveMount attaches a mount that has no place yet, for this mount namespace alone. Another mount of a directory is a peer of the one it was made
+// of, if that is shared, as systemd makes them: what is mounted in the one would appear in the other, and so on the host and in other steps.
 func moveMount(m *os.File, dir int, name string) error {
 	flags := unix.MOVE_MOUNT_F_EMPTY_PATH
 	if name == "" {
 		flags |= unix.MOVE_MOUNT_T_EMPTY_PATH
 	}
-	return unix.MoveMount(int(m.Fd()), "", dir, name, flags)
+	if err := unix.MoveMount(int(m.Fd()), "", dir, name, flags); err != nil {
+		return fmt.Errorf("attach: %w", err)
+	}
+	if err := unix.Mount("", ProcFD(int(m.Fd())), "", unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make a mount private: %w", err)
+	}
+	return nil
 }
 
 func (b Bind) attach(root int, dir string, mounts []*os.File) error {
@@ -102,7 +119,7 @@ func (b Bind) attach(root int, dir string, mounts []*os.File) error {
 		flags |= unix.MS_NOEXEC | unix.MS_RDONLY
 	}
 	if err := moveMount(m, target, ""); err != nil {
-		return fmt.Errorf("attach: %w", err)
+		return err
 	}
 	if err := unix.Mount("", ProcFD(int(m.Fd())), "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
 		return fmt.Errorf("set flags: %w", err)
@@ -113,19 +130,24 @@ func (b Bind) attach(root int, dir string, mounts []*os.File) error {
 // openTarget opens a mount point. NewPlan has made it, but what Ready has mounted may hide it, and in a cache that is shared another step may have
 // removed it: then it is made once more.
 func openTarget(root int, name string, dir bool) (int, error) {
-	fd, err := openBeneath(root, name, unix.O_PATH|unix.O_NOFOLLOW)
-	if err != unix.ENOENT || name == "" {
-		return fd, err
+	for try := 0; ; try++ {
+		fd, err := openBeneath(root, name, unix.O_PATH|unix.O_NOFOLLOW)
+		if err != unix.ENOENT || name == "" || try == 10 {
+			if err == unix.ELOOP {
+				err = errors.New("another step that shares the cache has put a link there")
+			}
+			return fd, err
+		}
+		parent, err := openTarget(root, parentOf(name), true)
+		if err != nil {
+			return -1, err
+		}
+		err = makePoint(parent, path.Base(name), dir)
+		unix.Close(parent)
+		if err != nil && err != unix.EEXIST && err != unix.ENOENT {
+			return -1, err
+		}
 	}
-	parent, err := openTarget(root, parentOf(name), true)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(parent)
-	if err := makePoint(parent, path.Base(name), dir); err != nil {
-		return -1, err
-	}
-	return openBeneath(parent, path.Base(name), unix.O_PATH|unix.O_NOFOLLOW)
 }
 
 // checkSystemDir looks whether one of systemDirs is a directory of the root, and still so when all Binds are mounted.

@@ -221,7 +221,7 @@ func (a *attacher) try() bool {
 		} else if !a.disturbed {
 			a.t.Errorf("attach: %v", err)
 		}
-		Detach(box)
+		a.must(Detach(box))
 	}
 	var start *executor.StartError
 	if err != nil && !errors.As(err, &start) && !a.disturbed {
@@ -365,4 +365,42 @@ func TestMakePoint(t *testing.T) {
 	}
 	close(done)
 	running.Wait()
+}
+
+// TestAttachShared: where the host's mounts are shared, as systemd makes them, what is mounted in a cache is mounted nowhere else: not on the host,
+// nor in another step that has the same cache.
+func TestAttachShared(t *testing.T) {
+	inMountNamespace(t, func(t *testing.T) {
+		a := &attacher{t: t, dir: t.TempDir()}
+		a.must(unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""))
+		for _, d := range []string{"root", "cache", "box"} {
+			a.must(os.Mkdir(filepath.Join(a.dir, d), 0o755))
+		}
+		box := filepath.Join(a.dir, "box")
+		a.must(unix.Mount("box", box, "tmpfs", 0, ""))
+		a.must(unix.Mount("", box, "", unix.MS_PRIVATE, ""))
+		var err error
+		a.root, err = cloneMount(filepath.Join(a.dir, "root"))
+		a.must(err)
+		m, err := cloneMount(filepath.Join(a.dir, "cache"))
+		a.must(err)
+		caches := []*cacheMount{{target: "/c", mount: m, points: points{root: RootDir{FD: int(m.Fd())}}}}
+		p := executor.Process{Dir: "/", Mounts: []executor.Mount{{Target: "/c/token", Secret: &executor.Secret{Data: []byte("secret")}}}}
+		pl, err := NewPlan(RootDir{FD: int(a.root.Fd())}, p, box, "", Cgroups{}, caches)
+		a.must(err)
+		defer pl.Remove()
+		a.must(Attach(box, Attachment{Mounts: []*os.File{a.root, m}, Files: pl.Files, Binds: pl.Binds}))
+		defer func() { a.must(Detach(box)) }()
+		info, err := os.ReadFile("/proc/thread-self/mountinfo")
+		a.must(err)
+		for line := range strings.Lines(string(info)) {
+			f := strings.Fields(line)
+			if strings.HasPrefix(f[4], a.dir) && !below(f[4], box) {
+				t.Errorf("mounted outside of the box: %s", line)
+			}
+			if below(f[4], filepath.Join(box, RootName)) && strings.HasPrefix(f[6], "shared:") {
+				t.Errorf("shared with others: %s", line)
+			}
+		}
+	})
 }

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,6 +20,7 @@ import (
 
 // A cacheMount is one cache directory in one run: an overlay on its newest generation, or the directory itself if it is shared.
 type cacheMount struct {
+	which    executor.Cache
 	target   string // as the process names it
 	resolved string // without links, set by NewPlan
 	points   points // mount points inside it
@@ -46,7 +48,7 @@ func (mc *Machine) openCaches(ctx context.Context, p executor.Process) (*cacheSe
 	wanted := p.Caches()
 	set := &cacheSet{mc: mc}
 	for i, m := range wanted {
-		c := &cacheMount{target: m.Target, new: dirOwner{p.UID, p.GID}}
+		c := &cacheMount{which: *m.Cache, target: m.Target, new: dirOwner{p.UID, p.GID}}
 		if i > 0 && *wanted[i-1].Cache == *m.Cache && m.Cache.Sharing == "locked" {
 			c.shared = set.list[i-1].shared
 		}
@@ -143,7 +145,9 @@ func (s *cacheSet) close(keep bool) error {
 func (c *cacheMount) close(mc *Machine, keep bool) error {
 	var errs []error
 	add := func(err error) { errs = append(errs, err) }
-	add(c.points.remove())
+	if c.which.Sharing != "shared" {
+		add(c.points.remove())
+	}
 	if c.mount != nil {
 		add(c.mount.Close())
 	}
@@ -156,7 +160,25 @@ func (c *cacheMount) close(mc *Machine, keep bool) error {
 	if c.use != nil {
 		add(c.use.Close())
 	}
+	if len(c.points.made) > 0 {
+		add(c.removeShared(mc))
+	}
 	return errors.Join(errs...)
+}
+
+// removeShared removes the mount points in a directory that steps share, if no other step has it: the kernel would take away what that has mounted
+// on them. Else they stay, empty.
+func (c *cacheMount) removeShared(mc *Machine) error {
+	defer c.points.forget()
+	once, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	alone := c.which
+	alone.Sharing = "locked"
+	use, err := mc.OpenCache(once, alone)
+	if err != nil {
+		return nil
+	}
+	return errors.Join(c.points.remove(), use.Close())
 }
 
 func (c *cacheMount) commit() error {

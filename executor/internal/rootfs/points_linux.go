@@ -55,25 +55,38 @@ func (p *points) make(at place, dir bool) error {
 		if err != nil {
 			return fmt.Errorf("make mount point /%s: %w", at.path(), err)
 		}
-		p.made = append(p.made, madePoint{parent: fd, name: name})
-		var before unix.Stat_t
-		err = unix.Fstat(fd, &before)
-		if err == nil {
-			err = makePoint(fd, name, dir || i < len(at.missing)-1)
-		}
-		if err == nil {
-			err = unix.Fstatat(fd, name, &p.made[len(p.made)-1].stat, unix.AT_SYMLINK_NOFOLLOW)
-		}
-		if err == nil {
-			err = setTimes(ProcFD(fd), before.Atim, before.Mtim)
-		}
+		made, err := makeIn(fd, name, dir || i < len(at.missing)-1)
 		if err != nil {
+			unix.Close(fd)
 			return fmt.Errorf("make mount point /%s: %w", at.path(), err)
+		}
+		if made == nil {
+			unix.Close(fd)
+		} else {
+			p.made = append(p.made, *made)
 		}
 		parent = path.Join(parent, name)
 		p.seen[parent] = nil
 	}
 	return nil
+}
+
+// makeIn makes one mount point, and leaves the times of its directory as they were; nil if somebody who shares the cache was faster.
+func makeIn(parent int, name string, dir bool) (*madePoint, error) {
+	m := &madePoint{parent: parent, name: name}
+	var before unix.Stat_t
+	if err := unix.Fstat(parent, &before); err != nil {
+		return nil, err
+	}
+	if err := makePoint(parent, name, dir); errors.Is(err, unix.EEXIST) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if err := unix.Fstatat(parent, name, &m.stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return nil, err
+	}
+	return m, setTimes(ProcFD(parent), before.Atim, before.Mtim)
 }
 
 // makePoint makes a directory or an empty file. Others may write to the directory that it is made in, if that is of a shared cache: what the new
@@ -127,6 +140,14 @@ func parentOf(dir string) string {
 		return d
 	}
 	return ""
+}
+
+// forget leaves what make made.
+func (p *points) forget() {
+	for _, m := range p.made {
+		unix.Close(m.parent)
+	}
+	p.made = nil
 }
 
 // remove takes away what make made, as far as it is still empty and unchanged, and puts back the times of the directories.

@@ -85,6 +85,9 @@ func systemFiles(n executor.Network) []string {
 // run. Call Remove after it in any case.
 func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups, caches []*cacheMount) (*Plan, error) {
 	pl := &Plan{view: root, points: points{root: root}, caches: caches}
+	for _, d := range systemDirs {
+		pl.view.closed = append(pl.view.closed, strings.TrimPrefix(d, "/"))
+	}
 	hostname := p.Hostname
 	if hostname == "" {
 		hostname = defaultHostname
@@ -180,8 +183,13 @@ func (pl *Plan) bind(b Bind, target string, dir bool) error {
 	if b.Target == "/" {
 		return startError("cannot mount on %s: it is the root directory", target)
 	}
-	if below(b.Target, systemDirs...) {
-		return startError("cannot mount on %s: what is below %s belongs to the sandbox", target, strings.Join(systemDirs, ", "))
+	if len(b.Target) >= unix.PathMax {
+		return startError("cannot mount on %.100s...: its path is longer than the %d bytes that Linux takes", target, unix.PathMax-1)
+	}
+	for _, other := range pl.Binds {
+		if dir && below(other.Target, b.Target) {
+			return startError("cannot mount a cache on %s: it would hide what is mounted on %s", target, other.Target)
+		}
 	}
 	points := &pl.points
 	if i := pl.view.covering(at.found); i >= 0 && b.Target != pl.caches[i].resolved {
@@ -195,15 +203,15 @@ func (pl *Plan) bind(b Bind, target string, dir bool) error {
 	return nil
 }
 
-// checkDir looks whether a process would begin in /proc: a name there can lead out of its root while the process is made.
+// checkDir looks whether a process would begin in one of systemDirs: a name in /proc can lead out of the root while the process is made. A
+// link that another step puts into a shared cache meanwhile is for the runtime to find.
 func (pl *Plan) checkDir(dir string) error {
 	view := pl.view
-	view.followOver = true
-	at, err := view.resolve(dir)
-	if err == nil && below("/"+at.path(), "/proc") {
-		return startError("working directory %s: a process cannot begin in /proc", dir)
+	view.lenient = true
+	if _, err := view.resolve(dir); err != nil {
+		return startError("working directory %s: %v", dir, err)
 	}
-	return nil // what else is wrong, checkProcess tells
+	return nil
 }
 
 // covers reports whether the process will see something else at a path than the root has there.

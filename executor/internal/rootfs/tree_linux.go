@@ -23,8 +23,8 @@ type RootDir struct {
 	FD       int
 	uid, gid int         // who looks things up: directories that this user may not search are errors
 	over     []overMount // what will be mounted on it, those inside others after them
-
-	followOver bool // links of what is mounted over it, too
+	closed   []string    // directories, as "dev", that no path leads into: what the root has there, a process does not see
+	lenient  bool        // links of what is mounted over it are followed, too, and ".." leads back from what is missing
 }
 
 // An overMount is a cache that will be mounted on a RootDir. Steps may write to it at any time.
@@ -84,7 +84,7 @@ type place struct {
 
 func (p place) path() string { return path.Join(append([]string{p.found}, p.missing...)...) }
 
-// resolve follows all links of a path, the last component's too, but without followOver none of what is mounted over the root: where
+// resolve follows all links of a path, the last component's too, but unless it is lenient none of what is mounted over the root: where
 // that leads, a step may have changed by the time that something is done there. ".." above the root is the root; ".." below something missing
 // or a file in the middle is ENOTDIR or ENOENT.
 func (r RootDir) resolve(name string) (place, error) {
@@ -101,7 +101,10 @@ func (r RootDir) resolve(name string) (place, error) {
 		case "", ".":
 			continue
 		case "..":
-			if len(at.missing) > 0 {
+			if n := len(at.missing); n > 0 && r.lenient {
+				at.missing = at.missing[:n-1]
+				continue
+			} else if n > 0 {
 				return at, unix.ENOENT
 			}
 			at.found = path.Dir(at.found)
@@ -124,6 +127,9 @@ func (r RootDir) resolve(name string) (place, error) {
 			return at, unix.EACCES
 		}
 		next := path.Join(at.found, c)
+		if slices.Contains(r.closed, next) {
+			return at, fmt.Errorf("what is below /%s belongs to the sandbox", next)
+		}
 		st, err := r.stat(next)
 		switch {
 		case errors.Is(err, unix.ENOENT):
@@ -131,7 +137,7 @@ func (r RootDir) resolve(name string) (place, error) {
 			continue
 		case err != nil:
 			return at, err
-		case st.Mode&unix.S_IFMT == unix.S_IFLNK && !r.followOver && r.covering(next) >= 0:
+		case st.Mode&unix.S_IFMT == unix.S_IFLNK && !r.lenient && r.covering(next) >= 0:
 			return at, fmt.Errorf("/%s is a link, and in a cache", next)
 		case st.Mode&unix.S_IFMT == unix.S_IFLNK:
 			if links++; links > maxLinks {

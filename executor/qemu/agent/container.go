@@ -204,6 +204,9 @@ func (r mountRoot) hideRun() error {
 	if err == unix.ENOENT || err == unix.ENOTDIR {
 		return nil
 	}
+	if err == unix.ELOOP {
+		return errors.New("it is a link: it must be a directory")
+	}
 	if err != nil {
 		return err
 	}
