@@ -20,10 +20,10 @@
 //   - AF_VSOCK does not: it is between a virtual machine and its host, and all processes of the machine share its ports (Linux 7.0 knows
 //     namespaces, if told to). A step could serve and call the host's ports, and other steps.
 //   - AF_ALG (the kernel's cryptography) and AF_QIPCRTR (Qualcomm's processors) do not either.
-//   - AF_BLUETOOTH, AF_NFC, AF_IUCV (other guests of z/VM) and a part of AF_RDS have only the first namespace: they are the host's in a step with the
-//     host's network, and code to attack in others.
-//   - AF_CAN, AF_TIPC, AF_SMC, AF_KCM, AF_XDP, AF_PHONET, AF_RXRPC, AF_MCTP, AF_X25, AF_LLC, AF_PPPOX, AF_IEEE802154, AF_MPLS, AF_KEY and
-//     AF_PACKET know namespaces. Some need capabilities that no step has. Each is a module that the kernel loads when a socket is asked for.
+//   - AF_BLUETOOTH, AF_NFC and AF_X25 have only the first namespace: they are the host's in a step with the host's network, and code to
+//     attack in others.
+//   - The rest (AF_CAN, AF_TIPC, AF_SMC, AF_RDS, AF_KCM, AF_XDP, AF_PHONET, AF_RXRPC, AF_MCTP, AF_LLC, AF_PPPOX, AF_KEY, AF_PACKET and older ones) know
+//     namespaces, all or in part. Some need capabilities that no step has. Most are modules that the kernel loads when a socket is asked for.
 //
 // No build is known that needs one of them, so the rule does not depend on which of them leaks: four families for every step, whatever its
 // network. socketpair makes AF_UNIX only.
