@@ -74,18 +74,18 @@ type diskWatch struct {
 	whole  *os.File            // RunHere: the file system whose growth counts; else nil
 	dirs   []*os.File          // what the process can add to
 	before []use               // what they had at the start
-	devs   map[uint64]bool     // what stat says of files in dirs, and in the overlays above
+	devs   map[uint64]bool     // of the file systems of dirs
 	pids   func() []string     // of the process and all that it has started
 	fs     map[uint64]*os.File // one of dirs, or whole, for each file system
 	start  map[uint64]use      // of fs
 }
 
 // limitDisk runs a process below the limits of its disk.
-func (mc *Machine) limitDisk(ctx context.Context, mount *os.File, r *Run, caches *cacheSet, run func(context.Context) error) error {
+func (mc *Machine) limitDisk(ctx context.Context, r *Run, caches *cacheSet, run func(context.Context) error) error {
 	if r.Process.Limits.Disk <= 0 && r.Process.Limits.Inodes <= 0 {
 		return run(ctx)
 	}
-	w, err := mc.newDiskWatch(mount, r, caches)
+	w, err := mc.newDiskWatch(r, caches)
 	if err != nil {
 		return fmt.Errorf("watch the disk: %w", err)
 	}
@@ -115,7 +115,7 @@ func (mc *Machine) limitDisk(ctx context.Context, mount *os.File, r *Run, caches
 	return err
 }
 
-func (mc *Machine) newDiskWatch(mount *os.File, r *Run, caches *cacheSet) (_ *diskWatch, err error) {
+func (mc *Machine) newDiskWatch(r *Run, caches *cacheSet) (_ *diskWatch, err error) {
 	w := &diskWatch{limits: r.Process.Limits, devs: map[uint64]bool{}, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
 	defer func() {
 		if err != nil {
@@ -130,12 +130,10 @@ func (mc *Machine) newDiskWatch(mount *os.File, r *Run, caches *cacheSet) (_ *di
 		}
 	} else {
 		names[r.changes] = true
-		err = w.addDevice(mount)
 	}
 	for _, c := range caches.list {
 		if c.dir != "" {
 			names[c.dir] = true
-			err = errors.Join(err, w.addDevice(c.mount))
 		} else {
 			names[c.shared] = true
 		}
@@ -180,12 +178,6 @@ func device(f *os.File) (uint64, error) {
 		return 0, fmt.Errorf("stat %s: %w", f.Name(), err)
 	}
 	return st.Dev, nil
-}
-
-func (w *diskWatch) addDevice(f *os.File) error {
-	dev, err := device(f)
-	w.devs[dev] = true
-	return err
 }
 
 func (w *diskWatch) addFileSystem(f *os.File) error {
@@ -307,7 +299,10 @@ func (w *diskWatch) unlinked() use {
 			names, err := d.Readdirnames(walkNames)
 			for _, name := range names {
 				var st unix.Stat_t
-				if unix.Fstatat(int(d.Fd()), name, &st, 0) != nil || st.Nlink > 0 || st.Mode&unix.S_IFMT != unix.S_IFREG || !w.devs[st.Dev] {
+				if unix.Fstatat(int(d.Fd()), name, &st, 0) != nil || st.Nlink > 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
+					continue
+				}
+				if !w.devs[st.Dev] && !inOverlay(filepath.Join(dir, name)) { // in memory, say
 					continue
 				}
 				if i := (inode{st.Dev, st.Ino}); !seen[i] {
@@ -328,6 +323,13 @@ func (w *diskWatch) unlinked() use {
 		hold("/proc/" + pid + "/map_files")
 	}
 	return sum
+}
+
+// inOverlay reports a file in an overlay: all overlays that a process sees lie above directories that count. stat does not tell: with layers on several
+// file systems, each has a number of the overlay's own.
+func inOverlay(name string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(name, &st) == nil && st.Type == unix.OVERLAYFS_SUPER_MAGIC
 }
 
 // pidsOf lists the processes of a group.

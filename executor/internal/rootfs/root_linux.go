@@ -106,7 +106,7 @@ func (mc *Machine) runIn(ctx context.Context, mount *os.File, r *Run, box Box, o
 	}
 	if err == nil {
 		r.Mounts = append([]*os.File{mount}, caches.mounts()...)
-		err = mc.limitDisk(ctx, mount, r, caches, func(ctx context.Context) error { return box.Run(ctx, r, out) })
+		err = mc.limitDisk(ctx, r, caches, func(ctx context.Context) error { return box.Run(ctx, r, out) })
 	}
 	rerr := r.Plan.Remove()
 	_ = mount.Close() // before the directories below it are touched
