@@ -15,13 +15,19 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/cas/foreign"
 	"github.com/ocurrent/obx/layers"
 )
 
 // isDisk reports whether a layer directory has a disk, which is one of a chain.
 func (c *Cache) isDisk(name string) bool {
-	entries, err := os.ReadDir(filepath.Join(c.Store.LayerPath(name), layers.DiskDir))
-	return err == nil && slices.ContainsFunc(entries, func(e os.DirEntry) bool { return layers.IsDiskName(e.Name()) })
+	root, err := os.OpenRoot(c.Store.LayerPath(name))
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	names, err := foreign.ListIn(root, layers.DiskDir, -1)
+	return err == nil && slices.ContainsFunc(names, layers.IsDiskName)
 }
 
 // PushDisk publishes a disk, a qcow2 file, as an image with one layer. The image is a function of the file, the platform and
@@ -113,7 +119,7 @@ func packDisk(ctx context.Context, st *cas.Store, file string, c layers.Compress
 }
 
 func copyDisk(to, from string) error {
-	in, err := os.Open(from)
+	in, err := foreign.OpenFile(from)
 	if err != nil {
 		return err
 	}

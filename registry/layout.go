@@ -7,12 +7,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // annotationContainerName is where containerd and BuildKit keep a full name; the reference name is then only the tag.
@@ -72,13 +73,15 @@ func (l layout) find(ctx context.Context, n imageName) ([]ocispec.Descriptor, er
 }
 
 func (l layout) index() ([]ocispec.Descriptor, error) {
-	if _, err := os.Stat(l.dir); err != nil {
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
 		return nil, fmt.Errorf("read the layout: %w", err)
 	}
-	if _, err := os.Stat(filepath.Join(l.dir, ocispec.ImageLayoutFile)); errors.Is(err, fs.ErrNotExist) {
+	defer root.Close()
+	if _, err := root.Stat(ocispec.ImageLayoutFile); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%s is no OCI layout: it has no file %s", l.dir, ocispec.ImageLayoutFile)
 	}
-	b, err := readBounded(filepath.Join(l.dir, ocispec.ImageIndexFile))
+	b, err := readDocument(root, ocispec.ImageIndexFile)
 	if err != nil {
 		return nil, fmt.Errorf("read the layout %s: %w", l.dir, err)
 	}
@@ -89,12 +92,13 @@ func (l layout) index() ([]ocispec.Descriptor, error) {
 	return entries, nil
 }
 
-func (l layout) path(d digest.Digest) string {
-	return filepath.Join(l.dir, ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
-}
-
 func (l layout) manifest(_ context.Context, d digest.Digest) ([]byte, error) {
-	b, err := readBounded(l.path(d))
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return nil, l.explain(d, err)
+	}
+	defer root.Close()
+	b, err := readDocument(root, blobPath(d))
 	if err != nil {
 		return nil, l.explain(d, err)
 	}
@@ -105,7 +109,12 @@ func (l layout) manifest(_ context.Context, d digest.Digest) ([]byte, error) {
 }
 
 func (l layout) blob(_ context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	f, err := os.Open(l.path(desc.Digest))
+	root, err := os.OpenRoot(l.dir)
+	if err != nil {
+		return nil, l.explain(desc.Digest, err)
+	}
+	defer root.Close()
+	f, _, err := openInLayout(root, blobPath(desc.Digest))
 	if err != nil {
 		return nil, l.explain(desc.Digest, err)
 	}
@@ -119,20 +128,14 @@ func (l layout) explain(d digest.Digest, err error) error {
 	return fmt.Errorf("%s in %s: %w", d, l.dir, err)
 }
 
-func readBounded(path string) ([]byte, error) {
-	f, err := os.Open(path)
+// readDocument reads a small file of a layout.
+func readDocument(root *os.Root, name string) ([]byte, error) {
+	f, _, err := openInLayout(root, name)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxDocument+1))
-	if err != nil {
-		return nil, err
-	}
-	if len(b) > maxDocument {
-		return nil, fmt.Errorf("%s is too large: at most %d bytes", path, maxDocument)
-	}
-	return b, nil
+	return foreign.ReadAll(f, maxDocument)
 }
 
 // mediaTypeOf tells what an index's or manifest's bytes are, for those that are named by digest alone.

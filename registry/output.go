@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -273,21 +272,24 @@ func (r ctxReader) Read(p []byte) (int, error) {
 }
 
 func (o *output) writeDir(ctx context.Context, dir string, st *cas.Store) error {
-	if err := os.MkdirAll(filepath.Join(dir, ocispec.ImageBlobsDir, "sha256"), 0o755); err != nil {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
 		return err
 	}
+	files := &dirFiles{dir: dir}
+	defer files.close()
 	for _, d := range o.blobs() {
-		if err := o.writeDirBlob(ctx, dir, st, d); err != nil {
+		if err := o.writeDirBlob(ctx, files, st, d); err != nil {
 			return err
 		}
 	}
-	unlock, err := lockDir(ctx, dir)
+	unlock, err := files.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	index := newIndex()
-	switch b, err := readBounded(filepath.Join(dir, ocispec.ImageIndexFile)); {
+	switch b, err := readDocument(files.root, ocispec.ImageIndexFile); {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
 		return err
@@ -299,8 +301,8 @@ func (o *output) writeDir(ctx context.Context, dir string, st *cas.Store) error 
 			return err
 		}
 	}
-	if _, err := os.Stat(filepath.Join(dir, ocispec.ImageLayoutFile)); err != nil {
-		if err := writeFile(filepath.Join(dir, ocispec.ImageLayoutFile), layoutFile()); err != nil {
+	if _, err := files.stat(ocispec.ImageLayoutFile); err != nil {
+		if err := files.create(ocispec.ImageLayoutFile, writeBytes(layoutFile())); err != nil {
 			return err
 		}
 	}
@@ -313,32 +315,20 @@ func (o *output) writeDir(ctx context.Context, dir string, st *cas.Store) error 
 	if err != nil {
 		return err
 	}
-	return writeFile(filepath.Join(dir, ocispec.ImageIndexFile), b)
+	return files.create(ocispec.ImageIndexFile, writeBytes(b))
 }
 
-func (o *output) writeDirBlob(ctx context.Context, dir string, st *cas.Store, d ocispec.Descriptor) (err error) {
-	to := filepath.Join(dir, filepath.FromSlash(blobPath(d.Digest)))
-	if info, err := os.Stat(to); err == nil && info.Size() == d.Size {
+func (o *output) writeDirBlob(ctx context.Context, files *dirFiles, st *cas.Store, d ocispec.Descriptor) error {
+	if stamp, err := files.stat(blobPath(d.Digest)); err == nil && stamp.size == d.Size {
 		return nil
 	}
-	r, err := o.open(st, d)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	f, err := os.CreateTemp(filepath.Dir(to), ".tmp-*")
-	if err != nil {
-		return err
-	}
-	defer func() {
+	return files.create(blobPath(d.Digest), func(w io.Writer) error {
+		r, err := o.open(st, d)
 		if err != nil {
-			os.Remove(f.Name())
+			return err
 		}
-	}()
-	_, err = io.Copy(f, ctxReader{ctx, r})
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err != nil {
+		defer r.Close()
+		_, err = io.Copy(w, ctxReader{ctx, r})
 		return err
-	}
-	return cas.Rename(f.Name(), to)
+	})
 }

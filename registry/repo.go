@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
@@ -154,12 +155,16 @@ func openLayout(path string) (*layoutRepo, error) {
 			return nil, err
 		}
 		return &layoutRepo{name: layoutPrefix + path, files: files}, nil
-	case err == nil:
-		if err := checkLayoutDir(path); err != nil {
-			return nil, err
-		}
 	}
-	return &layoutRepo{name: layoutPrefix + path, files: &dirFiles{dir: path}}, nil
+	files := &dirFiles{dir: path}
+	root, err := files.openRoot()
+	if err == nil {
+		err = checkLayoutDir(root)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, errors.Join(err, files.close())
+	}
+	return &layoutRepo{name: layoutPrefix + path, files: files}, nil
 }
 
 // parseRepoName reads HOST/NAME. It is stricter than Docker's rules: that a path or one word alone means something on Docker Hub would

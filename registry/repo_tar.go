@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -21,7 +22,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // tarFiles is a layout in a tar archive. Nothing is unpacked to read it. What is written goes into a directory beside the archive, until publish
@@ -31,7 +32,8 @@ type tarFiles struct {
 
 	mu      sync.Mutex
 	old     *tarArchive
-	spool   *dirFiles       // nil until something is written
+	parent  *os.Root        // where the archive is; nil until something is written
+	spool   *dirFiles       // same
 	removed map[string]bool // members of the old archive
 	retired []*tarArchive   // still read from, maybe
 	reads   int             // of archives: members look alike in all
@@ -60,7 +62,7 @@ func newTarFiles(file string) (*tarFiles, error) {
 
 // openTar finds the members of an archive. One that does not exist has none.
 func openTar(file string) (*tarArchive, error) {
-	f, err := os.Open(file)
+	f, err := foreign.OpenFile(file)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &tarArchive{}, nil
 	}
@@ -217,30 +219,48 @@ func (t *tarFiles) writable() (*dirFiles, error) {
 	if t.spool != nil {
 		return t.spool, nil
 	}
-	parent := filepath.Dir(t.file)
-	if err := os.MkdirAll(parent, 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(t.file), 0o755); err != nil {
 		return nil, err
 	}
-	if err := t.sweep(parent); err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp(parent, t.spoolName()+"*")
+	parent, err := os.OpenRoot(filepath.Dir(t.file))
 	if err != nil {
 		return nil, err
 	}
-	t.spool = &dirFiles{dir: dir}
+	spool, err := t.makeSpool(parent)
+	if err != nil {
+		return nil, errors.Join(inDir(parent, err), parent.Close())
+	}
+	t.parent, t.spool = parent, spool
 	return t.spool, nil
 }
 
-// sweep removes what killed processes have left.
-func (t *tarFiles) sweep(parent string) error {
-	left, err := filepath.Glob(filepath.Join(parent, t.spoolName()+"*"))
-	if err != nil {
-		return nil // the archive's name has a bad pattern in it
+func (t *tarFiles) makeSpool(parent *os.Root) (*dirFiles, error) {
+	if err := t.sweep(parent); err != nil {
+		return nil, err
 	}
-	for _, dir := range left {
-		if info, err := os.Lstat(dir); err == nil && time.Since(info.ModTime()) > tempAge {
-			if err := os.RemoveAll(dir); err != nil {
+	name := t.spoolName() + rand.Text()
+	if err := parent.Mkdir(name, 0o700); err != nil {
+		return nil, err
+	}
+	root, err := parent.OpenRoot(name) // whoever can write to parent may have put another in its place, but never one that is elsewhere
+	if err != nil {
+		return nil, err
+	}
+	return &dirFiles{dir: filepath.Join(parent.Name(), name), root: root}, nil
+}
+
+// sweep removes what killed processes have left.
+func (t *tarFiles) sweep(parent *os.Root) error {
+	names, err := foreign.ListIn(parent, ".", -1)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !strings.HasPrefix(name, t.spoolName()) {
+			continue
+		}
+		if info, err := parent.Lstat(name); err == nil && time.Since(info.ModTime()) > tempAge {
+			if err := parent.RemoveAll(name); err != nil {
 				return err
 			}
 		}
@@ -308,7 +328,7 @@ func (t *tarFiles) publish(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	out, err := os.CreateTemp(t.spool.dir, tempPrefix+"*")
+	out, tmp, err := createTemp(t.spool.root, ".")
 	if err != nil {
 		return err
 	}
@@ -321,14 +341,15 @@ func (t *tarFiles) publish(ctx context.Context) (err error) {
 	if err := errors.Join(tar.NewWriter(out).Close(), out.Chmod(0o644), out.Sync(), out.Close()); err != nil {
 		return err
 	}
+	from, to := filepath.Join(filepath.Base(t.spool.dir), tmp), filepath.Base(t.file)
 	if runtime.GOOS != "windows" {
-		return os.Rename(out.Name(), t.file)
+		return rename(t.parent, from, to)
 	}
 	// Windows replaces no file that is open. Who reads from the old one meanwhile has a failed read, and tries again or goes without.
 	for _, a := range append(t.retired, t.old) {
 		_ = a.close()
 	}
-	err = cas.Rename(out.Name(), t.file)
+	err = rename(t.parent, from, to)
 	now, openErr := openTar(t.file)
 	if openErr != nil {
 		now = &tarArchive{}
@@ -346,12 +367,10 @@ func (t *tarFiles) names() ([]string, error) {
 			all[name] = true
 		}
 	}
-	err := filepath.WalkDir(t.spool.dir, func(p string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() || strings.HasPrefix(e.Name(), tempPrefix) {
-			return err
+	err := fs.WalkDir(t.spool.root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type().IsRegular() && !strings.HasPrefix(e.Name(), tempPrefix) {
+			all[name] = true
 		}
-		rel, err := filepath.Rel(t.spool.dir, p)
-		all[filepath.ToSlash(rel)] = true
 		return err
 	})
 	first := []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile}
@@ -382,14 +401,9 @@ func (t *tarFiles) copyMember(ctx context.Context, out *os.File, name string) er
 
 // source gives a file whose next bytes are those of a member.
 func (t *tarFiles) source(name string) (f *os.File, size int64, done func(), err error) {
-	f, err = os.Open(t.spool.path(name))
+	f, stamp, err := t.spool.openFile(name)
 	if err == nil {
-		info, err := f.Stat()
-		if err != nil {
-			f.Close()
-			return nil, 0, nil, err
-		}
-		return f, info.Size(), func() { f.Close() }, nil
+		return f, stamp.size, func() { f.Close() }, nil
 	}
 	m, ok := t.old.members[name]
 	if !ok {
@@ -408,7 +422,8 @@ func (t *tarFiles) close() error {
 		errs = append(errs, a.close())
 	}
 	if t.spool != nil {
-		errs = append(errs, os.RemoveAll(t.spool.dir))
+		errs = append(errs, t.spool.close(), t.parent.RemoveAll(filepath.Base(t.spool.dir)), t.parent.Close())
+		t.parent, t.spool = nil, nil
 	}
 	return errors.Join(errs...)
 }
