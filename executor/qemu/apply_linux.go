@@ -1,30 +1,32 @@
 package qemu
 
 import (
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
-	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // applyChange moves a change, a directory in overlay form that nobody else uses, into a directory on the same file system that
 // others use meanwhile. Files appear whole. No link is followed in either.
-func applyChange(target, upper string) error {
-	to, err := openDir(unix.AT_FDCWD, target)
+func applyChange(ctx context.Context, target, upper string) error {
+	to, err := foreign.NewCursor(target, 0)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(to)
-	from, err := openDir(unix.AT_FDCWD, upper)
+	defer to.Close()
+	from, err := foreign.NewCursor(upper, 0)
 	if err != nil {
 		return err
 	}
-	defer unix.Close(from)
-	if err := applyDir(to, from); err != nil {
+	defer from.Close()
+	if err := applyDir(ctx, to, from); err != nil {
 		return fmt.Errorf("apply a change: %w", err)
 	}
 	return nil
@@ -41,17 +43,17 @@ func openDir(at int, name string) (int, error) {
 
 func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
-func applyDir(to, from int) error {
-	entries, err := os.ReadDir(procFD(from))
+func applyDir(ctx context.Context, to, from *foreign.Cursor) error {
+	names, err := from.Names()
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
-		if err := applyEntry(to, from, e.Name()); err != nil {
-			return fmt.Errorf("%s: %w", e.Name(), err)
+	for _, name := range names {
+		if err := applyEntry(ctx, to, from, name); err != nil {
+			return err
 		}
 	}
-	return copyAttributes(to, from)
+	return copyAttributes(to.FD(), from.FD())
 }
 
 // copyAttributes gives a directory the attributes of another, as far as a cache needs them.
@@ -69,90 +71,92 @@ func copyAttributes(to, from int) error {
 	return unix.UtimesNanoAt(to, "", []unix.Timespec{st.Atim, st.Mtim}, unix.AT_EMPTY_PATH)
 }
 
-func applyEntry(to, from int, name string) error {
+func applyEntry(ctx context.Context, to, from *foreign.Cursor, name string) error {
+	at := from.Level().Child(name)
+	fail := func(op string, err error) error {
+		if err == nil {
+			return nil
+		}
+		return &fs.PathError{Op: op, Path: at.Short(), Err: err}
+	}
 	var st unix.Stat_t
-	if err := unix.Fstatat(from, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
+	if err := unix.Fstatat(from.FD(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fail("lstat", err)
 	}
 	kind := st.Mode & unix.S_IFMT
 	if kind == unix.S_IFCHR && st.Rdev == 0 {
-		return remove(to, name)
+		return fail("remove", foreign.RemoveAt(ctx, to.FD(), name))
 	}
 	if kind == unix.S_IFDIR {
-		sub, err := openDir(from, name)
-		if err != nil {
-			return err
-		}
-		defer unix.Close(sub)
-		var mark [1]byte
-		n, _ := unix.Fgetxattr(sub, "trusted.overlay.opaque", mark[:])
-		old, err := openDir(to, name)
-		if err == nil && n != 1 {
-			defer unix.Close(old)
-			return applyDir(old, sub)
-		}
-		if err == nil {
-			unix.Close(old)
-		}
-		if n == 1 {
-			if err := unix.Fremovexattr(sub, "trusted.overlay.opaque"); err != nil {
-				return err
-			}
-		}
-		if err := remove(to, name); err != nil {
-			return err
-		}
-		if err := dropWhiteouts(sub); err != nil {
-			return err
-		}
-		return unix.Renameat(from, name, to, name)
-	}
-	if old, err := openDir(to, name); err == nil {
-		unix.Close(old)
-		if err := remove(to, name); err != nil {
+		if merged, err := applySubdir(ctx, to, from, name); merged || err != nil {
 			return err
 		}
 	}
-	return unix.Renameat(from, name, to, name)
+	// A file replaces a file by its rename alone; anything else has to go before.
+	var old unix.Stat_t
+	err := unix.Fstatat(to.FD(), name, &old, unix.AT_SYMLINK_NOFOLLOW)
+	if err == nil && (kind == unix.S_IFDIR || old.Mode&unix.S_IFMT == unix.S_IFDIR) {
+		err = foreign.RemoveAt(ctx, to.FD(), name)
+	}
+	if err != nil && !errors.Is(err, unix.ENOENT) {
+		return fail("replace", err)
+	}
+	return fail("move", unix.Renameat(from.FD(), name, to.FD(), name))
 }
 
-// dropWhiteouts removes what means nothing in a directory that has nothing below it.
-func dropWhiteouts(dir int) error {
-	entries, err := os.ReadDir(procFD(dir))
+// applySubdir merges a directory of the change into one that is there. If there is none, or the change's hides it, it only makes the change's
+// ready to be moved.
+func applySubdir(ctx context.Context, to, from *foreign.Cursor, name string) (merged bool, err error) {
+	if err := from.Enter(name); err != nil {
+		return false, err
+	}
+	var mark [1]byte
+	n, _ := unix.Fgetxattr(from.FD(), opaqueXattr, mark[:])
+	if n != 1 {
+		err := to.Enter(name)
+		if err == nil {
+			if err := applyDir(ctx, to, from); err != nil {
+				return false, err
+			}
+			return true, cmp.Or(to.Leave(), from.Leave())
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
+			return false, err
+		}
+	}
+	if err := dropWhiteouts(from); err != nil {
+		return false, err
+	}
+	return false, from.Leave()
+}
+
+const opaqueXattr = "trusted.overlay.opaque"
+
+// dropWhiteouts removes what means nothing in a directory that has nothing below it: where a cursor is, and in all below.
+func dropWhiteouts(dir *foreign.Cursor) error {
+	_ = unix.Fremovexattr(dir.FD(), opaqueXattr) // it mostly is not there
+	names, err := dir.Names()
 	if err != nil {
 		return err
 	}
-	for _, e := range entries {
+	for _, name := range names {
 		var st unix.Stat_t
-		if err := unix.Fstatat(dir, e.Name(), &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		if err := unix.Fstatat(dir.FD(), name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 			return err
 		}
 		switch {
 		case st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0:
-			if err := unix.Unlinkat(dir, e.Name(), 0); err != nil {
+			if err := unix.Unlinkat(dir.FD(), name, 0); err != nil {
 				return err
 			}
 		case st.Mode&unix.S_IFMT == unix.S_IFDIR:
-			sub, err := openDir(dir, e.Name())
-			if err != nil {
+			if err := dir.Enter(name); err != nil {
 				return err
 			}
-			_ = unix.Fremovexattr(sub, "trusted.overlay.opaque") // it mostly is not there
-			err = dropWhiteouts(sub)
-			unix.Close(sub)
-			if err != nil {
+			if err := cmp.Or(dropWhiteouts(dir), dir.Leave()); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
-}
-
-// remove removes a name and all below it.
-func remove(dir int, name string) error {
-	err := os.RemoveAll(filepath.Join(procFD(dir), name))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
 }

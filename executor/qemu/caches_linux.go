@@ -199,5 +199,5 @@ func (u *cacheUse) keep(upper string) error {
 	if u.use.Shared == "" {
 		return u.use.Commit(upper)
 	}
-	return applyChange(u.use.Shared, upper)
+	return applyChange(context.Background(), u.use.Shared, upper) // what a step has left is kept although it was cancelled
 }

@@ -8,12 +8,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/foreign"
+	"github.com/ocurrent/obx/layers"
 )
 
 // A machine reads layer directories as an EROFS image that nobody has written: its metadata is made in memory, and what
@@ -58,19 +59,25 @@ type layerMeta struct {
 type fileData struct {
 	block int64 // first, from the beginning of the layer's data
 	size  int64
-	name  string // in the layer's directory
+	at    *foreign.Level // in the layer's directory
 }
 
 // metaOf reads the metadata of a layer directory.
 func metaOf(dir string) (*layerMeta, error) {
+	fail := func(err error) (*layerMeta, error) { return nil, fmt.Errorf("read layer %s: %w", dir, err) }
+	c, err := foreign.NewCursor(dir, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer c.Close()
 	b := metaBuilder{layerMeta: &layerMeta{dir: dir}, links: map[fileKey]*erofsNode{}}
-	root, err := b.read(".")
+	root, err := b.readDir(c)
 	if err == nil {
 		b.place(root)
 		err = b.write(root)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read layer %s: %w", dir, err)
+		return fail(err)
 	}
 	if rest := len(b.meta) % erofsBlock; rest > 0 {
 		b.meta = append(b.meta, make([]byte, erofsBlock-rest)...)
@@ -82,7 +89,7 @@ type fileKey struct{ dev, ino uint64 }
 
 // An erofsNode is one inode.
 type erofsNode struct {
-	name   string // path in the layer
+	at     *foreign.Level // in the layer
 	stat   unix.Stat_t
 	xattrs []byte
 	link   string
@@ -104,14 +111,59 @@ type metaBuilder struct {
 	end   int // of what is placed
 }
 
-func (b *metaBuilder) read(name string) (*erofsNode, error) {
-	full := filepath.Join(b.dir, name)
-	n := &erofsNode{name: name, nlink: 1}
-	if err := unix.Lstat(full, &n.stat); err != nil {
-		return nil, &fs.PathError{Op: "lstat", Path: full, Err: err}
+// readDir reads the directory where a cursor is, with all below it.
+func (b *metaBuilder) readDir(c *foreign.Cursor) (*erofsNode, error) {
+	n := &erofsNode{at: c.Level(), nlink: 2}
+	if err := unix.Fstat(c.FD(), &n.stat); err != nil {
+		return nil, &fs.PathError{Op: "stat", Path: n.at.Short(), Err: err}
+	}
+	var err error
+	if n.xattrs, err = erofsXattrs(procFD(c.FD())+"/.", n.at); err != nil {
+		return nil, err
+	}
+	entries, err := c.ReadDir()
+	if err != nil {
+		return nil, err
+	}
+	n.kids = append(make([]erofsEntry, 0, len(entries)+2), erofsEntry{".", n}, erofsEntry{"..", nil})
+	for _, e := range entries {
+		if err := layers.CheckDepth(n.at, e.Name()); err != nil {
+			return nil, err
+		}
+		kid, err := b.readEntry(c, e.Name())
+		if err != nil {
+			return nil, err
+		}
+		n.kids = append(n.kids, erofsEntry{e.Name(), kid})
+		if kid.stat.Mode&unix.S_IFMT == unix.S_IFDIR {
+			n.nlink++
+			kid.kids[slices.IndexFunc(kid.kids, func(e erofsEntry) bool { return e.name == ".." })].node = n
+		}
+	}
+	n.sort()
+	return n, nil
+}
+
+func (b *metaBuilder) readEntry(c *foreign.Cursor, name string) (*erofsNode, error) {
+	n := &erofsNode{at: c.Level().Child(name), nlink: 1}
+	fail := func(op string, err error) (*erofsNode, error) {
+		return nil, &fs.PathError{Op: op, Path: n.at.Short(), Err: err}
+	}
+	if err := unix.Fstatat(c.FD(), name, &n.stat, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return fail("lstat", err)
 	}
 	kind := n.stat.Mode & unix.S_IFMT
-	if kind != unix.S_IFDIR && n.stat.Nlink > 1 {
+	if kind == unix.S_IFDIR {
+		if err := c.Enter(name); err != nil {
+			return nil, err
+		}
+		dir, err := b.readDir(c)
+		if err != nil {
+			return nil, err
+		}
+		return dir, c.Leave()
+	}
+	if n.stat.Nlink > 1 {
 		key := fileKey{n.stat.Dev, n.stat.Ino}
 		if old := b.links[key]; old != nil {
 			old.nlink++
@@ -119,33 +171,15 @@ func (b *metaBuilder) read(name string) (*erofsNode, error) {
 		}
 		b.links[key] = n
 	}
+	path := procFD(c.FD()) + "/" + name
 	var err error
-	if n.xattrs, err = erofsXattrs(full); err != nil {
+	if n.xattrs, err = erofsXattrs(path, n.at); err != nil {
 		return nil, err
 	}
-	switch kind {
-	case unix.S_IFLNK:
-		n.link, err = os.Readlink(full)
-		return n, err
-	case unix.S_IFDIR:
-		n.nlink = 2
-		entries, err := os.ReadDir(full)
-		if err != nil {
-			return nil, err
+	if kind == unix.S_IFLNK {
+		if n.link, err = os.Readlink(path); err != nil {
+			return fail("readlink", err)
 		}
-		n.kids = append(make([]erofsEntry, 0, len(entries)+2), erofsEntry{".", n}, erofsEntry{"..", nil})
-		for _, e := range entries {
-			kid, err := b.read(path.Join(name, e.Name()))
-			if err != nil {
-				return nil, err
-			}
-			n.kids = append(n.kids, erofsEntry{e.Name(), kid})
-			if kid.stat.Mode&unix.S_IFMT == unix.S_IFDIR {
-				n.nlink++
-				kid.kids[slices.IndexFunc(kid.kids, func(e erofsEntry) bool { return e.name == ".." })].node = n
-			}
-		}
-		n.sort()
 	}
 	return n, nil
 }
@@ -167,15 +201,15 @@ var erofsPrefixes = []struct {
 	{"user.", 1}, {"system.posix_acl_access", 2}, {"system.posix_acl_default", 3}, {"trusted.", 4}, {"security.", 6},
 }
 
-// erofsXattrs reads the extended attributes of a file in their form on disk; nil if there are none.
-func erofsXattrs(name string) ([]byte, error) {
+// erofsXattrs reads the extended attributes of a file in their form on disk; nil if there are none. at is for messages.
+func erofsXattrs(name string, at *foreign.Level) ([]byte, error) {
 	var list [16 << 10]byte
 	n, err := unix.Llistxattr(name, list[:])
 	if err == unix.ENOTSUP {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, &fs.PathError{Op: "listxattr", Path: name, Err: err}
+		return nil, &fs.PathError{Op: "listxattr", Path: at.Short(), Err: err}
 	}
 	var all []byte
 	for key := range strings.SplitSeq(strings.TrimSuffix(string(list[:n]), "\x00"), "\x00") {
@@ -194,7 +228,7 @@ func erofsXattrs(name string) ([]byte, error) {
 			continue
 		}
 		if err != nil {
-			return nil, &fs.PathError{Op: "getxattr", Path: name, Err: err}
+			return nil, &fs.PathError{Op: "getxattr", Path: at.Short(), Err: err}
 		}
 		rest := strings.TrimPrefix(key, erofsPrefixes[i].prefix)
 		if all == nil {
@@ -299,7 +333,7 @@ func (b *metaBuilder) writeNode(n *erofsNode) error {
 	if len(n.xattrs) > 0 {
 		count := (len(n.xattrs)-12)/4 + 1
 		if count > 0xffff {
-			return fmt.Errorf("%s: too many extended attributes", n.name)
+			return fmt.Errorf("%s: too many extended attributes", n.at.Short())
 		}
 		le.PutUint16(i[2:], uint16(count))
 	}
@@ -317,7 +351,7 @@ func (b *metaBuilder) writeNode(n *erofsNode) error {
 	case n.stat.Mode&unix.S_IFMT == unix.S_IFREG && size > 0:
 		le.PutUint32(i[16:], uint32(b.size))
 		b.data = append(b.data, n.offset+16)
-		b.files = append(b.files, fileData{b.size, size, n.name})
+		b.files = append(b.files, fileData{b.size, size, n.at})
 		if b.size += (size + erofsBlock - 1) / erofsBlock; b.size > 1<<32-1 {
 			return errors.New("it is larger than 16 TiB")
 		}
@@ -412,7 +446,7 @@ type erofsPart struct {
 func newImage(list []*layerMeta) (*erofsImage, error) {
 	le := binary.LittleEndian
 	// The root is built as a layer with nothing but the layers' own roots.
-	root := &erofsNode{name: ".", nlink: 2 + uint32(len(list))}
+	root := &erofsNode{at: &foreign.Level{}, nlink: 2 + uint32(len(list))}
 	root.stat.Mode = unix.S_IFDIR | 0o755
 	root.kids = []erofsEntry{{".", root}, {"..", root}}
 	b := metaBuilder{layerMeta: &layerMeta{}}
@@ -480,7 +514,7 @@ func newImage(list []*layerMeta) (*erofsImage, error) {
 }
 
 // readAt reads from the image. What lies behind the end of a file is zeros. open opens a file of a layer.
-func (img *erofsImage) readAt(p []byte, off int64, open func(name string) (*os.File, error)) error {
+func (img *erofsImage) readAt(p []byte, off int64, open func(dir string, at *foreign.Level) (*os.File, error)) error {
 	clear(p)
 	if off < int64(len(img.meta)) {
 		n := copy(p, img.meta[off:])
@@ -504,7 +538,7 @@ func (img *erofsImage) readAt(p []byte, off int64, open func(name string) (*os.F
 }
 
 // readData reads from the blocks of one file.
-func (l *erofsPart) readData(p []byte, off int64, open func(string) (*os.File, error)) (int, error) {
+func (l *erofsPart) readData(p []byte, off int64, open func(string, *foreign.Level) (*os.File, error)) (int, error) {
 	block := off / erofsBlock
 	i, found := slices.BinarySearchFunc(l.files, block, func(f fileData, block int64) int { return cmp.Compare(f.block, block) })
 	if !found {
@@ -517,7 +551,7 @@ func (l *erofsPart) readData(p []byte, off int64, open func(string) (*os.File, e
 	if off >= f.size {
 		return n, nil
 	}
-	file, err := open(filepath.Join(l.dir, f.name))
+	file, err := open(l.dir, f.at)
 	if err != nil {
 		return 0, err
 	}

@@ -8,9 +8,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // A layerDisk is a read-only disk that has images at offsets which are multiples of diskAlign, and zeros everywhere
@@ -71,7 +74,7 @@ func (d *layerDisk) readAt(p []byte, off int64) error {
 		if from >= to {
 			continue
 		}
-		open := func(name string) (*os.File, error) { return d.files.open(openFile{img.at, name}) }
+		open := func(dir string, at *foreign.Level) (*os.File, error) { return d.files.open(openFile{img.at, dir, at}) }
 		if err := img.readAt(p[from-off:to-off], from-img.at, open); err != nil {
 			return err
 		}
@@ -87,8 +90,9 @@ type fileCache struct {
 
 // An openFile is a file of an image. Another image may have another file of that name; no two ever have the same place.
 type openFile struct {
-	at   int64
-	name string
+	image int64
+	dir   string         // of a layer
+	at    *foreign.Level // in it
 }
 
 const maxOpenFiles = 64
@@ -98,13 +102,22 @@ func (c *fileCache) open(which openFile) (*os.File, error) {
 	if f := c.files[which]; f != nil {
 		return f, nil
 	}
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK | unix.O_CLOEXEC
-	fd, err := unix.Open(which.name, flags|unix.O_NOATIME, 0)
+	fail := func(err error) (*os.File, error) {
+		return nil, &os.PathError{Op: "open", Path: filepath.Join(which.dir, which.at.Short()), Err: err}
+	}
+	dir, err := unix.Open(which.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer unix.Close(dir)
+	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
+	name := which.at.String()
+	fd, err := foreign.OpenBeneath(dir, name, flags|unix.O_NOATIME)
 	if err == unix.EPERM { // another's file
-		fd, err = unix.Open(which.name, flags, 0)
+		fd, err = foreign.OpenBeneath(dir, name, flags)
 	}
 	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: which.name, Err: err}
+		return fail(err)
 	}
 	if c.files == nil {
 		c.files = map[openFile]*os.File{}
@@ -114,7 +127,7 @@ func (c *fileCache) open(which openFile) (*os.File, error) {
 		delete(c.files, c.order[0])
 		c.order = c.order[1:]
 	}
-	f := os.NewFile(uintptr(fd), which.name)
+	f := os.NewFile(uintptr(fd), filepath.Join(which.dir, which.at.Short()))
 	c.files[which], c.order = f, append(c.order, which)
 	return f, nil
 }

@@ -1,12 +1,15 @@
 package qemu
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/foreign"
+	"github.com/ocurrent/obx/layers"
 )
 
 // snapshot makes a directory, which must not exist, with all that another one of the same file system has, which others change meanwhile:
@@ -15,55 +18,72 @@ import (
 //
 // Files that are written to in place are the same in both.
 func snapshot(dir, of string) error {
-	from, err := openDir(unix.AT_FDCWD, of)
+	fail := func(err error) error { return fmt.Errorf("take a snapshot of %s: %w", of, err) }
+	from, err := foreign.NewCursor(of, 0)
 	if err != nil {
-		return err
+		return fail(err)
 	}
-	defer unix.Close(from)
-	if err := snapshotDir(unix.AT_FDCWD, dir, from); err != nil {
-		return fmt.Errorf("take a snapshot of %s: %w", of, err)
+	defer from.Close()
+	if err := unix.Mkdir(dir, 0o700); err != nil {
+		return fail(&fs.PathError{Op: "mkdir", Path: dir, Err: err})
+	}
+	to, err := foreign.NewCursor(dir, 0)
+	if err != nil {
+		return fail(err)
+	}
+	defer to.Close()
+	if err := snapshotDir(to, from); err != nil {
+		return fail(err)
 	}
 	return nil
 }
 
-func snapshotDir(at int, name string, from int) error {
-	if err := unix.Mkdirat(at, name, 0o700); err != nil {
-		return &fs.PathError{Op: "mkdir", Path: name, Err: err}
-	}
-	to, err := openDir(at, name)
+func snapshotDir(to, from *foreign.Cursor) error {
+	names, err := from.Names()
 	if err != nil {
 		return err
 	}
-	defer unix.Close(to)
-	entries, err := os.ReadDir(procFD(from))
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := snapshotEntry(to, from, e.Name()); err != nil {
-			return fmt.Errorf("%s: %w", e.Name(), err)
+	for _, name := range names {
+		if err := layers.CheckDepth(from.Level(), name); err != nil {
+			return err
+		}
+		if err := snapshotEntry(to, from, name); err != nil {
+			return err
 		}
 	}
-	return copyAttributes(to, from)
+	return copyAttributes(to.FD(), from.FD())
 }
 
 // snapshotEntry takes what has a name, be it a directory or not. It may become the other at any time: then it is looked at again.
-func snapshotEntry(to, from int, name string) error {
+func snapshotEntry(to, from *foreign.Cursor, name string) error {
 	for try := 1; ; try++ {
-		sub, err := openDir(from, name)
+		err := from.Enter(name)
 		if err == nil {
-			defer unix.Close(sub)
-			return snapshotDir(to, name, sub)
+			return snapshotSubdir(to, from, name)
 		}
 		if errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-			err = unix.Linkat(from, name, to, name, 0)
+			err = unix.Linkat(from.FD(), name, to.FD(), name, 0)
 		}
 		if errors.Is(err, unix.EPERM) && try < 20 { // what the kernel says of a directory
 			continue
 		}
-		if errors.Is(err, unix.ENOENT) {
+		if err == nil || errors.Is(err, unix.ENOENT) {
 			return nil
 		}
+		return &fs.PathError{Op: "snapshot", Path: from.Level().Child(name).Short(), Err: err}
+	}
+}
+
+// snapshotSubdir takes the directory that from has just entered.
+func snapshotSubdir(to, from *foreign.Cursor, name string) error {
+	if err := unix.Mkdirat(to.FD(), name, 0o700); err != nil {
+		return &fs.PathError{Op: "mkdir", Path: to.Level().Child(name).Short(), Err: err}
+	}
+	if err := to.Enter(name); err != nil {
 		return err
 	}
+	if err := snapshotDir(to, from); err != nil {
+		return err
+	}
+	return cmp.Or(to.Leave(), from.Leave())
 }
