@@ -17,6 +17,8 @@ build-agent = GOOS=$(firstword $(subst -, ,$(1))) GOARCH=$(lastword $(subst -, ,
 
 export CGO_ENABLED ?= 0
 
+TIME ?= 10m
+
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
@@ -125,8 +127,19 @@ cross: agents ## build for the other systems
 bench: test-disks agents ## run the benchmarks, with their floors, on a fresh file system
 	go test -run '^$$' -bench . -benchtime 3x -timeout 30m ./...
 
+# Inputs that find something new are made smaller by few tries: what several goroutines do is not the same each time, and a minute of tries for
+# each such input would be all that a fuzzer does. A failure is kept in testdata/fuzz, and is then a test.
+fuzz: ## run all fuzzers, TIME=10m each, up to the first failure
+	@go list ./... | while read -r pkg; do \
+		list=$$(go test -run '^$$' -list '^Fuzz' "$$pkg") || { echo "$$list"; exit 1; }; \
+		for f in $$(echo "$$list" | grep '^Fuzz'); do \
+			echo "$$f in $$pkg"; \
+			go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(TIME) -fuzzminimizetime 100x -timeout 0 "$$pkg" </dev/null || { echo "$$f in $$pkg has failed"; exit 1; }; \
+		done || exit 1; \
+	done
+
 clean: ## remove what was built
 	rm -rf .build examples/hello/busybox $(AGENT_DIR)/*.gz*
 
 FORCE:
-.PHONY: help build deps test-deps test-disks example test machines agents check-agents wine lint cross bench clean FORCE
+.PHONY: help build deps test-deps test-disks example test machines agents check-agents wine lint cross bench fuzz clean FORCE

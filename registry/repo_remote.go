@@ -556,10 +556,8 @@ var errEnough = errors.New("enough")
 
 func (r *remoteRepo) eachPage(ctx context.Context, asking func(), yield func(string) bool) error {
 	// Without a number, some registries send all at once; distribution 3 takes none above 1000.
-	asked := make(map[string]bool)
-	var before []string
+	seen := make(map[digest.Digest]bool) // pages: their links may differ each time
 	for next := r.url(ctx, "tags/list?n=1000"); next != ""; {
-		asked[next] = true
 		if err := spendingOf(ctx).next(); err != nil {
 			return err
 		}
@@ -576,18 +574,20 @@ func (r *remoteRepo) eachPage(ctx context.Context, asking func(), yield func(str
 		if err != nil {
 			return r.explainRead(err)
 		}
-		if after != "" && (asked[after] || slices.Equal(tags, before)) && len(tags) > 0 {
-			return errors.New("the list goes round in a circle: a page is followed by one that was there before")
+		if len(tags) == 0 {
+			return nil
 		}
+		page := digest.FromString(strings.Join(tags, "\n"))
+		if seen[page] {
+			return errors.New("the list goes round in a circle: a page has the tags of one before")
+		}
+		seen[page] = true
 		for _, tag := range tags {
 			if !yield(tag) {
 				return errEnough
 			}
 		}
-		if len(tags) == 0 {
-			return nil
-		}
-		next, before = after, tags
+		next = after
 	}
 	return nil
 }
@@ -626,8 +626,8 @@ func (r *remoteRepo) tagPage(ctx context.Context, page string) (tags []string, n
 		return nil, "", fmt.Errorf("follow the list of tags: %w", err)
 	}
 	// Some registries behind a proxy name themselves wrongly; the path is what counts.
-	after.Scheme, after.Host = req.URL.Scheme, req.URL.Host
-	return list.Tags, after.String(), nil
+	at := url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host, Path: after.Path, RawPath: after.RawPath, RawQuery: after.RawQuery}
+	return list.Tags, at.String(), nil
 }
 
 // Delete implements Repo.
