@@ -79,7 +79,7 @@ func parseKey(s string, size int) (name string, key []byte, err error) {
 		return "", nil, err
 	}
 	key, err = base64.StdEncoding.Strict().DecodeString(text)
-	if err != nil {
+	if err != nil || strings.ContainsAny(text, "\r\n") { // which base64 skips: a key has one spelling
 		return "", nil, fmt.Errorf("what follows the name %q is not base64", name)
 	}
 	if len(key) != size {
