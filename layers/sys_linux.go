@@ -165,7 +165,7 @@ func xattrs(list func([]byte) (int, error), get func(string, []byte) (int, error
 	m := make(map[string]string)
 	var value [512]byte
 	for key := range strings.SplitSeq(strings.TrimSuffix(string(keys), "\x00"), "\x00") {
-		if !keepXattr(key) && key != opaqueXattr && key != whiteoutXattr {
+		if !KeepXattr(key) && key != opaqueXattr && key != whiteoutXattr {
 			continue
 		}
 		v, err := grow(value[:], func(buf []byte) (int, error) { return get(key, buf) })

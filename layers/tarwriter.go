@@ -125,7 +125,7 @@ func paxXattrs(h *tar.Header) (map[string]string, error) {
 		if strings.HasPrefix(key, overlayXattrs) {
 			return nil, fmt.Errorf("extended attribute %s: a layer must not set it", key)
 		}
-		if keepXattr(key) {
+		if KeepXattr(key) {
 			if m == nil {
 				m = make(map[string]string)
 			}

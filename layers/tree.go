@@ -16,9 +16,9 @@ type Tree interface {
 	Xattrs(name string) (map[string]string, error)
 }
 
-// keepXattr reports whether an extended attribute is part of a layer. Labels of security modules are the host's
+// KeepXattr reports whether an extended attribute is part of a layer. Labels of security modules are the host's
 // (SELinux, IMA, Smack); trusted.overlay.* is overlayfs's own.
-func keepXattr(key string) bool {
+func KeepXattr(key string) bool {
 	switch {
 	case key == capabilityXattr, key == "system.posix_acl_access", key == "system.posix_acl_default":
 		return true

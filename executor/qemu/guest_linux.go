@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,8 +69,12 @@ func (g *guest) process(ctx context.Context, p executor.Process, out io.Writer) 
 // maxListed is how much a machine may say of one directory, in bytes. Tests have less patience.
 var maxListed = 256 << 20
 
-// maxFrame is how much of a list comes at once, in bytes: an agent describes no more than a thousand files in one frame.
-const maxFrame = 8 << 20
+// What of a list comes in one frame: maxFrame bytes, which describe maxFiles files, as an agent has it. A few bytes can describe a file that
+// takes hundreds in memory.
+const (
+	maxFrame = 8 << 20
+	maxFiles = 1000
+)
 
 // list describes a file, or those in a directory.
 func (g *guest) list(ctx context.Context, name string, dir bool) (all []wire.File, err error) {
@@ -81,15 +86,51 @@ func (g *guest) list(ctx context.Context, name string, dir bool) (all []wire.Fil
 		if size += len(b); size > maxListed || len(b) > maxFrame || len(all) > maxListed/100 {
 			return errors.New("a directory's list is too long")
 		}
-		var more []wire.File
-		if err := json.Unmarshal(b, &more); err != nil {
-			return fmt.Errorf("the machine's agent: %w", err)
-		}
-		all = append(all, more...)
-		return nil
+		var err error
+		all, err = appendFiles(all, b, dir)
+		return err
 	})
 	return all, err
 }
+
+// appendFiles reads a frame of a list: of a directory, in which all files are there, or of a file that may be gone.
+func appendFiles(all []wire.File, b []byte, dir bool) ([]wire.File, error) {
+	in := json.NewDecoder(bytes.NewReader(b))
+	t, err := in.Token()
+	if err == nil && t != nil && t != json.Delim('[') {
+		err = errors.New("it is no list")
+	}
+	for n := 0; err == nil && t != nil && in.More(); n++ {
+		if n == maxFiles {
+			return all, errors.New("the machine's agent describes too many files at once")
+		}
+		var f wire.File
+		if err = in.Decode(&f); err == nil && dir && (f.Type == 0 || len(f.Name) == 0) {
+			err = errors.New("it speaks of a file without a name or a type")
+		}
+		if err == nil {
+			all = append(all, f)
+		}
+	}
+	if err == nil && t != nil {
+		_, err = in.Token() // the list's end
+	}
+	if err != nil {
+		return all, nonsense(err)
+	}
+	return all, nil
+}
+
+// decode reads what a machine's agent has said, which may be anything.
+func decode(b []byte, v any) error {
+	if err := json.Unmarshal(b, v); err != nil {
+		return nonsense(err)
+	}
+	return nil
+}
+
+// nonsense is the error of what cannot be decoded. Package json repeats what it has read.
+func nonsense(err error) error { return fmt.Errorf("the machine's agent: %s", printable(err.Error())) }
 
 // read writes what a file has to out.
 func (g *guest) read(ctx context.Context, name string, out io.Writer) error {

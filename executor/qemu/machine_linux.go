@@ -622,8 +622,8 @@ func (m *machine) exchange(ctx context.Context, req wire.Request, send func(io.W
 			continue
 		}
 		if kind == wire.KindReply {
-			if err := json.Unmarshal(b, &reply); err != nil {
-				return reply, fmt.Errorf("the machine's agent: %w", err)
+			if err := decode(b, &reply); err != nil {
+				return wire.Reply{}, err
 			}
 			if reply.Err != "" {
 				return reply, errors.New(printable(reply.Err))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path"
 	"slices"
@@ -33,6 +34,9 @@ var maxNames = 4 << 20
 
 // maxPath is the longest path, as Linux has it.
 const maxPath = 4096
+
+// maxLink is the longest text of a link, as Windows has it.
+const maxLink = 96 << 10
 
 // Files reads the files in the machine.
 func (r *diskRoot) Files(ctx context.Context) (layers.Tree, error) {
@@ -62,7 +66,11 @@ func (i *guestInfo) Info() (fs.FileInfo, error) { return i, nil }
 // infoOf describes a file as the machine does, if it may be what it says.
 func infoOf(f wire.File) (*guestInfo, error) {
 	name := string(f.Name)
-	if f.Mode < 0 || f.Mode > 0o7777 || f.UID < 0 || f.GID < 0 || f.Size < 0 {
+	if len(name) > maxPath || len(f.Link) > maxLink {
+		return nil, errors.New("the machine says that a file has a name or a link which is too long")
+	}
+	// The last user and group are none: a system call would leave the file to whom it belongs.
+	if f.Mode < 0 || f.Mode > 0o7777 || f.UID < 0 || f.UID >= math.MaxUint32 || f.GID < 0 || f.GID >= math.MaxUint32 || f.Size < 0 {
 		return nil, fmt.Errorf("the machine says impossible things of a file %q", name)
 	}
 	i := &guestInfo{header: tar.Header{Name: name, Typeflag: f.Type, Mode: f.Mode, Uid: f.UID, Gid: f.GID, ModTime: f.Modified}}
@@ -86,6 +94,9 @@ func infoOf(f wire.File) (*guestInfo, error) {
 		return nil, fmt.Errorf("the machine says that a file %q is a %q", name, f.Type)
 	}
 	for k, v := range f.Xattrs {
+		if !layers.KeepXattr(k) { // on the host it might mean something
+			continue
+		}
 		if i.xattrs == nil {
 			i.xattrs = map[string]string{}
 		}
@@ -163,13 +174,18 @@ func (t *guestTree) ReadDir(name string) ([]fs.DirEntry, error) {
 		if err != nil {
 			return nil, err
 		}
-		if n := i.Name(); n == "" || n == "." || n == ".." || strings.Contains(n, "/") {
+		if n := i.Name(); n == "" || n == "." || n == ".." || strings.ContainsAny(n, "/\x00") {
 			return nil, fmt.Errorf("the machine says that a directory has a file %q", n)
 		}
 		list = append(list, i)
-		t.infos[path.Join(name, i.Name())] = i
 	}
 	slices.SortFunc(list, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	for n, i := range list {
+		if n > 0 && list[n-1].Name() == i.Name() {
+			return nil, fmt.Errorf("the machine says that a directory has two files %q", i.Name())
+		}
+		t.infos[path.Join(name, i.Name())] = i.(*guestInfo)
+	}
 	t.dirs[name] = list
 	return list, nil
 }
