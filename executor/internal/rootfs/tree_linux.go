@@ -86,7 +86,7 @@ func (p place) path() string { return path.Join(append([]string{p.found}, p.miss
 
 // resolve follows all links of a path, the last component's too, but unless it is lenient none of what is mounted over the root: where
 // that leads, a step may have changed by the time that something is done there. ".." above the root is the root; ".." below something missing
-// or a file in the middle is ENOTDIR or ENOENT.
+// is ENOENT, and whatever follows a file, be it a slash alone, is ENOTDIR.
 func (r RootDir) resolve(name string) (place, error) {
 	var at place
 	var err error
@@ -97,6 +97,14 @@ func (r RootDir) resolve(name string) (place, error) {
 	for links := 0; len(todo) > 0; {
 		c := todo[0]
 		todo = todo[1:]
+		if len(at.missing) == 0 { // also before "", which a slash at the end leaves, "." and ".."
+			if at.stat.Mode&unix.S_IFMT != unix.S_IFDIR {
+				return at, unix.ENOTDIR
+			}
+			if c != "" && r.uid != 0 && !mayExecute(at.stat, r.uid, r.gid) {
+				return at, unix.EACCES
+			}
+		}
 		switch c {
 		case "", ".":
 			continue
@@ -119,12 +127,6 @@ func (r RootDir) resolve(name string) (place, error) {
 		if len(at.missing) > 0 {
 			at.missing = append(at.missing, c)
 			continue
-		}
-		if at.stat.Mode&unix.S_IFMT != unix.S_IFDIR {
-			return at, unix.ENOTDIR
-		}
-		if r.uid != 0 && !mayExecute(at.stat, r.uid, r.gid) {
-			return at, unix.EACCES
 		}
 		next := path.Join(at.found, c)
 		if slices.Contains(r.closed, next) {
