@@ -52,7 +52,7 @@ type target struct {
 	up    *target
 	name  string
 	level *foreign.Level
-	kids  map[string]*target
+	kids  map[string]*target // by copyPlan.key
 
 	old  fs.FileInfo // of the parent's file, nil for what the copy makes
 	mode fs.FileMode // type bits
@@ -82,11 +82,12 @@ func (t *target) made() bool {
 // sorted gives what is below t and belongs in the layer.
 func (t *target) sorted() []*target {
 	var out []*target
-	for _, name := range slices.Sorted(maps.Keys(t.kids)) {
-		if k := t.kids[name]; k.made() {
+	for k := range maps.Values(t.kids) {
+		if k.made() {
 			out = append(out, k)
 		}
 	}
+	slices.SortFunc(out, func(a, b *target) int { return strings.Compare(a.name, b.name) })
 	return out
 }
 
@@ -158,7 +159,7 @@ type copyPlan struct {
 
 // kid finds a name in a directory, nil if it is missing.
 func (p copyPlan) kid(t *target, name string) (*target, error) {
-	if k := t.kids[name]; k != nil || t.old == nil {
+	if k := t.kids[p.key(name)]; k != nil || t.old == nil {
 		return k, nil
 	}
 	file := path.Join(t.path(), name)
@@ -175,16 +176,24 @@ func (p copyPlan) kid(t *target, name string) (*target, error) {
 			return nil, err
 		}
 	}
-	t.add(name, k)
+	p.add(t, name, k)
 	return k, nil
 }
 
-func (t *target) add(name string, k *target) {
+func (p copyPlan) add(t *target, name string, k *target) {
 	k.up, k.name, k.level = t, name, t.level.Child(name)
 	if t.kids == nil {
 		t.kids = make(map[string]*target)
 	}
-	t.kids[name] = k
+	t.kids[p.key(name)] = k
+}
+
+// key is the same for two names of one file: for Windows they may differ in case.
+func (p copyPlan) key(name string) string {
+	if p.c.Windows {
+		return strings.ToLower(name)
+	}
+	return name
 }
 
 // put adds what the copy makes.
@@ -195,7 +204,10 @@ func (p copyPlan) put(t *target, name string, k *target) (*target, error) {
 	if CheckDepth(t.level, name) != nil {
 		return nil, &CopyError{"/" + t.level.Child(name).Short(), ErrTooDeep.Error()}
 	}
-	t.add(name, k)
+	if p.c.Windows && !validOnWindows(name) {
+		return nil, &CopyError{path.Join("/", t.path(), name), "is a name that no file of Windows can have"}
+	}
+	p.add(t, name, k)
 	return k, nil
 }
 
@@ -227,10 +239,16 @@ func (p copyPlan) descend(t *target, names []string) (*target, error) {
 			if links++; links > maxLinks {
 				return nil, &CopyError{"/" + k.path(), "too many links: they seem to go in a circle"}
 			}
-			if strings.HasPrefix(k.link, "/") {
+			link := k.link
+			if p.c.Windows {
+				if link, err = windowsLink(link); err != nil {
+					return nil, err
+				}
+			}
+			if strings.HasPrefix(link, "/") {
 				t = p.root
 			}
-			names = append(strings.Split(k.link, "/"), names...)
+			names = append(strings.Split(link, "/"), names...)
 			continue
 		case !k.mode.IsDir():
 			return nil, &CopyError{"/" + k.path(), "is not a directory"}

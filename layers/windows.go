@@ -71,9 +71,16 @@ func MakeWindowsCopy(ctx context.Context, st *cas.Store, c Copy, comp Compressio
 
 // useDriveC makes paths of Windows such as planCopy knows.
 func (c *Copy) useDriveC() (err error) {
-	c.Parent = windowsTree{c.Parent}
+	c.Windows = true
 	c.Dst, err = onDriveC(c.Dst)
 	return err
+}
+
+// validOnWindows reports whether a file may have a name. With a backslash or a colon in it, or a dot or a space at its end, it would mean another
+// file there.
+func validOnWindows(name string) bool {
+	return !strings.ContainsFunc(name, func(r rune) bool { return r < ' ' || strings.ContainsRune(`<>:"/\|?*`, r) }) &&
+		!strings.HasSuffix(name, ".") && !strings.HasSuffix(name, " ")
 }
 
 // onDriveC takes the drive letter from a path.
@@ -88,14 +95,8 @@ func onDriveC(name string) (string, error) {
 	return slashed[2:], nil
 }
 
-// A windowsTree gives links as paths on drive C.
-type windowsTree struct{ Tree }
-
-func (t windowsTree) ReadLink(name string) (string, error) {
-	link, err := t.Tree.ReadLink(name)
-	if err != nil {
-		return "", err
-	}
+// windowsLink is where a link leads, as a path on drive C.
+func windowsLink(link string) (string, error) {
 	for _, prefix := range []string{`\\?\`, `\??\`} {
 		link = strings.TrimPrefix(link, prefix)
 	}

@@ -2,6 +2,7 @@ package layers
 
 import (
 	"archive/tar"
+	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -244,4 +245,136 @@ func TestWindowsSecurity(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
+}
+
+// What no file of Windows can be called is refused: there it would be another file. Names that differ in case are one.
+func TestWindowsNames(t *testing.T) {
+	for _, name := range []string{`..\..\x`, `a\b`, "f:stream", "dot.", "space ", "new\nline", "a*", "a?", "a|b", "a<b", `a"b`} {
+		from := fstest.MapFS{"d/" + name: {Data: []byte("x"), ModTime: copyTime}}
+		c := Copy{From: from, Parent: windowsParent(), Dst: "C:/Users/", Items: winItems(t, from, "d")}
+		_, _, _, err := makeWindowsCopy(t, c)
+		if bad := (*CopyError)(nil); !errors.As(err, &bad) || !strings.Contains(err.Error(), "no file of Windows") {
+			t.Errorf("%q: got %v", name, err)
+		}
+	}
+	from := fstest.MapFS{
+		"x/n": {Data: []byte(`C:\Users`), Mode: fs.ModeSymlink, ModTime: copyTime},
+		"y/N": {Mode: fs.ModeDir | 0o755, ModTime: copyTime}, "y/N/f": {Data: []byte("through it"), ModTime: copyTime},
+	}
+	all, _, _, err := makeWindowsCopy(t, Copy{From: from, Parent: windowsParent(), Dst: "C:/o/", Items: []Item{
+		{Src: "x", Mode: fs.ModeDir, Children: winItems(t, from, "x/n")}, {Src: "y", Mode: fs.ModeDir, Children: winItems(t, from, "y/N")},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, h := range all {
+		names = append(names, h.Name)
+	}
+	if want := []string{"Hives/", "Files/", "Files/Users/", "Files/Users/f", "Files/o/", "Files/o/n"}; !slices.Equal(names, want) {
+		t.Errorf("got %q, want %q", names, want)
+	}
+}
+
+// plantMap makes files in memory: a line is a letter for the type, a name, and for links a target after a tab.
+func plantMap(text string) fstest.MapFS {
+	m := fstest.MapFS{}
+	for line := range strings.SplitSeq(text, "\n") {
+		if len(line) < 2 {
+			continue
+		}
+		name, target, _ := strings.Cut(line[1:], "\t")
+		if _, err := m.Lstat(name); err == nil || !fs.ValidPath(name) || name == "." {
+			continue
+		}
+		fits := true // what is above it is a directory
+		for up := path.Dir(name); up != "."; up = path.Dir(up) {
+			fits = fits && (m[up] == nil || m[up].Mode.IsDir())
+		}
+		switch {
+		case !fits:
+		case line[0] == 'd':
+			m[name] = &fstest.MapFile{Mode: fs.ModeDir | 0o755, ModTime: copyTime}
+		case line[0] == 'f':
+			m[name] = &fstest.MapFile{Data: []byte(name), Mode: 0o644, ModTime: copyTime}
+		case line[0] == 'l':
+			m[name] = &fstest.MapFile{Data: []byte(target), Mode: fs.ModeSymlink, ModTime: copyTime}
+		}
+	}
+	return m
+}
+
+// FuzzWindowsCopy holds that a layer for Windows has only files that lie below Files and can be there, each once and after its directory, with the
+// content that they had.
+func FuzzWindowsCopy(f *testing.F) {
+	for _, seed := range [][3]string{
+		{"dUsers\nllink\tC:\\Users\nlnt\t\\??\\C:\\Users\\", "ff\nda\nfa/b\nla/l\t..\\f", `C:\link\`},
+		{"", "fa\nfA/b\nlB\tC:\\\ndb", "/x"}, {"lx\tD:\\", "ff", "c:/x/"}, {"lx\tX\nlX\tx", "ff", "/x/"},
+		{"", `f..\x`, "/"}, {"", "ff:stream\nf.\nf..\nfx.", "/"}, {"la\t../../..\nlb\t\\\\server\\share", "ff", "/a/b/"},
+		{"ff", "df\nff/x", "/"}, {"dd", "fD", "/d"}, {"", "ff", "x/../y"}, {"", "f.wh.x", "/"}, {"", "ff", `C:\a:b\`}, {"", "ff", "//"},
+	} {
+		f.Add(seed[0], seed[1], seed[2])
+	}
+	f.Fuzz(func(t *testing.T, parent, source, dst string) {
+		from := plantMap(source)
+		c := Copy{From: from, Parent: mapTree{plantMap(parent)}, Dst: dst}
+		if strings.HasSuffix(dst, "/") || strings.HasSuffix(dst, `\`) {
+			entries, err := from.ReadDir(".")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, e := range entries {
+				c.Items = append(c.Items, winItems(t, from, e.Name())...)
+			}
+		} else {
+			c.Items = winItems(t, from, ".")
+			c.Items[0].Name = ""
+		}
+		var b bytes.Buffer
+		err := c.useDriveC()
+		var root *target
+		if err == nil {
+			root, err = planCopy(&c)
+		}
+		if err == nil {
+			err = writeWindowsCopy(t.Context(), &b, &c, root)
+		}
+		if err != nil {
+			return
+		}
+		seen := map[string]bool{"hives": true, "files": true}
+		for r := tar.NewReader(&b); ; {
+			h, err := r.Next()
+			if err == io.EOF {
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.Name == "Hives/" || h.Name == "Files/" {
+				continue
+			}
+			name := strings.TrimSuffix(h.Name, "/")
+			folded := strings.ToLower(name)
+			if seen[folded] || !seen[path.Dir(folded)] || !strings.HasPrefix(name, "Files/") || path.Clean(name) != name {
+				t.Errorf("%q is in the layer, after %v", h.Name, seen)
+			}
+			seen[folded] = h.Typeflag == tar.TypeDir // nothing is below a file or a link
+			// What is there already may have any name.
+			old, err := c.Parent.Lstat(strings.TrimPrefix(name, "Files/"))
+			if known := err == nil && old.IsDir() && h.Typeflag == tar.TypeDir; !known && strings.ContainsAny(path.Base(name), "\\:*?\"<>|\x00\n") {
+				t.Errorf("%q is in the layer", h.Name)
+			}
+			if err == nil && old.IsDir() && h.Typeflag != tar.TypeDir || err == nil && old.Mode().Type() == fs.ModeSymlink && h.Typeflag == tar.TypeDir {
+				t.Errorf("%q, a %q, is in the place of a %v", h.Name, h.Typeflag, old.Mode())
+			}
+			if h.Typeflag != tar.TypeReg {
+				continue
+			}
+			content, err := io.ReadAll(r)
+			if err != nil || !strings.EqualFold(path.Base(string(content)), path.Base(name)) && path.Base(name) != path.Base(dst) {
+				t.Errorf("%q has %q, %v", h.Name, content, err)
+			}
+		}
+	})
 }

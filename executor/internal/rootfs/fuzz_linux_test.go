@@ -33,11 +33,13 @@ func plantLines(t *testing.T, dir, text string) {
 		case 'd':
 			_ = root.Mkdir(name, 0o755)
 		case 'f':
-			_ = root.WriteFile(name, nil, 0o644)
+			if f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err == nil {
+				f.Close()
+			}
 		case 'l':
 			_ = root.Symlink(target, name)
 		case 'p':
-			if parent, err := root.Open(path.Dir(name)); err == nil {
+			if parent, err := root.OpenFile(path.Dir(name), unix.O_DIRECTORY, 0); err == nil {
 				_ = unix.Mknodat(int(parent.Fd()), path.Base(name), unix.S_IFIFO|0o600, 0)
 				parent.Close()
 			}
