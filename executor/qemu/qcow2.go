@@ -115,7 +115,8 @@ func checkFeatures(bits uint64) error {
 	return nil
 }
 
-// checkExtensions reads the header's extensions, which end before the first cluster does.
+// checkExtensions reads the header's extensions, which end before the first cluster does. It has to see their end: QEMU looks for it as long as the
+// cluster goes.
 func checkExtensions(r io.ReaderAt, at, end int64) error {
 	be := binary.BigEndian
 	end = min(end, maxHeader)
@@ -150,7 +151,7 @@ func checkExtensions(r io.ReaderAt, at, end int64) error {
 		}
 		at += 8 + (size+7)/8*8
 	}
-	return nil
+	return errors.New("its header extensions do not end")
 }
 
 const convert = ": make one file of both with `qemu-img convert`"

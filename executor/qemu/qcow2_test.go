@@ -88,6 +88,29 @@ func TestParsePatchedDisk(t *testing.T) {
 	}
 }
 
+// farExtension is a header with an extension as long as this package reads, and a data file behind it.
+func farExtension(t testing.TB) []byte {
+	t.Helper()
+	b, err := os.ReadFile(makeDisk(t, "-o", "cluster_size=2M"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	be := binary.BigEndian
+	at := be.Uint32(b[100:])
+	be.PutUint32(b[at:], 0x12345678)
+	be.PutUint32(b[at+4:], maxHeader-8-at)
+	be.PutUint32(b[maxHeader:], qcowExtDataFile)
+	be.PutUint32(b[maxHeader+4:], 4)
+	copy(b[maxHeader+8:], "/etc")
+	return b[:maxHeader+100]
+}
+
+func TestFarExtension(t *testing.T) {
+	if _, err := parseDisk(bytes.NewReader(farExtension(t))); err == nil || !strings.Contains(err.Error(), "do not end") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func FuzzParseDisk(f *testing.F) {
 	for _, args := range [][]string{nil, {"-u", "-b", "007.qcow2", "-F", "qcow2"}, {"-o", "compat=0.10"}} {
 		b, err := os.ReadFile(makeDisk(f, args...))
@@ -96,10 +119,26 @@ func FuzzParseDisk(f *testing.F) {
 		}
 		f.Add(b[:1024])
 	}
+	f.Add(farExtension(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := parseDisk(bytes.NewReader(b))
 		if err != nil {
 			return
+		}
+		be := binary.BigEndian
+		version, clusterBits := be.Uint32(b[4:]), be.Uint32(b[20:])
+		if string(b[:4]) != "QFI\xfb" || version != 2 && version != 3 || clusterBits < 9 || clusterBits > 21 || be.Uint32(b[32:]) != 0 {
+			t.Fatalf("%x is accepted", b[:72])
+		}
+		at := int64(72)
+		if version == 3 {
+			at = int64(be.Uint32(b[100:]))
+		}
+		for at+8 <= min(int64(len(b)), 1<<clusterBits) && be.Uint32(b[at:]) != qcowExtEnd {
+			if kind := be.Uint32(b[at:]); kind == qcowExtCrypto || kind == qcowExtDataFile {
+				t.Errorf("an extension %#x at %d is accepted", kind, at)
+			}
+			at += 8 + (int64(be.Uint32(b[at+4:]))+7)/8*8
 		}
 		if h.size < 0 || h.size > maxDiskSize || h.backing != "" && !layers.IsDiskName(h.backing) {
 			t.Errorf("%+v is accepted", h)
