@@ -46,6 +46,10 @@ func (e *CopyError) Error() string { return e.Path + ": " + e.Msg }
 // maxLinks is the kernel's own limit for one path.
 const maxLinks = 40
 
+// maxDst is the longest path to a directory that is made for a copy, in bytes: the kernel takes no longer one. A layer has the path of each directory
+// on the way, so its size is the square of that.
+const maxDst = 4095
+
 // A target is one name of the file system as the copy leaves it: something that it makes, or something of the parent
 // that it has looked at on the way.
 type target struct {
@@ -231,6 +235,8 @@ func (p copyPlan) descend(t *target, names []string) (*target, error) {
 			return nil, err
 		}
 		switch {
+		case k == nil && 1+t.level.Child(name).Len() > maxDst:
+			return nil, &CopyError{p.c.Dst[:min(len(p.c.Dst), 100)] + "...", fmt.Sprintf("the destination is longer than %d bytes", maxDst)}
 		case k == nil:
 			if k, err = p.put(t, name, &target{mode: fs.ModeDir}); err != nil {
 				return nil, err

@@ -193,6 +193,8 @@ func TestCopyFails(t *testing.T) {
 		{"a loop of links", "a->b b->a", "x", "x", "/a/y", "/", "too many links"},
 		{"several to a name", "", "a b", "a b", "/m", "/m", "must end with /"},
 		{"a name that no layer can hold", "", "d/.wh.x", "d", "/m", "/m/.wh.x", "cannot be kept"},
+		{"a destination of endless depth", "", "a", "a", "/" + strings.Repeat("d/", 3000), "/d/d/d/", "is longer than 4095 bytes"},
+		{"endless depth through a link", "l->" + strings.Repeat("d/", 2000) + " m->/l/l/l", "a", "a", "/m/" + strings.Repeat("d/", 100), "/m/d/d/", "is longer than 4095 bytes"},
 		{"a destination that no layer can hold", "", "a", "a", "/.wh.m/x", "/.wh.m", "cannot be kept"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -310,4 +312,186 @@ func TestCopyLarge(t *testing.T) {
 			t.Errorf("%s differs", name)
 		}
 	}
+}
+
+// plantLines makes files in a directory: a line is a letter for the type, a name, and for links a target after a tab. Files have their names as
+// content. What cannot be made is left out.
+func plantLines(t *testing.T, dir, text string) {
+	t.Helper()
+	root, err := os.OpenRoot(dir)
+	check(t, err)
+	defer root.Close()
+	for line := range strings.SplitSeq(text, "\n") {
+		if len(line) < 2 {
+			continue
+		}
+		name, target, _ := strings.Cut(line[1:], "\t")
+		if !filepath.IsLocal(name) || name != filepath.Clean(name) {
+			continue
+		}
+		_ = root.MkdirAll(filepath.Dir(name), 0o755)
+		switch line[0] {
+		case 'd':
+			_ = root.Mkdir(name, 0o755)
+		case 'f':
+			if f, err := root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err == nil {
+				_, _ = f.WriteString(name)
+				f.Close()
+			}
+		case 'l':
+			_ = root.Symlink(target, name)
+		case 'p', 'w':
+			parent, err := root.OpenFile(filepath.Dir(name), unix.O_DIRECTORY, 0)
+			if err != nil {
+				continue
+			}
+			mode := uint32(unix.S_IFIFO)
+			if line[0] == 'w' { // what overlayfs would take for a whiteout
+				mode = unix.S_IFCHR
+			}
+			_ = unix.Mknodat(int(parent.Fd()), filepath.Base(name), mode|0o600, 0)
+			parent.Close()
+		}
+	}
+}
+
+// inRoot is where the kernel says that a path leads in a root, relative to that.
+func inRoot(t *testing.T, root, name string) (string, error) {
+	t.Helper()
+	dir, err := openRoot(root)
+	check(t, err)
+	defer unix.Close(dir)
+	for {
+		fd, err := unix.Openat2(dir, name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+		if err == unix.EAGAIN || err == unix.EINTR { // something was renamed somewhere
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		defer unix.Close(fd)
+		at, err := os.Readlink(fdPath(fd))
+		check(t, err)
+		top, err := os.Readlink(fdPath(dir))
+		check(t, err)
+		return filepath.Rel(top, at)
+	}
+}
+
+// FuzzCopy holds that a copy between hostile trees reads and writes nothing outside of them; that what it makes lands where the kernel finds the
+// destination with the parent as its root, in the place of no directory, and below no link; and that its files have what the sources had.
+func FuzzCopy(f *testing.F) {
+	needRoot(f)
+	for _, seed := range [][3]string{
+		{"dusr/bin\nlbin\tusr/bin", "ff\nda\nfa/b\nla/l\t../../outside/f", "/bin/"},
+		{"lout\t../outside\nlabs\t/../../outside\nd\xff", "ff\nf\xfe", "/out/"},
+		{"labs\t/../../outside", "ff", "/abs/x/"}, {"la\t../outside\nda2", "da\nfa/f", "/"}, {"la\tb\nlb\ta", "ff", "/a/"},
+		{"", "lf\t../outside/f\nld\t../outside", "/x"}, {"pf\nwd", "ff\ndd\nfd/x", "/"}, {"", "pf", "/x/"}, {"", "f.wh.x", "/"}, {"", "wx\nf.wh..wh..opq", "/a"},
+		{"df", "ff", "/"}, {"ff", "df\nff/x", "/"}, {"", "fx", "/../outside/"}, {"", "fx", "/."}, {"", "fx", "/a/./b//"}, {"lm\t/proc/self/root", "ff", "/m/"},
+		{"ll\t" + strings.Repeat("x/../", 50) + "d", "ff", "/l/"},
+	} {
+		f.Add(seed[0], seed[1], seed[2])
+	}
+	tmp := scratch(f)
+	outside := mkdir(f, tmp, "outside")
+	write(f, outside+"/f", "secret")
+	before := snapshot(f, outside)
+	f.Fuzz(func(t *testing.T, parentText, sourceText, dst string) {
+		if len(parentText)+len(sourceText) > 2000 || len(dst) > 500 || strings.Contains(dst, "\x00") {
+			return
+		}
+		base := mkdir(t, tmp, "run")
+		defer os.RemoveAll(base)
+		parent, source, out := mkdir(t, base, "parent"), mkdir(t, base, "source"), mkdir(t, base, "out")
+		plantLines(t, parent, parentText)
+		plantLines(t, source, sourceText)
+		trees := [2]map[string]string{snapshot(t, parent), snapshot(t, source)}
+		from, err := DirTree(source)
+		check(t, err)
+		defer from.Close()
+		to, err := DirTree(parent)
+		check(t, err)
+		defer to.Close()
+		c := Copy{From: from, Parent: to, Dst: dst, UID: 7, GID: 8, Items: copyItems(t, from, ".")}
+		into := strings.HasSuffix(dst, "/")
+		if !into {
+			c.Items = []Item{{Src: ".", Mode: os.ModeDir, Children: c.Items}}
+		}
+		err = makeCopy(t.Context(), out, c)
+		if d := diffTrees(before, snapshot(t, outside)); d != "" {
+			t.Fatal("outside: ", d)
+		}
+		for i, dir := range []string{parent, source} {
+			if d := diffTrees(trees[i], snapshot(t, dir)); d != "" {
+				t.Fatal("it changes what it reads: ", d)
+			}
+		}
+		if err != nil {
+			return
+		}
+		check(t, filepath.WalkDir(out, func(name string, e os.DirEntry, err error) error {
+			if err != nil || name == out {
+				return err
+			}
+			rel, _ := filepath.Rel(out, name)
+			if strings.HasPrefix(e.Name(), whiteoutPrefix) {
+				t.Errorf("%q is in the layer", rel)
+			}
+			if old, err := os.Lstat(filepath.Join(parent, rel)); err == nil {
+				if old.IsDir() && !e.IsDir() || old.Mode()&os.ModeSymlink != 0 && e.IsDir() {
+					t.Errorf("%q, a %v, is in the place of a %v", rel, e.Type(), old.Mode())
+				}
+			}
+			switch e.Type() {
+			case 0:
+				b, err := os.ReadFile(name)
+				check(t, err)
+				if filepath.Base(string(b)) != e.Name() {
+					t.Errorf("%q has %q", rel, b)
+				}
+			case os.ModeDir, os.ModeSymlink:
+			default:
+				t.Errorf("%q is a %v", rel, e.Type())
+			}
+			return nil
+		}))
+		place, err := inRoot(t, parent, dst)
+		if err != nil {
+			return
+		}
+		for _, it := range c.Items {
+			if !into {
+				it = Item{Mode: os.ModeDir}
+			}
+			if it.Mode == os.ModeDir && it.Name != "" { // a directory follows a link of the parent
+				if old, err := os.Lstat(filepath.Join(parent, place, it.Name)); err == nil && old.Mode()&os.ModeSymlink != 0 {
+					continue
+				}
+			}
+			got, err := os.Lstat(filepath.Join(out, place, it.Name))
+			if !into && len(c.Items[0].Children) == 0 && os.IsNotExist(err) { // nothing to copy into a directory that is there
+				continue
+			}
+			if err != nil || got.Mode().Type() != it.Mode {
+				t.Errorf("%q is not in %q, to which %q leads: %v", it.Name, place, dst, err)
+			}
+		}
+	})
+}
+
+// copyItems describes what is in a directory, but for what cannot be copied.
+func copyItems(t *testing.T, from *Dir, dir string) (list []Item) {
+	t.Helper()
+	entries, err := from.ReadDir(dir)
+	check(t, err)
+	for _, e := range entries {
+		name := filepath.Join(dir, e.Name())
+		switch e.Type() {
+		case os.ModeDir:
+			list = append(list, Item{Src: name, Name: e.Name(), Mode: os.ModeDir, Children: copyItems(t, from, name)})
+		case 0, os.ModeSymlink:
+			list = append(list, items(t, from, name, e.Name()))
+		}
+	}
+	return list
 }
