@@ -54,16 +54,34 @@ func TestFrames(t *testing.T) {
 func FuzzReader(f *testing.F) {
 	f.Add([]byte("O\x02\x00\x00\x00abR\x00\x00\x00\x00"))
 	f.Add([]byte("T\xff\xff\xff\x03x"))
+	f.Add([]byte("T\x01\x00\x00\x00xT\x00\x00\x00\x00Q\x02\x00\x00\x00{}"))
+	f.Add([]byte("T\x01\x00\x00\x00xQ\x00\x00\x00\x00"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r := NewReader(bytes.NewReader(b))
-		for total := 0; ; {
-			_, content, err := r.Next()
+		// What is read is what was written, up to the first thing that is no frame.
+		var again, tar bytes.Buffer
+		ended := false // the tar that may begin here
+		for r := NewReader(bytes.NewReader(b)); ; {
+			k, content, err := r.Next()
 			if err != nil {
-				return
+				if errors.Is(err, io.EOF) != (again.Len() == len(b)) {
+					t.Fatalf("after %d of %d bytes: %v", again.Len(), len(b), err)
+				}
+				break
 			}
-			if total += headerSize + len(content); total > len(b) {
-				t.Fatalf("%d bytes came of %d", total, len(b))
+			if err := Write(&again, k, content); err != nil {
+				t.Fatal(err)
 			}
+			if ended = ended || k != KindTar || len(content) == 0; !ended {
+				tar.Write(content)
+			}
+		}
+		if !bytes.HasPrefix(b, again.Bytes()) {
+			t.Fatalf("%x is read of %x", again.Bytes(), b)
+		}
+		// The frames of a tar are read as one stream, which ends well only with the empty frame.
+		got, err := io.ReadAll(NewTarReader(NewReader(bytes.NewReader(b))))
+		if !bytes.Equal(got, tar.Bytes()) {
+			t.Fatalf("the tar is %x, want %x (%v)", got, tar.Bytes(), err)
 		}
 	})
 }
