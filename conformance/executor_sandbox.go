@@ -49,6 +49,7 @@ func sandboxTests() []executorTest {
 		{"BackgroundProcesses", testBackgroundProcesses},
 		{"HardLinks", testHardLinks},
 		{"SpecialFiles", testSpecialFiles},
+		{"Depth", testDepth},
 	}
 }
 
@@ -453,5 +454,22 @@ func testSpecialFiles(t *testing.T, b *rig) {
 	}
 	if out := run(t, r, script("cat /.wh.x 2>/dev/null || echo gone")); out != "gone\n" {
 		t.Errorf("after a failed freeze: %q", out)
+	}
+}
+
+// testDepth holds that a step may leave what is deeper than any path, and that what no layer can hold fails it: its files go all the same.
+func testDepth(t *testing.T, b *rig) {
+	r := b.open(t, b.base)
+	// A path of 4,000 bytes is made, and moved to the end of another.
+	const dig = `way=$(printf "$1/%.0s" $(seq $2)); mkdir -p /a/$way; cd /a/$way; echo deep > file; cd /
+for n in $(seq $3); do mkdir -p /b/$way; mv /a /b/$way; mv /b /a; done`
+	deep := step(t, r, "set -- "+strings.Repeat("n", 200)+" 19 2; "+dig)
+	next := b.open(t, b.base, deep)
+	wantOutput(t, next, script("cd /a; while [ -d n* ] || [ -d a ]; do cd -P n* 2>/dev/null || cd -P a || break; done; cat file 2>/dev/null || echo lost"), "deep\n")
+	r = b.open(t, b.base)
+	run(t, r, script("set -- d 1900 2; "+dig))
+	_, err := r.Freeze(t.Context())
+	if err == nil || len(err.Error()) > 1000 || !strings.Contains(err.Error(), "a/d/d/d/") || !strings.Contains(err.Error(), "too deep") {
+		t.Errorf("what no layer can hold: %.1000v", err)
 	}
 }
