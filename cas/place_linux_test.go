@@ -79,6 +79,9 @@ func TestPlaceOfAStore(t *testing.T) {
 		"where everybody can write": {func(dir string) (string, error) {
 			return filepath.Join(dir, "a"), os.Chmod(dir, 0o777)
 		}, "everybody can write to"},
+		"where everybody could write who cannot come there": {func(dir string) (string, error) {
+			return filepath.Join(dir, "a", "b"), errors.Join(os.Mkdir(filepath.Join(dir, "a"), 0o777), os.Chmod(filepath.Join(dir, "a"), 0o777), os.Chmod(dir, 0o700))
+		}, ""},
 		"open for everybody to write": {func(dir string) (string, error) {
 			return filepath.Join(dir, "a"), errors.Join(os.Mkdir(filepath.Join(dir, "a"), 0o777), os.Chmod(filepath.Join(dir, "a"), 0o777|fs.ModeSticky))
 		}, "use a new directory in it"},
@@ -91,6 +94,9 @@ func TestPlaceOfAStore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
+			if err := os.Chmod(filepath.Dir(dir), 0o755); err != nil { // all of it can be reached
+				t.Fatal(err)
+			}
 			store, err := test.make(dir)
 			if err != nil {
 				t.Fatal(err)

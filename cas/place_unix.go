@@ -16,8 +16,8 @@ import (
 const maxLinks = 40
 
 // claim makes the store's directory, with those above it that are missing, and sees that it is this user's, and that nobody but this user and
-// root can put something else in its place: no directory or link on the way belongs to another, and none can be written by everybody
-// unless it is sticky, as /tmp is. A group that may write has been given that by the owner.
+// root can put something else in its place: no directory or link on the way belongs to another, and none that others can reach can be written
+// by everybody, unless it is sticky, as /tmp is. A group that may write has been given that by the owner.
 func claim(dir string) error {
 	if err := checkWay("/"); err != nil {
 		return err
@@ -74,7 +74,7 @@ func claim(dir string) error {
 	if uid := ownerOf(info); uid != os.Geteuid() {
 		return refusal("it belongs to user %d, not to user %d who runs this: use a directory of your own", uid, os.Geteuid())
 	}
-	if info.Mode().Perm()&0o002 != 0 {
+	if info.Mode().Perm()&0o002 != 0 && isOpen(filepath.Dir(at)) {
 		return refusal("everybody can write to it: use a new directory in it, as %s, or give it mode 0700 if all that it has is yours", filepath.Join(at, "obx"))
 	}
 	return nil
@@ -89,10 +89,24 @@ func checkWay(dir string) error {
 	if !info.IsDir() {
 		return &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
 	}
-	if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 {
+	if info.Mode().Perm()&0o002 != 0 && info.Mode()&fs.ModeSticky == 0 && isOpen(filepath.Dir(dir)) {
 		return refusal("everybody can write to %s and so replace what is in it: take that permission away (chmod o-w), or use another directory", dir)
 	}
 	return checkOwner(dir, info)
+}
+
+// isOpen reports whether other users can go through a directory that was checked, and through all that are above it.
+func isOpen(dir string) bool {
+	for {
+		info, err := os.Lstat(dir)
+		if err != nil || info.Mode().Perm()&0o011 == 0 {
+			return false
+		}
+		if dir == "/" {
+			return true
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 // checkOwner refuses what another user than this one and root has on the way to a store.

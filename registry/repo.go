@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"iter"
 	"os"
 	"path/filepath"
@@ -157,12 +156,14 @@ func openLayout(path string) (*layoutRepo, error) {
 		return &layoutRepo{name: layoutPrefix + path, files: files}, nil
 	}
 	files := &dirFiles{dir: path}
-	root, err := files.openRoot()
-	if err == nil {
-		err = checkLayoutDir(root)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, errors.Join(err, files.close())
+	if err == nil { // what cannot be opened for another reason is an error of who uses it
+		root, err := files.openRoot()
+		if err == nil {
+			err = checkLayoutDir(root)
+		}
+		if err != nil {
+			return nil, errors.Join(err, files.close())
+		}
 	}
 	return &layoutRepo{name: layoutPrefix + path, files: files}, nil
 }
