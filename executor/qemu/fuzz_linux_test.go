@@ -76,10 +76,10 @@ func newModelDisk(t testing.TB) *modelDisk {
 		copy(m.content[at:], img.meta)
 		for _, l := range img.layers {
 			for _, f := range l.files {
-				b, err := os.ReadFile(filepath.Join(l.dir, f.name))
+				b, err := os.ReadFile(filepath.Join(l.dir, f.at.String()))
 				check(err)
 				copy(m.content[at+l.start+f.block*erofsBlock:], b)
-				if f.name == "cut" {
+				if f.at.Name() == "cut" {
 					m.lost = [2]int64{at + l.start + f.block*erofsBlock + 5000, at + l.start + f.block*erofsBlock + f.size}
 				}
 			}

@@ -125,7 +125,7 @@ func FuzzResolve(f *testing.F) {
 			want, wantErr = "", nil
 		}
 		for _, follow := range []bool{true, false} {
-			r := RootDir{FD: dirs[root], over: []overMount{{"c", dirs[cache]}}, followOver: follow}
+			r := RootDir{FD: dirs[root], over: []overMount{{"c", dirs[cache]}}, lenient: follow}
 			at, err := r.resolve(name)
 			if err != nil && !follow && strings.Contains(err.Error(), "in a cache") {
 				if !strings.Contains(cacheText, "\t") {
