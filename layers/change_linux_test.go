@@ -193,7 +193,7 @@ func TestFlattenLinkLimit(t *testing.T) {
 		check(t, err)
 		from, err := openRoot(layer + "/d")
 		check(t, err)
-		check(t, duplicate(from, to, name))
+		check(t, duplicate(from, name, to, name))
 		check(t, unix.Close(from))
 		check(t, unix.Close(to))
 		want, got := snapshot(t, layer)["d/"+name], snapshot(t, out)[name]

@@ -48,6 +48,12 @@ type node struct {
 	meta   *meta
 	opaque bool
 	old    bool // was there before: keeps its attributes unless meta is set
+
+	// Of a layer that is unpacked:
+	virtual bool   // a directory of lower layers, or that is missing: nothing has been made here yet
+	below   *place // what lower layers have here; nil if nothing of it is to be seen
+	marked  bool   // has whiteouts
+	hollow  bool   // has been made for whiteouts and has nothing else: it is not of the layer
 }
 
 // A fileID is a name in a directory.
@@ -229,7 +235,7 @@ func (w *dirWriter) dir(n *node, name string, c clash) (*node, error) {
 	if err := w.wait(id); err != nil {
 		return nil, err
 	}
-	k := &node{parent: n, level: n.level.Child(name), fd: -1}
+	k := n.child(name)
 	err := unix.Mkdirat(n.fd, name, 0o700)
 	if err == unix.EEXIST {
 		var st unix.Stat_t
@@ -252,26 +258,24 @@ func (w *dirWriter) dir(n *node, name string, c clash) (*node, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "mkdir", Path: id.String(), Err: err}
 	}
-	if n.kids == nil {
-		n.kids = make(map[string]*node)
-	}
-	n.kids[name] = k
+	n.add(k)
 	return k, nil
 }
 
-// lookup finds a directory that was made.
-func (w *dirWriter) lookup(names []string) *node {
-	n := w.root
-	for _, name := range names {
-		if n = n.kids[name]; n == nil {
-			return nil
-		}
-	}
-	return n
+// child is a directory in n that n does not have yet.
+func (n *node) child(name string) *node {
+	return &node{parent: n, level: n.level.Child(name), fd: -1}
 }
 
-// remove removes a directory that was made, with all below it.
-func (w *dirWriter) remove(n *node) error {
+func (n *node) add(k *node) {
+	if n.kids == nil {
+		n.kids = make(map[string]*node)
+	}
+	n.kids[k.level.Name()] = k
+}
+
+// leave forgets a directory that was made, which is about to go with all below it.
+func (w *dirWriter) leave(n *node) error {
 	if err := w.drain(); err != nil {
 		return err
 	}
@@ -280,9 +284,6 @@ func (w *dirWriter) remove(n *node) error {
 	}
 	w.closeDirs(n.parent)
 	delete(n.parent.kids, n.level.Name())
-	if err := foreign.RemoveAt(w.ctx, n.parent.fd, n.level.Name()); err != nil {
-		return fmt.Errorf("remove %s: %w", n.path(), err)
-	}
 	return nil
 }
 
@@ -334,6 +335,9 @@ func (w *dirWriter) finish() error {
 }
 
 func (w *dirWriter) finishDir(n *node) error {
+	if n.virtual {
+		return nil
+	}
 	for _, k := range n.kids {
 		if err := w.finishDir(k); err != nil {
 			return err
@@ -354,8 +358,22 @@ func (w *dirWriter) finishDir(n *node) error {
 			return &fs.PathError{Op: "setxattr " + opaqueXattr, Path: n.path(), Err: err}
 		}
 	}
+	if n.marked {
+		if err := checkWhiteouts(n.fd); err != nil {
+			return fmt.Errorf("%s: %w", n.path(), err)
+		}
+	}
 	if err := m.setFD(n.fd); err != nil {
 		return fmt.Errorf("%s: %w", n.path(), err)
+	}
+	return nil
+}
+
+// checkWhiteouts has overlayfs look at each whiteout of a directory. Without the mark, a directory that only one layer has, or that is opaque,
+// is listed as it is: with names that cannot be opened. An empty value says only that lower layers may have had the directory.
+func checkWhiteouts(fd int) error {
+	if err := unix.Fsetxattr(fd, originXattr, nil, 0); err != nil {
+		return &fs.PathError{Op: "setxattr " + originXattr, Err: err}
 	}
 	return nil
 }

@@ -187,13 +187,12 @@ func flattenEntry(ctx context.Context, out *foreign.Cursor, base string, c *cont
 		if err := unix.Mknodat(out.FD(), base, unix.S_IFCHR, 0); err != nil {
 			return fail("make whiteout", err)
 		}
+		if err := checkWhiteouts(out.FD()); err != nil {
+			return fmt.Errorf("%s: %w", out.Level().Short(), err)
+		}
 		return nil
 	case !c.typ.IsDir():
-		err := unix.Linkat(c.from.FD(), base, out.FD(), base, 0)
-		if err == unix.EMLINK {
-			err = duplicate(c.from.FD(), out.FD(), base)
-		}
-		if err != nil {
+		if err := linkOrCopy(c.from.FD(), base, out.FD(), base); err != nil {
 			return fail("link", err)
 		}
 		return nil
@@ -219,24 +218,24 @@ func flattenEntry(ctx context.Context, out *foreign.Cursor, base string, c *cont
 }
 
 // duplicate copies a file that can have no more links.
-func duplicate(from, to int, base string) error {
+func duplicate(from int, base string, to int, name string) error {
 	var st unix.Stat_t
 	if err := unix.Fstatat(from, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
-		return duplicateFile(from, to, base, st.Size)
+		return duplicateFile(from, base, to, name, st.Size)
 	case unix.S_IFLNK:
 		target, err := readLinkAt(from, base)
 		if err != nil {
 			return err
 		}
-		if err := unix.Symlinkat(target, to, base); err != nil {
+		if err := unix.Symlinkat(target, to, name); err != nil {
 			return err
 		}
 	default:
-		if err := unix.Mknodat(to, base, st.Mode&unix.S_IFMT|0o600, int(st.Rdev)); err != nil {
+		if err := unix.Mknodat(to, name, st.Mode&unix.S_IFMT|0o600, int(st.Rdev)); err != nil {
 			return err
 		}
 	}
@@ -244,7 +243,7 @@ func duplicate(from, to int, base string) error {
 	if err != nil {
 		return err
 	}
-	return m.setAt(to, base, st.Mode&unix.S_IFMT == unix.S_IFLNK)
+	return m.setAt(to, name, st.Mode&unix.S_IFMT == unix.S_IFLNK)
 }
 
 func pathMeta(dirfd int, base string, st *unix.Stat_t) (*meta, error) {
@@ -256,7 +255,7 @@ func pathMeta(dirfd int, base string, st *unix.Stat_t) (*meta, error) {
 	return &meta{mode: uint32(h.Mode), uid: h.Uid, gid: h.Gid, mtime: h.ModTime, xattrs: x}, nil
 }
 
-func duplicateFile(from, to int, base string, size int64) error {
+func duplicateFile(from int, base string, to int, name string, size int64) error {
 	src, err := openFileAt(from, base)
 	if err != nil {
 		return err
@@ -266,7 +265,7 @@ func duplicateFile(from, to int, base string, size int64) error {
 	if err != nil {
 		return err
 	}
-	dst, err := create(to, base)
+	dst, err := create(to, name)
 	if err != nil {
 		return err
 	}

@@ -120,7 +120,7 @@ func TestHolesStay(t *testing.T) {
 			to, err := openRoot(out)
 			check(t, err)
 			defer unix.Close(to)
-			check(t, duplicateFile(fd, to, "f", 64*mib))
+			check(t, duplicateFile(fd, "f", to, "f", 64*mib))
 			same(out + "/f")
 
 			check(t, CopyDir(t.Context(), tmp+"/copy", in))

@@ -6,6 +6,7 @@
 //
 //	Pack, WriteChange        directory -> bytes
 //	Load, Unpack             bytes -> directory
+//	Stack                    directories of a chain -> directories that are right on top of each other
 //	Flatten, FlattenDirs     directories -> one directory
 //	MakeCopy                 sources of a copy step -> directory
 //	WriteTree, CopyTree      a whole root file system -> a tar, a directory
@@ -19,9 +20,12 @@
 //     is an error that names the path, sockets are left out: Seal brings a directory into the form that does.
 //   - The same directory packs into the same uncompressed bytes anywhere, and into the same compressed bytes for one
 //     version of obx.
-//   - Bytes are hostile: unpacking resolves each name one component at a time below the root, follows no link, and
-//     is bounded in bytes, entries and memory.
-//   - No other trusted.overlay.* attribute than the opaque mark is ever read, packed or unpacked.
+//   - Bytes are hostile: unpacking resolves each name one component at a time below the root, follows links as if that were all
+//     there is, and is bounded in bytes, entries and memory.
+//   - The entries of a layer are a sequence, each applied to what is there by then. What one layer cannot know of the layers below is kept
+//     beside its directory, and decided where a chain is put together: a hard link to a lower file is a further link to it.
+//   - No other trusted.overlay.* attribute than the opaque mark is ever read, packed or unpacked. A directory with whiteouts gets an empty
+//     trusted.overlay.origin, so that overlayfs never lists them.
 //
 // The package does not know what a layer is the result of, nor where its bytes come from or go.
 package layers
@@ -55,8 +59,10 @@ type Devices struct {
 const (
 	whiteoutPrefix = ".wh."
 	opaqueMarker   = ".wh..wh..opq"
-	metaPrefix     = ".wh..wh." // aufs's own files; only opaqueMarker has a meaning in OCI layers
+	metaPrefix     = ".wh..wh."     // aufs's own files; only opaqueMarker has a meaning in OCI layers
+	linksDir       = ".wh..wh.plnk" // where aufs kept files with several names: other entries are hard links to these
 )
 
-// DirName is the name of the layer directory that unpacking a layer gives.
-func DirName(diffID digest.Digest) string { return "d-" + diffID.Encoded() }
+// DirName is the name of the layer directory that unpacking a layer gives. Directories of an obx that took a layer for a set of names are
+// called "d-...": results that name them keep them, and nothing else uses them.
+func DirName(diffID digest.Digest) string { return "u-" + diffID.Encoded() }

@@ -44,6 +44,7 @@ type untarOptions struct {
 	plain  bool                   // .wh. names mean nothing, and what the directory has stays
 	filter func(*tar.Header) bool // may change an entry; false leaves it out; nil: all are as they are
 	limits Limits
+	beside string // where to keep what the layer leaves open until the layers below it are known; "": nothing is kept
 }
 
 // A Form is what Load makes of a layer's bytes.
@@ -185,7 +186,7 @@ func (l *Layer) expand(ctx context.Context, r io.Reader, blob io.Writer, dir str
 		in := plain.readers[1]
 		defer func() { in.close(err) }()
 		if dir != "" {
-			if err := untar(ctx, in, filepath.Join(dir, "fs"), untarOptions{limits: lim}); err != nil {
+			if err := untar(ctx, in, filepath.Join(dir, "fs"), untarOptions{limits: lim, beside: dir}); err != nil {
 				return err
 			}
 		}

@@ -197,6 +197,7 @@ func grow(buf []byte, read func([]byte) (int, error)) ([]byte, error) {
 const (
 	opaqueXattr   = overlayXattrs + "opaque"
 	whiteoutXattr = overlayXattrs + "whiteout" // on empty files, in directories that are opaque "x"
+	originXattr   = overlayXattrs + "origin"   // empty: see checkWhiteouts
 )
 
 // A meta is what a file has besides its name, type, content and links.

@@ -10,6 +10,7 @@ import (
 	"math/bits"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,7 +32,14 @@ func untar(ctx context.Context, r io.Reader, dir string, o untarOptions) error {
 		return fmt.Errorf("unpack: %w", err)
 	}
 	defer w.close()
-	u := untarrer{dirWriter: w, filter: o.filter, limits: o.limits.orDefault(), bufs: make(chan []byte, untarBuffers)}
+	u := untarrer{dirWriter: w, filter: o.filter, limits: o.limits.orDefault(), bufs: make(chan []byte, untarBuffers), unknown: &place{}}
+	u.root.below = u.unknown
+	if o.beside != "" {
+		if u.log, err = newLog(o.beside); err != nil {
+			return fmt.Errorf("unpack: %w", err)
+		}
+		defer u.log.close()
+	}
 	for range untarBuffers {
 		u.bufs <- nil
 	}
@@ -48,7 +56,7 @@ func untar(ctx context.Context, r io.Reader, dir string, o untarOptions) error {
 		}
 		return fmt.Errorf("unpack: %w", err)
 	}
-	if err := w.finish(); err != nil {
+	if err := u.finish(); err != nil {
 		return fmt.Errorf("unpack: %w", err)
 	}
 	return trailer(r)
@@ -96,6 +104,12 @@ type untarrer struct {
 	filter func(*tar.Header) bool
 	limits Limits // what is left of them
 	bufs   chan []byte
+
+	unknown *place  // of a directory whose lower layers are not known
+	notes   []note  // what was assumed about them
+	log     *log    // nil: nothing is kept for applying the layer again
+	again   *replay // nil: the entries come from a tar
+	at      string  // where the content of the entry is that is being read
 }
 
 func (u *untarrer) read(tr *tar.Reader) error {
@@ -125,7 +139,16 @@ func (u *untarrer) read(tr *tar.Reader) error {
 	}
 }
 
+// entry applies an entry to what there is.
 func (u *untarrer) entry(tr *tar.Reader, h *tar.Header) error {
+	u.at = ""
+	if err := u.apply(tr, h); err != nil || u.log == nil {
+		return err
+	}
+	return u.log.add(&logged{Header: h, At: u.at})
+}
+
+func (u *untarrer) apply(tr *tar.Reader, h *tar.Header) error {
 	names, err := split(h.Name)
 	if err != nil {
 		return err
@@ -147,25 +170,25 @@ func (u *untarrer) entry(tr *tar.Reader, h *tar.Header) error {
 		return nil
 	}
 	if !u.plain {
-		for i, name := range names {
-			if !strings.HasPrefix(name, whiteoutPrefix) {
-				continue
-			}
-			if i < len(names)-1 || h.Typeflag == tar.TypeDir {
+		if i := slices.IndexFunc(names, func(n string) bool { return strings.HasPrefix(n, whiteoutPrefix) }); i >= 0 {
+			switch name := names[i]; {
+			case i == 0 && name == linksDir && (len(names) > 1 || isDir): // as it is, until finish
+			case strings.HasPrefix(name, metaPrefix) && name != opaqueMarker:
+				return nil
+			case i < len(names)-1 || h.Typeflag == tar.TypeDir:
 				return fmt.Errorf("%s: %w", short(path.Join(names...)), ErrReservedName)
+			default:
+				return u.whiteout(names[:i], name)
 			}
-			return u.whiteout(names[:i], name)
 		}
 	}
-	parent := u.root
-	for _, name := range names[:len(names)-1] {
-		if parent, err = u.dir(parent, name, clashFails); err != nil {
-			return err
-		}
+	parent, err := u.walk(names[:len(names)-1])
+	if err != nil {
+		return err
 	}
 	name := names[len(names)-1]
 	if isDir {
-		n, err := u.dir(parent, name, clashReplaces)
+		n, err := u.directory(parent, name)
 		if err != nil {
 			return err
 		}
@@ -175,20 +198,32 @@ func (u *untarrer) entry(tr *tar.Reader, h *tar.Header) error {
 	if err := CheckDepth(parent.level, name); err != nil {
 		return err
 	}
-	if n := parent.kids[name]; n != nil { // the later entry counts
-		if err := u.remove(n); err != nil {
+	if err := u.make(parent, implied); err != nil {
+		return err
+	}
+	if h.Typeflag == tar.TypeLink {
+		return u.hardLink(parent, name, h.Linkname)
+	}
+	// A writer replaces what is there. It is only kept where the two may turn out to have different places.
+	if !isFile(h) || u.again != nil || u.log != nil && len(u.notes) > 0 || parent.kids[name] != nil {
+		if err := u.clear(parent, name); err != nil {
 			return err
 		}
 	}
 	switch h.Typeflag {
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse:
+		if u.again != nil {
+			return u.again.link(parent.fd, name)
+		}
 		// With the holes of a tar's sparse form, which are not among its bytes: they are read fast, and not written.
 		if u.limits.Bytes -= h.Size; u.limits.Bytes < 0 {
 			return errors.New("more content than allowed")
 		}
+		if at := parent.level.Child(name); u.log != nil && at.String() != strings.Join(names, "/") {
+			u.at = at.String()
+			u.limits.Bytes -= int64(len(u.at)) // a short name can stand for a long one
+		}
 		return u.file(tr, parent, name, h.Size, m)
-	case tar.TypeLink:
-		return u.hardLink(parent, name, h.Linkname)
 	case tar.TypeSymlink:
 		return u.node(parent, name, m, true, func(dirfd int) error { return unix.Symlinkat(h.Linkname, dirfd, name) })
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
@@ -199,6 +234,10 @@ func (u *untarrer) entry(tr *tar.Reader, h *tar.Header) error {
 		return u.node(parent, name, m, false, func(dirfd int) error { return unix.Mknodat(dirfd, name, mode, dev) })
 	}
 	return fmt.Errorf("unknown type %q", h.Typeflag)
+}
+
+func isFile(h *tar.Header) bool {
+	return h.Typeflag == tar.TypeReg || h.Typeflag == tar.TypeCont || h.Typeflag == tar.TypeGNUSparse
 }
 
 func metaOf(h *tar.Header) (*meta, error) {
@@ -233,38 +272,55 @@ func device(h *tar.Header, plain bool) (mode uint32, dev int, err error) {
 // whiteout hides what lower layers have: OCI's rule is that it never concerns the layer that it is in, whatever
 // the order.
 func (u *untarrer) whiteout(dir []string, name string) error {
-	parent := u.root
-	var err error
-	for _, d := range dir {
-		if parent, err = u.dir(parent, d, clashFails); err != nil {
-			return err
-		}
+	hidden := strings.TrimPrefix(name, whiteoutPrefix)
+	if name != opaqueMarker && (hidden == "" || hidden == "." || hidden == ".." || strings.HasPrefix(hidden, whiteoutPrefix)) {
+		return fmt.Errorf("a whiteout of %q", short(hidden))
+	}
+	parent, err := u.walk(dir)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil // below a file there is nothing
+	}
+	if err != nil {
+		return err
 	}
 	if name == opaqueMarker {
+		if parent.virtual && parent.below == nil {
+			return nil
+		}
+		if parent == u.root {
+			u.note(parent, opaqueRoot)
+		}
+		if err := u.make(parent, forWhiteouts); err != nil {
+			return err
+		}
 		parent.opaque = true
-		return nil
-	}
-	if strings.HasPrefix(name, metaPrefix) {
-		return nil
-	}
-	hidden := strings.TrimPrefix(name, whiteoutPrefix)
-	if hidden == "" || hidden == "." || hidden == ".." || strings.HasPrefix(hidden, whiteoutPrefix) {
-		return fmt.Errorf("a whiteout of %q", short(hidden))
+		return u.seal(parent)
 	}
 	if err := CheckDepth(parent.level, hidden); err != nil {
 		return err
 	}
-	if n := parent.kids[hidden]; n != nil {
+	if n := parent.kids[hidden]; n != nil && !n.virtual && !n.hollow {
 		n.opaque = true
-		return nil
+		return u.seal(n)
+	} else if n != nil {
+		if err := u.drop(n); err != nil {
+			return err
+		}
+	}
+	if _, ok, err := u.own(parent, hidden); ok || err != nil {
+		return err
+	}
+	if p, err := u.look(parent, hidden); err != nil || p == nil {
+		return err
+	}
+	if err := u.make(parent, forWhiteouts); err != nil {
+		return err
 	}
 	if err := u.fd(parent); err != nil {
 		return err
 	}
-	if err := u.wait(fileID{parent, hidden}); err != nil {
-		return err
-	}
-	if err := unix.Mknodat(parent.fd, hidden, unix.S_IFCHR, 0); err != nil && err != unix.EEXIST {
+	parent.marked = true
+	if err := unix.Mknodat(parent.fd, hidden, unix.S_IFCHR, 0); err != nil {
 		return fmt.Errorf("make whiteout: %w", err)
 	}
 	return nil
@@ -275,59 +331,99 @@ func (u *untarrer) node(parent *node, name string, m *meta, link bool, make func
 	if err := u.fd(parent); err != nil {
 		return err
 	}
-	if err := u.wait(fileID{parent, name}); err != nil {
-		return err
-	}
-	if err := replace(parent.fd, name, func() error { return make(parent.fd) }); err != nil {
+	if err := make(parent.fd); err != nil {
 		return err
 	}
 	return m.setAt(parent.fd, name, link)
 }
 
+// hardLink gives a file another name. A file of a lower layer gets it when the lower layers are known: the layer then has the file itself.
 func (u *untarrer) hardLink(parent *node, name, target string) error {
+	fail := func(err error) error { return fmt.Errorf("hard link to %q: %w", short(target), err) }
 	names, err := split(target)
 	if err != nil {
 		return fmt.Errorf("hard link: %w", err)
 	}
-	var dir *node
-	if len(names) > 0 {
-		dir = u.lookup(names[:len(names)-1])
+	if len(names) == 0 {
+		return fail(errNoTarget)
 	}
-	if dir == nil {
-		return fmt.Errorf("hard link to %q, which is not in this layer", short(target))
+	dir, err := u.walk(names[:len(names)-1])
+	if err != nil {
+		return fail(err)
 	}
-	old := fileID{dir, names[len(names)-1]}
-	if old == (fileID{parent, name}) {
+	old := names[len(names)-1]
+	if dir.kids[old] != nil && !dir.kids[old].virtual {
+		return fail(errors.New("it is a directory"))
+	}
+	for n := dir; n.parent != nil; n = n.parent {
+		if n.parent == parent && n.level.Name() == name {
+			return fail(errors.New("the link would replace the directory that it is in"))
+		}
+	}
+	st, ok, err := u.own(dir, old)
+	switch {
+	case err != nil:
+		return fail(err)
+	case ok && isWhiteout(st):
+		return fail(errNoTarget)
+	case ok && dir == parent && old == name:
+		return nil
+	case ok:
+		if err := u.fd(dir); err != nil {
+			return err
+		}
+		dirfd, err := unix.FcntlInt(uintptr(dir.fd), unix.F_DUPFD_CLOEXEC, 0) // opening parent may close dir
+		if err != nil {
+			return err
+		}
+		defer unix.Close(dirfd)
+		return u.link(dirfd, old, parent, name, target)
+	}
+	p, err := u.look(dir, old)
+	switch {
+	case err != nil:
+		return fail(err)
+	case p == nil || p == u.unknown && u.log == nil:
+		return fail(errNoTarget)
+	case p == u.unknown:
+		u.note(parent, linkBelow)
+		return u.clear(parent, name)
+	case p.typ == unix.S_IFDIR:
+		return fail(errors.New("it is a directory"))
+	case dir == parent && old == name:
 		return nil
 	}
-	if err := u.wait(old); err != nil {
-		return err
-	}
-	if err := u.wait(fileID{parent, name}); err != nil {
-		return err
-	}
-	if err := u.fd(dir); err != nil {
-		return err
-	}
-	dirfd, err := unix.FcntlInt(uintptr(dir.fd), unix.F_DUPFD_CLOEXEC, 0) // opening parent may close dir
+	dirfd, err := p.openParent()
 	if err != nil {
-		return err
+		return fail(err)
 	}
 	defer unix.Close(dirfd)
+	return u.link(dirfd, old, parent, name, target)
+}
+
+var errNoTarget = errors.New("neither this layer nor one below has it")
+
+// link gives the file old of an open directory another name.
+func (u *untarrer) link(dirfd int, old string, parent *node, name, target string) error {
+	if err := u.clear(parent, name); err != nil {
+		return err
+	}
 	if err := u.fd(parent); err != nil {
 		return err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstatat(dirfd, old.name, &st, unix.AT_SYMLINK_NOFOLLOW); err == unix.ENOENT || err == nil && isWhiteout(&st) {
-		return fmt.Errorf("hard link to %q, which is not in this layer", short(target))
-	} else if err != nil {
-		return fmt.Errorf("hard link to %q: %w", short(target), err)
-	}
-	err = replace(parent.fd, name, func() error { return unix.Linkat(dirfd, old.name, parent.fd, name, 0) })
-	if err != nil {
+	if err := linkOrCopy(dirfd, old, parent.fd, name); err != nil {
 		return fmt.Errorf("hard link to %q: %w", short(target), err)
 	}
 	return nil
+}
+
+// linkOrCopy copies a file that can have no more links.
+func linkOrCopy(from int, old string, to int, name string) error {
+	err := unix.Linkat(from, old, to, name, 0)
+	if err == unix.EMLINK {
+		err = duplicate(from, old, to, name)
+	}
+	return err
 }
 
 // buffer waits for room in memory, or for a writer's error: then it gives nil. It is not made larger than it has to be: most layers have a

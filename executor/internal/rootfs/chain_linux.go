@@ -2,7 +2,6 @@ package rootfs
 
 import (
 	"context"
-	"slices"
 	"strings"
 	"sync"
 
@@ -80,22 +79,30 @@ func (c *Chain) paths() []string {
 	return paths
 }
 
-// unpack makes layers directories that were not looked at yet, and gives their names.
+// unpack makes layers directories that were not looked at yet, as they are on top of those below, and gives the names of those that are new.
 func (c *Chain) unpack(ctx context.Context) (added []string, err error) {
+	if len(c.pending) == 0 {
+		return nil, nil
+	}
 	st := c.of.Store
-	for len(c.pending) > 0 {
-		l := c.pending[0]
+	stack := layers.NewStack(st, c.dirs)
+	defer stack.Close()
+	for i, l := range c.pending {
 		if l.Dir == "" || !st.HasLayer(l.Dir) {
 			if l, err = layers.Unpack(ctx, st, l); err != nil {
-				return added, err
+				return nil, err
 			}
+			c.pending[i] = l // it is not done again if a later one fails
 		}
-		// Equal layers are one directory, and overlayfs takes none twice. The upper one says all that the lower one says.
-		c.dirs = append(slices.DeleteFunc(c.dirs, func(d string) bool { return d == l.Dir }), l.Dir)
-		added = append(added, l.Dir)
-		c.pending = c.pending[1:]
+		if err := stack.Add(ctx, l.Dir); err != nil {
+			return nil, err
+		}
 	}
-	return added, nil
+	if err := stack.Flush(ctx); err != nil {
+		return nil, err
+	}
+	c.dirs, c.pending = stack.Dirs, nil
+	return stack.Added, nil
 }
 
 // flatten makes one layer directory of several. Every root with the same long chain begins with the same.
