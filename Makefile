@@ -99,6 +99,9 @@ machines: test-disks agents ## run the long tests of virtual machines too: all o
 	OBX_TEST_MACHINES=all go test -timeout 45m -run 'TestMachines|TestDisk' ./conformance
 	OBX_GOLDEN=qemu go test -run TestGolden ./conformance
 
+long: test-deps ## run 10,000 random chains of layers through obx and umoci
+	OBX_TEST_SEQUENCES=10000 go test -timeout 1h -run TestSequences ./layers
+
 wine: test-deps agents ## run what has to be right on Windows as Windows programs, under Wine
 	conformance/wine.sh
 
@@ -142,4 +145,4 @@ clean: ## remove what was built
 	rm -rf .build examples/hello/busybox $(AGENT_DIR)/*.gz*
 
 FORCE:
-.PHONY: help build deps test-deps test-disks example test machines agents check-agents wine lint cross bench fuzz clean FORCE
+.PHONY: help build deps test-deps test-disks example test machines long agents check-agents wine lint cross bench fuzz clean FORCE

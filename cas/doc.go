@@ -4,7 +4,7 @@
 //
 //	STORE/version                    the format of all that follows
 //	STORE/blobs/sha256/HEX           bytes by digest
-//	STORE/layers/NAME/               a layer directory: fs is its root, epoch its durability, size what it takes
+//	STORE/layers/NAME/               a layer directory: fs is its root, epoch its durability, size what it takes; the rest is whose it is
 //	STORE/results/DOMAIN/KE/KEY      what is known of a key: a small JSON file
 //	STORE/caches/DOMAIN/NAME/        a cache mount, see [CacheMount]
 //	STORE/locks/DOMAIN/KEY.lock      held by who builds the key; KEY.log is what the step prints meanwhile

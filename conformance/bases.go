@@ -187,8 +187,8 @@ func busyboxTar(programs []string) ([]byte, error) {
 	return buf.Bytes(), w.Close()
 }
 
-// writeLayout writes an OCI layout with one image of one gzip layer, tagged latest.
-func writeLayout(dir string, raw []byte) error {
+// writeLayout writes an OCI layout with one image of gzip layers, base first, tagged latest.
+func writeLayout(dir string, raws ...[]byte) error {
 	blobs := filepath.Join(dir, "blobs", "sha256")
 	if err := os.MkdirAll(blobs, 0o755); err != nil {
 		return err
@@ -204,22 +204,27 @@ func writeLayout(dir string, raw []byte) error {
 		}
 		return put(data, mediaType)
 	}
-	var packed bytes.Buffer
-	z := gzip.NewWriter(&packed)
-	if _, err := z.Write(raw); err != nil {
-		return err
-	}
-	if err := z.Close(); err != nil {
-		return err
-	}
-	layer, err := put(packed.Bytes(), ocispec.MediaTypeImageLayerGzip)
-	if err != nil {
-		return err
+	var all []ocispec.Descriptor
+	var diffIDs []digest.Digest
+	for _, raw := range raws {
+		var packed bytes.Buffer
+		z := gzip.NewWriter(&packed)
+		if _, err := z.Write(raw); err != nil {
+			return err
+		}
+		if err := z.Close(); err != nil {
+			return err
+		}
+		layer, err := put(packed.Bytes(), ocispec.MediaTypeImageLayerGzip)
+		if err != nil {
+			return err
+		}
+		all, diffIDs = append(all, layer), append(diffIDs, digest.FromBytes(raw))
 	}
 	config, err := putJSON(ocispec.Image{
 		Platform: ocispec.Platform{OS: "linux", Architecture: runtime.GOARCH},
 		Config:   ocispec.ImageConfig{Env: []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, Cmd: []string{"/bin/sh"}},
-		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(raw)}},
+		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: diffIDs},
 	}, ocispec.MediaTypeImageConfig)
 	if err != nil {
 		return err
@@ -228,7 +233,7 @@ func writeLayout(dir string, raw []byte) error {
 		Versioned: specs.Versioned{SchemaVersion: 2},
 		MediaType: ocispec.MediaTypeImageManifest,
 		Config:    config,
-		Layers:    []ocispec.Descriptor{layer},
+		Layers:    all,
 	}, ocispec.MediaTypeImageManifest)
 	if err != nil {
 		return err

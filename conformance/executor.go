@@ -292,6 +292,19 @@ func WriteBusyboxLayout(dir string) error {
 	return writeLayout(dir, raw)
 }
 
+// WriteImageLayout writes an image of layers that are tars, base first, tagged latest, in an OCI layout directory. A layer that is nil is busybox.
+func WriteImageLayout(dir string, layers ...[]byte) error {
+	for i, raw := range layers {
+		if raw == nil {
+			var err error
+			if layers[i], err = busyboxTar(nil); err != nil {
+				return err
+			}
+		}
+	}
+	return writeLayout(dir, layers...)
+}
+
 // loadTar makes a layer of tar entries. A header without a type is a file with the content of its Linkname.
 func loadTar(t testing.TB, st *cas.Store, entries ...tar.Header) layers.Layer {
 	t.Helper()

@@ -352,7 +352,8 @@ func (u *untarrer) hardLink(parent *node, name, target string) error {
 		return fail(err)
 	}
 	old := names[len(names)-1]
-	if dir.kids[old] != nil && !dir.kids[old].virtual {
+	k := dir.kids[old]
+	if k != nil && !k.virtual && !k.hollow {
 		return fail(errors.New("it is a directory"))
 	}
 	for n := dir; n.parent != nil; n = n.parent {
@@ -360,7 +361,11 @@ func (u *untarrer) hardLink(parent *node, name, target string) error {
 			return fail(errors.New("the link would replace the directory that it is in"))
 		}
 	}
-	st, ok, err := u.own(dir, old)
+	var st *unix.Stat_t
+	ok := false
+	if k == nil || !k.hollow {
+		st, ok, err = u.own(dir, old)
+	}
 	switch {
 	case err != nil:
 		return fail(err)
