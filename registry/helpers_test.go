@@ -147,6 +147,21 @@ func (img *testImage) seal(t testing.TB, docker bool) {
 	img.desc = ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(img.manifest), Size: int64(len(img.manifest))}
 }
 
+// retype makes the config one of another media type.
+func (img *testImage) retype(t testing.TB, mediaType string) {
+	t.Helper()
+	var m ocispec.Manifest
+	if err := json.Unmarshal(img.manifest, &m); err != nil {
+		t.Fatal(err)
+	}
+	m.Config.MediaType = mediaType
+	var err error
+	if img.manifest, err = json.Marshal(m); err != nil {
+		t.Fatal(err)
+	}
+	img.desc.Digest, img.desc.Size = digest.FromBytes(img.manifest), int64(len(img.manifest))
+}
+
 func makeIndex(t testing.TB, mediaType string, entries ...ocispec.Descriptor) (ocispec.Descriptor, []byte) {
 	t.Helper()
 	b, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: mediaType, Manifests: entries})

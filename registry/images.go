@@ -458,20 +458,29 @@ func (c *choice) among(ctx context.Context, entries []ocispec.Descriptor, nestin
 			}
 		case checkDocumentType(d.MediaType) != nil:
 			// What is not an image is for other readers.
-		case d.Platform == nil:
-			p, err := c.platformOf(ctx, c.srcs, d)
-			if errors.Is(err, errNotImage) {
-				continue
+		default:
+			p, err := c.platformIn(ctx, d)
+			if errors.As(err, new(misfit)) {
+				continue // as an attestation that does not say so
 			}
 			if err != nil {
 				return err
 			}
-			c.see(d, p)
-		case d.Platform.OS != "unknown": // attestations are for unknown/unknown
-			c.see(d, normalizePlatform(*d.Platform))
+			if p.OS != "unknown" { // attestations are for unknown/unknown
+				c.see(d, p)
+			}
 		}
 	}
 	return nil
+}
+
+// platformIn is what an entry of an index is for. What neither it nor the image says is as wanted.
+func (c *choice) platformIn(ctx context.Context, d ocispec.Descriptor) (p ocispec.Platform, err error) {
+	if d.Platform != nil && d.Platform.OS != "" && d.Platform.Architecture != "" {
+		return normalizePlatform(*d.Platform), nil
+	}
+	p, err = c.platformOf(ctx, c.srcs, d)
+	return orPlatform(p, c.want), err
 }
 
 // platformOf reads what an image is for in its config.

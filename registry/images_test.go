@@ -945,3 +945,63 @@ func TestForeignLayer(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Images as old registries and other builders have left them: what they do not say is as wanted.
+func TestOddConfigs(t *testing.T) {
+	t.Parallel()
+	odd := func(configType string, docker bool, p ocispec.Platform) *testImage {
+		img := makeImage(t, docker, p, testLayer{file: "a", text: "a", compressed: "gzip"})
+		img.retype(t, configType)
+		return img
+	}
+	for name, img := range map[string]*testImage{
+		"octets":            odd("application/octet-stream", true, linux("amd64")),
+		"html":              odd("text/html", true, linux("amd64")),
+		"json":              odd("application/json", true, linux("amd64")),
+		"no type":           odd("", true, linux("amd64")),
+		"no platform":       odd(ocispec.MediaTypeImageConfig, false, ocispec.Platform{}),
+		"no system":         odd(ocispec.MediaTypeImageConfig, false, ocispec.Platform{Architecture: "amd64"}),
+		"no architecture":   odd(ocispec.MediaTypeImageConfig, false, ocispec.Platform{OS: "linux"}),
+		"nothing said here": odd("application/octet-stream", true, ocispec.Platform{}),
+	} {
+		im := newImages(t)
+		got, err := pull(t.Context(), im, "oci:"+layoutDir(t, map[string]*testImage{"": img}))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		wantPulled(t, im.Store, got, img)
+
+		// The same behind an index that says what it is for, and one that does not, beside others.
+		attestation := makeImage(t, false, ocispec.Platform{OS: "unknown", Architecture: "unknown"}, testLayer{file: "sbom", text: "{}", mediaType: "application/vnd.in-toto+json"})
+		arm := makeImage(t, false, linux("arm64"), testLayer{file: "a", text: "arm"})
+		for _, entry := range []ocispec.Descriptor{img.on(linux("amd64")), img.desc, img.on(ocispec.Platform{})} {
+			dir := t.TempDir()
+			for _, i := range []*testImage{img, attestation, arm} {
+				i.writeBlobs(t, dir)
+			}
+			inner, b := makeIndex(t, ocispec.MediaTypeImageIndex, attestation.desc, arm.on(linux("arm64")), entry)
+			writeFile(t, filepath.Join(dir, "blobs/sha256", inner.Digest.Encoded()), b)
+			writeIndex(t, dir, inner)
+			im := newImages(t)
+			got, err := pull(t.Context(), im, "oci:"+dir)
+			if err != nil {
+				t.Errorf("%s, in an index: %v", name, err)
+				continue
+			}
+			wantPulled(t, im.Store, got, img)
+		}
+	}
+}
+
+// What cannot be taken is told of the image.
+func TestZeroByteInEnv(t *testing.T) {
+	t.Parallel()
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})
+	img.config.Config.Env = []string{"A=x\x00y"}
+	img.seal(t, false)
+	_, err := pull(t.Context(), newImages(t), "oci:"+layoutDir(t, map[string]*testImage{"": img}))
+	if err == nil || !strings.Contains(err.Error(), `variable "A=x\x00y" has a zero byte`) {
+		t.Error(err)
+	}
+}

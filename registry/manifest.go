@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -48,6 +49,29 @@ func checkDocumentType(mediaType string) error {
 }
 
 var errNotImage = errors.New("it is no image")
+
+// A misfit is the error of a document that has come whole, and is not what it should be: among the entries of an index it is for other readers.
+type misfit struct{ error }
+
+func (e misfit) Unwrap() error { return e.error }
+
+// asMisfit is deferred by what reads documents.
+func asMisfit(err *error) {
+	if *err != nil {
+		*err = misfit{*err}
+	}
+}
+
+// isImageConfig reports whether a config of this type is an image's. Of the last ones Docker says that schema 2 images have them, by mistakes of old
+// registries and of what pushed to them, and takes them too.
+// https://github.com/moby/moby/blob/v24.0.7/distribution/registry.go
+func isImageConfig(mediaType string) bool {
+	switch mediaType {
+	case ocispec.MediaTypeImageConfig, dockerConfig, "application/octet-stream", "application/json", "text/html", "":
+		return true
+	}
+	return false
+}
 
 // ociLayerType gives a layer's media type in OCI's terms, whoever's it is.
 func ociLayerType(mediaType string) (string, error) {
@@ -108,6 +132,7 @@ func parseIndex(b []byte) ([]ocispec.Descriptor, error) {
 
 // parseManifest reads an image's config and layers, and refuses layers that could not be fetched.
 func parseManifest(b []byte) (config ocispec.Descriptor, layers []ocispec.Descriptor, err error) {
+	defer asMisfit(&err)
 	d, err := parseDocument(b)
 	if err != nil {
 		return config, nil, err
@@ -123,7 +148,7 @@ func parseManifest(b []byte) (config ocispec.Descriptor, layers []ocispec.Descri
 	if err := checkDescriptor(*d.Config); err != nil {
 		return config, nil, err
 	}
-	if t := d.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != dockerConfig {
+	if t := d.Config.MediaType; !isImageConfig(t) {
 		return config, nil, fmt.Errorf("%w but an artifact: its config's type is %q", errNotImage, t)
 	}
 	for i, l := range d.Layers {
@@ -149,7 +174,8 @@ func checkDescriptor(d ocispec.Descriptor) error {
 }
 
 // parseConfig reads an image's config, which has to tell the diff id of each layer.
-func parseConfig(b []byte, layers int) (*ocispec.Image, error) {
+func parseConfig(b []byte, layers int) (_ *ocispec.Image, err error) {
+	defer asMisfit(&err)
 	var c ocispec.Image
 	if err := json.Unmarshal(b, &c); err != nil {
 		return nil, fmt.Errorf("read the image's config: %w", err)
@@ -160,6 +186,11 @@ func parseConfig(b []byte, layers int) (*ocispec.Image, error) {
 	for _, d := range c.RootFS.DiffIDs {
 		if err := checkDigest(d); err != nil {
 			return nil, fmt.Errorf("read the image's config: diff id: %w", err)
+		}
+	}
+	for _, v := range c.Config.Env {
+		if strings.Contains(v, "\x00") {
+			return nil, fmt.Errorf("read the image's config: its variable %q has a zero byte, which no process can be given", v)
 		}
 	}
 	return &c, nil

@@ -45,6 +45,18 @@ func normalizePlatform(p ocispec.Platform) ocispec.Platform {
 	return q
 }
 
+// orPlatform is have, a normalized platform of an image, with what it leaves out as wanted: to Docker, too, an image without a system or
+// an architecture is for the machine's.
+func orPlatform(have, want ocispec.Platform) ocispec.Platform {
+	if have.OS == "" {
+		have.OS = want.OS
+	}
+	if have.Architecture == "" {
+		have.Architecture, have.Variant = want.Architecture, want.Variant
+	}
+	return have
+}
+
 func platformString(p ocispec.Platform) string {
 	s := p.OS + "/" + p.Architecture
 	if p.Variant != "" {

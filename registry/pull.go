@@ -72,7 +72,8 @@ func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpac
 	if err != nil {
 		return nil, err
 	}
-	have, want := normalizePlatform(conf.Platform), normalizePlatform(base.Platform)
+	want := normalizePlatform(base.Platform)
+	have := orPlatform(normalizePlatform(conf.Platform), want)
 	if have.OS != want.OS || have.Architecture != want.Architecture {
 		return nil, fmt.Errorf("it is for %s, not for %s (--platform)", platformString(have), platformString(want))
 	}

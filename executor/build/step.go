@@ -271,7 +271,8 @@ func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
 	return p, nil
 }
 
-// environ joins the spec's variables with the base image's.
+// environ joins the spec's variables with the base image's, of which the last of a name counts. What has no name there, or no value, is no variable,
+// and is left out: images have such entries.
 func environ(base *ocispec.Image, c keys.Context) []string {
 	var env []string
 	set := map[string]bool{}
@@ -279,13 +280,17 @@ func environ(base *ocispec.Image, c keys.Context) []string {
 		env = append(env, v.Name+"="+v.Value)
 		set[v.Name] = true
 	}
-	if base != nil {
-		for _, v := range base.Config.Env {
-			if name, _, _ := strings.Cut(v, "="); !set[name] {
-				env = append(env, v)
-			}
+	if base == nil {
+		return env
+	}
+	from := len(env)
+	for _, v := range slices.Backward(base.Config.Env) {
+		if name, _, ok := strings.Cut(v, "="); ok && name != "" && !set[name] {
+			set[name] = true
+			env = append(env, v)
 		}
 	}
+	slices.Reverse(env[from:])
 	return env
 }
 
