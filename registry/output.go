@@ -111,6 +111,7 @@ func assemble(img Image, name string) (*output, error) {
 		conf.RootFS.DiffIDs = append(conf.RootFS.DiffIDs, l.DiffID)
 		o.layers = append(o.layers, ocispec.Descriptor{MediaType: mediaType, Digest: l.Blob.Digest, Size: l.Blob.Size})
 	}
+	conf.History = fitHistory(conf.History, len(o.layers))
 	var err error
 	if o.config, err = o.add(ocispec.MediaTypeImageConfig, conf); err != nil {
 		return nil, err

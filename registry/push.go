@@ -278,7 +278,7 @@ func (p *push) image(ctx context.Context, pred *predicate) (*imageDocs, error) {
 	config.Created = nil
 	config.Platform = pred.Platform
 	config.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
-	config.History = history(p.r.Config.History, counts)
+	config.History = mergedHistory(p.r.Config.History, counts)
 	pred.Base = p.r.Base
 	for i, part := range parts {
 		b, err := p.layerBlob(ctx, &part, i < p.r.Base)
@@ -387,23 +387,37 @@ func refOf(p part) (ref layerRef, err error) {
 	return ref, err
 }
 
-// history keeps as many entries that are not empty as the image has layers: of what was merged, the last. If it did not fit the layers before, it
-// is dropped, as tools refuse such images. Commands are shortened: each image has those of all steps before.
-func history(hs []ocispec.History, counts []int) []ocispec.History {
+// unknownEntry stands in a history for a layer of which the base image's says nothing.
+const unknownEntry = "not in the base image's history"
+
+// fitHistory gives an image of n layers as many entries that are not empty: tools refuse others, though builders make them. What a base image's
+// history lacks or has too much is taken to be at its beginning: builders add at the end, for each layer that they add.
+func fitHistory(hs []ocispec.History, n int) []ocispec.History {
 	hs = slices.Clone(hs)
-	n := 0
-	for i, h := range hs {
-		hs[i].CreatedBy, hs[i].Comment = text(h.CreatedBy), text(h.Comment)
+	for i, h := range slices.Backward(hs) {
 		if h.EmptyLayer {
 			continue
 		}
-		if n++; n >= len(counts) {
-			return nil
+		if n > 0 {
+			n--
+		} else {
+			hs[i].EmptyLayer = true
 		}
-		hs[i].EmptyLayer = counts[n] == -1
 	}
-	if n != len(counts)-1 {
-		return nil
+	return append(slices.Repeat([]ocispec.History{{Comment: unknownEntry}}, n), hs...)
+}
+
+// mergedHistory is the history of an image some of whose layers are merged: of those of one range, the last entry is not empty. Commands are
+// shortened: each image has those of all steps before.
+func mergedHistory(hs []ocispec.History, counts []int) []ocispec.History {
+	hs = fitHistory(hs, len(counts)-1)
+	n := 0
+	for i, h := range hs {
+		hs[i].CreatedBy, hs[i].Comment = text(h.CreatedBy), text(h.Comment)
+		if !h.EmptyLayer {
+			n++
+			hs[i].EmptyLayer = counts[n] == -1
+		}
 	}
 	return hs
 }
