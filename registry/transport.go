@@ -318,6 +318,7 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 		return nil, err
 	}
 	h.answers()
+	simplifyChallenges(resp)
 	pace := h.pace(p, isStream(req.Context()))
 	resp.Body = &watchedBody{body: resp.Body, cancel: func() { cancel(nil) }, pace: pace, left: pace.wait, ended: h.ended(req.Context())}
 	return resp, nil
