@@ -94,7 +94,7 @@ func TestLoginAmongChallenges(t *testing.T) {
 			}
 			defer c.transport.plain.CloseIdleConnections()
 			req, _ := http.NewRequest("GET", srv.URL+"/v2/x/blobs/y", nil)
-			resp, err := c.http.Do(req)
+			resp, err := c.session(addr, "x").do(req)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -47,7 +47,7 @@ func fuzzRepo(tb testing.TB, a answers) *remoteRepo {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c.http.Client = &http.Client{Transport: a}
+	c.http.Transport = a
 	return &remoteRepo{c.repository("registry.example", "x")}
 }
 

@@ -530,7 +530,7 @@ func TestFaults(t *testing.T) {
 		{"throttled for long", times(always, isBig, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Retry-After", "3600")
 			w.WriteHeader(429)
-		}), "too many requests: wait, log in with `docker login ", ""},
+		}), "too many requests: wait, log in with `obx login ", ""},
 		{"connections reset", times(2, all, func(w http.ResponseWriter, _ *http.Request) { abort(w) }), "", ""},
 		{"reset in a blob", times(2, isBig, func(w http.ResponseWriter, r *http.Request) {
 			sendPart(w, r, bytes, part)
@@ -596,7 +596,7 @@ func TestFaults(t *testing.T) {
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
 		}), "", "[]"},
 		{"no HEAD", times(always, func(r *http.Request) bool { return r.Method == "HEAD" }, status(405)), "", "[]"},
-		{"denied", times(always, all, status(403)), "access to x is refused, or there is no such repository: check the name, and log in with `docker login ", ""},
+		{"denied", times(always, all, status(403)), "access to x is refused, or there is no such repository: check the name, and log in with `obx login ", ""},
 		{"none there", times(always, all, status(404)), "not found: check the name and the tag, or say what it means with --base NAME=REF", ""},
 	}
 	for _, tt := range tests {
@@ -777,10 +777,10 @@ func TestCredentials(t *testing.T) {
 		}
 	}
 	refused := map[string]struct{ config, want string }{
-		"none":           {`{}`, "access to private/x is refused, or there is no such repository: check the name, and log in with `docker login " + f.addr + "`"},
-		"wrong password": {fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, f.addr, base64.StdEncoding.EncodeToString([]byte("me:wr0ng"))), "docker login"},
+		"none":           {`{}`, "access to private/x is refused, or there is no such repository: check the name, and log in with `obx login " + f.addr + "`"},
+		"wrong password": {fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, f.addr, base64.StdEncoding.EncodeToString([]byte("me:wr0ng"))), "is refused with the login that "},
 		"no helper":      {`{"credsStore":"nowhere"}`, "docker-credential-nowhere"},
-		"bad config":     {`{`, "read Docker's config file"},
+		"bad config":     {`{`, "config.json is not in Docker's format"},
 	}
 	for name, tt := range refused {
 		t.Run(name, func(t *testing.T) {

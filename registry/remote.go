@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -26,62 +25,124 @@ import (
 	orasregistry "oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote"
 	"oras.land/oras-go/v2/registry/remote/auth"
-	"oras.land/oras-go/v2/registry/remote/credentials"
 	"oras.land/oras-go/v2/registry/remote/errcode"
 )
 
-// A client speaks to registries: connections, credentials, tokens. One serves a whole process, so that all of it shares these.
+// A client speaks to registries: connections, logins, tokens. One serves a whole process, so that all of it shares these.
 type client struct {
-	http      *auth.Client
+	http      *http.Client
+	userAgent string
 	transport *transport
 	plainHTTP []string
+	logins    *Logins
 
 	probing sync.Mutex
 	plain   map[string]bool // loopback hosts: whether they speak HTTP
 
 	mu       sync.Mutex
-	credErrs map[string]error // why the credentials of a host could not be had
+	sessions map[string]*session
+}
+
+// A session speaks to one registry with one login, if there is one: repositories that share it share its tokens.
+type session struct {
+	http   *auth.Client
+	logins []login // where the login may be
+
+	mu   sync.Mutex
+	from string // the file that the login is from
+	err  error  // why one could not be had
 }
 
 func newClient(plainHTTP []string, userAgent string, p patience, certs string) (*client, error) {
-	c := &client{
-		transport: newTransport(p, certs),
-		plainHTTP: plainHTTP,
-		plain:     make(map[string]bool),
-		credErrs:  make(map[string]error),
-	}
-	c.http = &auth.Client{
-		Client:   &http.Client{Transport: c.transport},
-		Header:   http.Header{"User-Agent": {cmp.Or(userAgent, "obx")}},
-		ClientID: "obx",
-		Cache:    auth.NewCache(),
-	}
-	conf := dockerConfigFile()
-	if conf == "" {
-		return c, nil
-	}
-	store, err := credentials.NewStore(conf, credentials.StoreOptions{})
+	logins, err := ReadLogins()
 	if err != nil {
-		return nil, fmt.Errorf("read Docker's config file: %w", err)
+		return nil, err
 	}
-	get := credentials.Credential(store)
-	c.http.Credential = func(ctx context.Context, hostport string) (auth.Credential, error) {
-		cred, err := get(ctx, hostport)
-		if err != nil && ctx.Err() == nil {
-			// Docker's own tools go on without: most images are public. The reason is told if access is refused.
-			c.mu.Lock()
-			c.credErrs[hostport] = fmt.Errorf("get the credentials of %s as %s says: %w", hostport, conf, err)
-			c.mu.Unlock()
-			return auth.EmptyCredential, nil
+	t := newTransport(p, certs)
+	return &client{
+		http:      &http.Client{Transport: t},
+		userAgent: cmp.Or(userAgent, "obx"),
+		transport: t,
+		plainHTTP: plainHTTP,
+		logins:    logins,
+		plain:     make(map[string]bool),
+		sessions:  make(map[string]*session),
+	}, nil
+}
+
+// session returns the one for a repository.
+func (c *client) session(host, repository string) *session {
+	host = loginHost(host)
+	logins := c.logins.find(host, repository)
+	key := host
+	for _, l := range logins {
+		key += "\n" + l.file + "\n" + l.name
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.sessions[key]
+	if s == nil {
+		s = &session{logins: logins}
+		s.http = c.authClient(func(ctx context.Context, at string) (auth.Credential, error) {
+			if at = loginHost(at); at != host { // an upload goes on where the registry says
+				return c.session(at, "").credential(ctx)
+			}
+			return s.credential(ctx)
+		})
+		c.sessions[key] = s
+	}
+	return s
+}
+
+func (c *client) authClient(get auth.CredentialFunc) *auth.Client {
+	return &auth.Client{
+		Client:     c.http,
+		Header:     http.Header{"User-Agent": {c.userAgent}},
+		ClientID:   "obx",
+		Cache:      auth.NewCache(),
+		Credential: get,
+	}
+}
+
+// credential gets the first login that there is. Where one cannot be had it goes on without, as Docker's own tools do: most images are public. The
+// reason is told if access is refused.
+func (s *session) credential(ctx context.Context) (auth.Credential, error) {
+	for _, l := range s.logins {
+		cred, err := l.get(ctx)
+		if err != nil && ctx.Err() != nil {
+			return auth.EmptyCredential, err
 		}
-		return cred, err
+		s.mu.Lock()
+		if err != nil {
+			s.err = fmt.Errorf("get the login that %s says: %w", l.file, err)
+		} else if cred != auth.EmptyCredential {
+			s.from = l.file
+		}
+		s.mu.Unlock()
+		if err == nil && cred != auth.EmptyCredential {
+			return cred, nil
+		}
 	}
-	return c, nil
+	return auth.EmptyCredential, nil
+}
+
+// refusal says of an access that is refused whose login it had, or why none.
+func (s *session) refusal(host, repository string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	again := "obx login " + host
+	switch {
+	case s.from != "":
+		return fmt.Errorf("%s: access to %s is refused with the login that %s has: check the name, or log in again with `%s`", host, repository, s.from, again)
+	case s.err != nil:
+		return fmt.Errorf("%s: access is refused: %w", host, redact(s.err))
+	}
+	return fmt.Errorf("%s: access to %s is refused, or there is no such repository: check the name, and log in with `%s`", host, repository, again)
 }
 
 // do sends a request, with a login. Of an error before that, only what concerns access is one of the request itself.
-func (c *client) do(req *http.Request) (*http.Response, error) {
-	resp, err := c.http.Do(req)
+func (s *session) do(req *http.Request) (*http.Response, error) {
+	resp, err := s.http.Do(req)
 	switch statusOf(err) {
 	case 0, http.StatusUnauthorized, http.StatusForbidden, http.StatusTooManyRequests:
 		return resp, err
@@ -96,17 +157,18 @@ func (e *loginError) Error() string { return "get a token: " + e.err.Error() }
 
 // A repository is one repository of a registry, with the oras-go client for it.
 type repository struct {
-	client *client
-	ref    orasregistry.Reference
+	client  *client
+	session *session
+	ref     orasregistry.Reference
 }
 
 func (c *client) repository(host, path string) *repository {
-	return &repository{client: c, ref: orasregistry.Reference{Registry: host, Repository: path}}
+	return &repository{client: c, session: c.session(host, path), ref: orasregistry.Reference{Registry: host, Repository: path}}
 }
 
 func (r *repository) oras(ctx context.Context) *remote.Repository {
 	return &remote.Repository{
-		Client:             r.client.http,
+		Client:             r.session.http,
 		Reference:          r.ref,
 		PlainHTTP:          r.client.isPlain(ctx, r.ref.Host()),
 		ManifestMediaTypes: acceptedDocuments(),
@@ -192,7 +254,7 @@ func (r *repository) openBlob(ctx context.Context, desc ocispec.Descriptor, offs
 	if offset > 0 {
 		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", offset, desc.Size-1))
 	}
-	resp, err := r.client.do(req)
+	resp, err := r.session.do(req)
 	if err != nil {
 		return nil, err
 	}
@@ -272,19 +334,6 @@ func (c *client) speaksHTTP(ctx context.Context, addr string) (plain, known bool
 	return errors.As(err, &header) || err != nil && isTransient(nil, err), ctx.Err() == nil
 }
 
-// dockerConfigFile is the path of Docker's config file; "" where there can be none.
-func dockerConfigFile() string {
-	dir := os.Getenv("DOCKER_CONFIG")
-	if dir == "" {
-		home, err := os.UserHomeDir()
-		if err != nil {
-			return "" // a service without a home has no logins
-		}
-		dir = filepath.Join(home, ".docker")
-	}
-	return filepath.Join(dir, "config.json")
-}
-
 func isNetwork(err error) bool {
 	var op *net.OpError
 	var verify *tls.CertificateVerificationError
@@ -294,10 +343,6 @@ func isNetwork(err error) bool {
 // explain says what the registry's answer means, and what to do.
 func (r *repository) explain(err error) error {
 	host := r.ref.Registry
-	login := "docker login " + host
-	if host == "docker.io" {
-		login = "docker login"
-	}
 	var (
 		status  *errcode.ErrorResponse
 		unknown x509.UnknownAuthorityError
@@ -311,15 +356,9 @@ func (r *repository) explain(err error) error {
 		return fmt.Errorf("%s: %w", host, ErrNotFound)
 	case errors.Is(err, auth.ErrBasicCredentialNotFound),
 		errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden):
-		r.client.mu.Lock()
-		credErr := r.client.credErrs[r.ref.Host()]
-		r.client.mu.Unlock()
-		if credErr != nil {
-			return fmt.Errorf("%s: access is refused: %w", host, redact(credErr))
-		}
-		return fmt.Errorf("%s: access to %s is refused, or there is no such repository: check the name, and log in with `%s`", host, r.ref.Repository, login)
+		return r.session.refusal(host, r.ref.Repository)
 	case errors.As(err, &status) && status.StatusCode == http.StatusTooManyRequests:
-		return fmt.Errorf("%s: too many requests: wait, log in with `%s`, or use a mirror (--mirror %s=HOST)", host, login, host)
+		return fmt.Errorf("%s: too many requests: wait, log in with `obx login %[1]s`, or use a mirror (--mirror %[1]s=HOST)", host)
 	case errors.Is(err, http.ErrSchemeMismatch):
 		return fmt.Errorf("%s: it speaks HTTP, not HTTPS: allow that with --plain-http %s", host, host)
 	case errors.As(err, &unknown):

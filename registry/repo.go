@@ -100,7 +100,7 @@ func OpenRepo(ref string, o RepoOptions) (Repo, error) {
 		return repo, nil
 	}
 	if login { // it is not repeated: it may hold a password
-		return nil, fmt.Errorf("repository %q: a name has no login before it: docker login keeps that", rest)
+		return nil, fmt.Errorf("repository %q: a name has no login before it: obx login keeps that", rest)
 	}
 	host, path, err := parseRepoName(ref)
 	if err != nil {

@@ -63,7 +63,7 @@ func (r *remoteRepo) newRequest(ctx context.Context, method, endpoint string, bo
 
 // do sends a request. Any status but those in want is an error, ErrNotFound for 404.
 func (r *remoteRepo) do(req *http.Request, want ...int) (*http.Response, error) {
-	resp, err := r.client.do(req)
+	resp, err := r.session.do(req)
 	if err != nil {
 		return nil, err
 	}

@@ -830,7 +830,7 @@ func TestRepoLogin(t *testing.T) {
 		t.Run(user, func(t *testing.T) {
 			r := login(t, user, "passw0rd")
 			err := r.PutBlob(t.Context(), desc, "", conformance.OpenBytes(b))
-			if !errors.Is(err, registry.ErrReadOnly) || !strings.Contains(err.Error(), "docker login") {
+			if !errors.Is(err, registry.ErrReadOnly) || !strings.Contains(err.Error(), "obx login") {
 				t.Errorf("put blob: %v", err)
 			}
 			_, err = r.PutManifest(t.Context(), "y", ocispec.MediaTypeImageManifest, manifestWith(t, desc))

@@ -438,7 +438,7 @@ func TestRedirectsTakeNoCredentials(t *testing.T) {
 			t.Fatal(err)
 		}
 		req.Header.Set("Authorization", "secret")
-		resp, err := c.http.Do(req)
+		resp, err := c.session("reg.example:5000", "x").do(req)
 		if err != nil {
 			t.Fatal(err)
 		}
