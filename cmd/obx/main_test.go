@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +28,7 @@ func TestMain(m *testing.M) {
 // TestScripts runs the command line as users do, a behaviour a script.
 func TestScripts(t *testing.T) {
 	busybox, registry := filepath.Join(t.TempDir(), "busybox"), ""
+	private := startPrivateRegistry(t)
 	if canSandbox() {
 		if err := conformance.WriteBusyboxLayout(busybox); err != nil {
 			t.Fatal(err)
@@ -39,6 +42,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("BUSYBOX", "oci:"+busybox+":latest")
 			env.Setenv("CACHE", registry+"/"+strings.ToLower(filepath.Base(env.WorkDir)))
+			env.Setenv("PRIVATE", private)
 			return setup(env)
 		},
 		Condition: func(cond string) (bool, error) {
@@ -55,6 +59,20 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"status": status, "image": image},
 	})
+}
+
+// startPrivateRegistry starts a registry that has nothing, and says so only to me, whose password is "right". It returns HOST:PORT.
+func startPrivateRegistry(t *testing.T) string {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "me" || password != "right" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+			w.WriteHeader(http.StatusUnauthorized)
+		} else if r.URL.Path != "/v2/" {
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	return srv.Listener.Addr().String()
 }
 
 // status N CMD... runs a command that has to exit with N.
@@ -97,6 +115,7 @@ func setup(env *testscript.Env) error {
 		return err
 	}
 	env.Setenv("XDG_CONFIG_HOME", filepath.Join(env.WorkDir, ".config"))
+	env.Setenv("XDG_RUNTIME_DIR", filepath.Join(env.WorkDir, ".run"))
 	env.Setenv("TZ", "UTC")
 	env.Setenv("TERM", "xterm")
 	env.Setenv("GORACE", "atexit_sleep_ms=0") // else each obx waits a second at its end

@@ -75,7 +75,7 @@ Exit status:
 	root.AddCommand(
 		runCommand(), planCommand(), explainCommand(), shellCommand(),
 		checkCommand(), fmtCommand(), dockerfileCommand(),
-		logCommand(), cacheCommand(), keyCommand(), baseCommand(),
+		logCommand(), cacheCommand(), keyCommand(), baseCommand(), loginCommand(), logoutCommand(),
 		healthcheckCommand(), versionCommand(), manCommand(),
 		progressTopic(), configTopic(), policyTopic(),
 	)
