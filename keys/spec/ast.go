@@ -20,6 +20,8 @@ type Spec struct {
 	// it, with their comments. Nil for a spec that a program made.
 	source map[Pos]*node
 	doc    *node // the file: a list without parentheses
+
+	partial bool // Parse has found mistakes: what is empty may be what it did not understand
 }
 
 // A Stage starts at a base image and applies operations in order.

@@ -34,13 +34,20 @@ func (c *checker) errorf(pos Pos, format string, args ...any) {
 	c.errs = append(c.errs, &Error{c.spec.File, pos, msg})
 }
 
+// missing is errorf for what a spec leaves empty, unless that is what its grammar has a mistake in.
+func (c *checker) missing(pos Pos, format string, args ...any) {
+	if !c.spec.partial {
+		c.errorf(pos, format, args...)
+	}
+}
+
 // stage checks a stage. The builds in scope are those of the stages around it that come earlier.
 func (c *checker) stage(st *Stage, scope []string) {
 	for _, b := range st.Builds {
 		c.op = nil
 		switch {
 		case b.Name == "":
-			c.errorf(b.Pos, "empty build name")
+			c.missing(b.Pos, "empty build name")
 		case strings.ContainsRune(b.Name, 0):
 			c.errorf(b.Pos, "NUL byte in the name of build %s", quote(b.Name))
 		}
@@ -54,7 +61,7 @@ func (c *checker) stage(st *Stage, scope []string) {
 	c.op = nil
 	switch image := st.From.Image; {
 	case image == "":
-		c.errorf(st.From.Pos, "empty image name in (from IMAGE)")
+		c.missing(st.From.Pos, "empty image name in (from IMAGE)")
 	case strings.ContainsFunc(image, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }):
 		c.errorf(st.From.Pos, "space or control character in the image name %s", quote(image))
 	}
@@ -168,7 +175,7 @@ func (c *checker) mount(o *Run, kind string, m Mount, taken map[string]bool) {
 	}
 	switch {
 	case target == "":
-		c.errorf(pos, "empty target of %s %s", kind, quote(m.ID))
+		c.missing(pos, "empty target of %s %s", kind, quote(m.ID))
 		return
 	case strings.ContainsRune(target, 0):
 		c.errorf(pos, "NUL byte in the target of %s %s", kind, quote(m.ID))
@@ -226,7 +233,7 @@ func (c *checker) copy(o *Copy, scope []string) {
 		c.errorf(c.arg(o, "from", 0), "unknown build %s%s", quote(o.From), c.elsewhere(o.From, scope))
 	}
 	if len(o.Src) == 0 {
-		c.errorf(c.field(o, "src"), "copy without a source")
+		c.missing(c.field(o, "src"), "copy without a source")
 	}
 	for i, src := range o.Src {
 		pos := c.arg(o, "src", i)
@@ -277,7 +284,7 @@ func (c *checker) elsewhere(name string, scope []string) string {
 		}
 		return fmt.Sprintf(": the one%s is not in scope, a copy sees the builds of its own stage and earlier ones of the stages around it", at)
 	}
-	if hint := didYouMean(name, names); hint != "" {
+	if hint := Suggest(name, names); hint != "" {
 		return hint
 	}
 	switch len(names) {

@@ -50,16 +50,46 @@ func (l ErrorList) err() error {
 	if len(l) == 0 {
 		return nil
 	}
-	slices.SortStableFunc(l, func(a, b *Error) int {
-		return cmp.Or(cmp.Compare(a.Pos.Line, b.Pos.Line), cmp.Compare(a.Pos.Col, b.Pos.Col))
-	})
+	l.sort()
 	return l
 }
 
-// didYouMean is ": did you mean X?" for the known names that are nearest to a misspelt one, or "".
-func didYouMean(name string, known []string) string {
-	if len(name) > 100 {
+func (l ErrorList) sort() {
+	slices.SortStableFunc(l, func(a, b *Error) int {
+		return cmp.Or(cmp.Compare(a.Pos.Line, b.Pos.Line), cmp.Compare(a.Pos.Col, b.Pos.Col))
+	})
+}
+
+// Merge adds mistakes of the same file that were looked for later, in order of position. At a place where there is one already, a later one would only
+// say again what follows from it.
+func (l ErrorList) Merge(later ErrorList) ErrorList {
+	taken := map[Pos]bool{}
+	for _, e := range l {
+		taken[e.Pos] = e.Pos != (Pos{})
+	}
+	all := slices.Clone(l)
+	for _, e := range later {
+		if !taken[e.Pos] {
+			all = append(all, e)
+		}
+	}
+	all.sort()
+	return all
+}
+
+// Suggest is ": did you mean X?" for the known names that are nearest to a misspelt one, or "".
+func Suggest(name string, known []string) string {
+	near := nearest(name, known)
+	if len(near) == 0 {
 		return ""
+	}
+	return ": did you mean " + alternatives(near) + "?"
+}
+
+// nearest are the known names that are most like a misspelt one, if any is like it.
+func nearest(name string, known []string) []string {
+	if len(name) > 100 {
+		return nil
 	}
 	limit := max(1, len(name)/3)
 	var near []string
@@ -73,10 +103,7 @@ func didYouMean(name string, known []string) string {
 		}
 		near = append(near, k)
 	}
-	if len(near) == 0 {
-		return ""
-	}
-	return ": did you mean " + alternatives(near) + "?"
+	return near
 }
 
 // alternatives is "a, b or c".

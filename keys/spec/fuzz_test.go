@@ -27,6 +27,8 @@ func FuzzParse(f *testing.F) {
 			if l, ok := err.(ErrorList); !ok || len(l) == 0 || l[0].Pos.Line < 1 || l[0].Pos.Col < 1 {
 				t.Fatalf("%#v", err)
 			}
+			part, _ := ParsePartial("spec", []byte(text))
+			_ = part.Check("linux")
 			return
 		}
 		for _, os := range []string{"linux", "windows"} {

@@ -12,23 +12,69 @@ import (
 
 // Parse reads one spec. Its error, if any, is an ErrorList with every mistake found, in order of position.
 func Parse(file string, text []byte) (*Spec, error) {
-	r := newReader(file, string(text))
-	doc := r.document()
-	p := &parser{file: file, errs: r.errs, source: map[Pos]*node{}}
-	s := &Spec{File: file, source: p.source, doc: doc}
-	switch n := len(doc.kids); {
-	case r.broken: // what the grammar says of half a tree would only confuse
-	case n == 0:
-		p.errorf(r.pos(), "no spec here: expected ((from IMAGE) OPERATION...)")
-	case n > 1:
-		p.errorf(doc.kids[1].pos, "a second S-expression: a spec is one, ((from IMAGE) OPERATION...) with parentheses around all of it")
-	default:
-		s.Stage = p.stage(doc.kids[0])
-	}
-	if err := p.errs.err(); err != nil {
-		return nil, err
+	s, errs := ParsePartial(file, text)
+	if len(errs) > 0 {
+		return nil, errs
 	}
 	return s, nil
+}
+
+// ParsePartial is Parse that gives what could be understood of a spec with mistakes too. That is good for one thing: Check finds
+// more mistakes in it, which ErrorList.Merge adds.
+func ParsePartial(file string, text []byte) (*Spec, ErrorList) {
+	r, doc := readDocument(file, string(text))
+	p := &parser{file: file, source: map[Pos]*node{}}
+	s := &Spec{File: file, source: p.source, doc: doc}
+	switch name, pos := instruction(string(text)); {
+	case name != "":
+		r.errs = ErrorList{{file, pos, "this is a Dockerfile (" + name + "), and no spec: obx help spec shows how the same is written"}}
+	case r.broken: // what the grammar says of half a tree would only confuse
+	case len(doc.kids) == 0:
+		p.errorf(r.pos(), "no spec here: expected ((from IMAGE) OPERATION...)")
+	default:
+		s.Stage = p.stage(p.whole(doc))
+	}
+	errs := r.errs.Merge(p.errs)
+	s.partial = len(errs) > 0
+	return s, errs
+}
+
+// instruction finds the first instruction of a text that is a Dockerfile.
+func instruction(text string) (name string, pos Pos) {
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		word, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch strings.ToUpper(word) {
+		case "":
+			continue
+		case "FROM", "ARG", "RUN", "COPY", "ADD", "ENV", "WORKDIR", "LABEL", "USER", "CMD", "ENTRYPOINT":
+			return strings.ToUpper(word), Pos{n, 1}
+		}
+		if !strings.HasPrefix(word, "#") || strings.HasPrefix(word, "#|") || strings.HasPrefix(word, "#;") {
+			return "", Pos{}
+		}
+	}
+	return "", Pos{}
+}
+
+// whole is the node of a document's one stage. If there are several, it is what they were most likely meant to be together.
+func (p *parser) whole(doc *node) *node {
+	first := doc.kids[0]
+	if len(doc.kids) == 1 {
+		return first
+	}
+	p.errorf(doc.kids[1].pos, "a second S-expression: a spec is one, ((from IMAGE) OPERATION...) with parentheses around all of it")
+	if first.head() != "" {
+		return doc
+	}
+	all := &node{list: first.list, pos: first.pos, text: first.text, kids: slices.Clone(first.kids)}
+	for _, n := range doc.kids[1:] {
+		if n.head() != "" { // not another spec
+			all.kids = append(all.kids, n)
+		}
+	}
+	return all
 }
 
 // A parser turns nodes into a spec, and goes on after mistakes.
@@ -59,7 +105,7 @@ func (p *parser) stage(n *node) Stage {
 	var early *node // the first operation before from
 	for _, item := range n.kids {
 		known := st.From.Pos != (Pos{})
-		switch item.head() {
+		switch p.kind(item) {
 		case "from":
 			if known {
 				p.errorf(item.pos, "a second from in this stage: the first is at %s", st.From.Pos)
@@ -70,9 +116,8 @@ func (p *parser) stage(n *node) Stage {
 			b := p.build(item)
 			if known {
 				p.errorf(item.pos, "build after from: nested builds come before (from ...) at %s", st.From.Pos)
-			} else if early == nil {
-				st.Builds = append(st.Builds, b)
 			}
+			st.Builds = append(st.Builds, b)
 		default:
 			if !known && early == nil {
 				early = item
@@ -89,6 +134,26 @@ func (p *parser) stage(n *node) Stage {
 		p.errorf(early.pos, "%s before (from ...) at %s", describe(early), st.From.Pos)
 	}
 	return st
+}
+
+// kind is the head of a stage's item. A from or build that is misspelt is told, and taken for what it is.
+func (p *parser) kind(n *node) string {
+	name := n.head()
+	if name == "" || name == "from" || name == "build" || slices.Contains(operations, name) {
+		return name
+	}
+	k := nearest(name, append(operations, "from", "build"))
+	if len(n.kids) == 3 && !n.kids[1].list && n.kids[2].list && len(n.kids[2].kids) > 0 && n.kids[2].kids[0].list && n.kids[2].kids[0].head() != "" {
+		switch n.kids[2].kids[0].head() {
+		case "from", "build":
+			k = []string{"build"} // nothing else has a stage in it
+		}
+	}
+	if len(k) == 1 && (k[0] == "from" || k[0] == "build") {
+		p.errorf(n.kids[0].pos, "unknown operation %s: did you mean %s?", quote(name), k[0])
+		return k[0]
+	}
+	return name
 }
 
 func (p *parser) from(n *node) From {
@@ -157,7 +222,7 @@ func (p *parser) op(n *node) Op {
 	case "copy":
 		return p.copy(n)
 	default:
-		p.errorf(n.kids[0].pos, "unknown operation %s%s", quote(name), didYouMean(name, operations))
+		p.errorf(n.kids[0].pos, "unknown operation %s%s", quote(name), Suggest(name, append(operations, "from", "build")))
 		return nil
 	}
 }
@@ -324,7 +389,7 @@ func (p *parser) fields(n *node, items []*node, names ...string) map[string]*nod
 		name := f.head()
 		if !slices.Contains(names, name) {
 			p.errorf(f.kids[0].pos, "unknown field %s of %s%s", quote(name), quote(n.head()),
-				cmp.Or(didYouMean(name, names), ": there are "+strings.Join(names, ", ")))
+				cmp.Or(Suggest(name, names), ": there are "+strings.Join(names, ", ")))
 			continue
 		}
 		if first := fields[name]; first != nil {

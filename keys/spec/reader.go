@@ -46,6 +46,33 @@ type reader struct {
 	depth  int
 	broken bool // by a mistake that makes the shape of the tree doubtful
 	errs   ErrorList
+	spread []int // where strings begin that go over several lines, or to the end
+
+	// A second reading guesses where a mistake in the shape is.
+	guess bool // trust the indentation
+	final int  // where the last list begins
+	cut   int  // if not 0, the string that begins before this offset ends on its line
+	ended bool // what is open at the end of the text has been told
+}
+
+// readDocument reads a text as a list without parentheses. If parentheses or quotes are not in pairs, it looks for the place where the
+// layout says that one is missing or too many, so that the rest can be read as it was meant.
+func readDocument(file, text string) (*reader, *node) {
+	first := newReader(file, text)
+	doc := first.document()
+	if !first.broken {
+		return first, doc
+	}
+	const tries = 30 // strings over several lines, any of which may be the one whose quote is missing
+	best, final := first, lastList(text)
+	for _, cut := range append([]int{0}, first.spread[:min(len(first.spread), tries)]...) {
+		r := newReader(file, text)
+		r.guess, r.final, r.cut = true, final, cut
+		if d := r.document(); !r.broken && (best.broken || len(r.errs) < len(best.errs)) {
+			best, doc = r, d
+		}
+	}
+	return best, doc
 }
 
 func newReader(file, text string) *reader {
@@ -103,7 +130,6 @@ func (r *reader) space() (blank bool) {
 func (r *reader) carriageReturn() {
 	if !r.at("\r\n") {
 		r.errorf(r.pos(), "carriage return that does not end a line")
-		r.broken = true
 	}
 	r.off++
 }
@@ -111,14 +137,45 @@ func (r *reader) carriageReturn() {
 // document reads the whole text as a list without parentheses.
 func (r *reader) document() *node {
 	doc := &node{list: true, pos: r.pos()}
+	stray := false
 	for {
 		r.items(doc)
+		if stray && len(doc.kids) > 1 {
+			r.broken = true // another one has closed what goes on
+		}
 		if r.eof() {
 			return doc
 		}
 		r.errorf(r.pos(), "closing parenthesis without an opening one")
-		r.broken = true
+		stray = true
 		r.off++
+	}
+}
+
+// leaves tells, in a second reading, whether what comes next is out of a list by its indentation, so that the list should have ended. The
+// outermost list may have its items at the margin.
+func (r *reader) leaves(list *node) bool {
+	if !r.guess || r.depth < 2 || r.eof() || strings.TrimSpace(r.text[r.bol:r.off]) != "" {
+		return false
+	}
+	if r.text[r.off] == ')' {
+		return r.pos().Col < list.pos.Col
+	}
+	return r.pos().Col <= list.pos.Col
+}
+
+// early tells, in a second reading, whether the parenthesis at off closes the outermost list although more comes.
+func (r *reader) early() bool { return r.guess && r.depth == 1 && r.off < r.final }
+
+// lastList is where the last list of a text begins: the last opening parenthesis that is in no comment of a line.
+func lastList(text string) int {
+	for {
+		i := strings.LastIndexByte(text, '(')
+		line := strings.LastIndexByte(text[:max(i, 0)], '\n') + 1
+		if i < 0 || !strings.Contains(text[line:i], ";") {
+			return i
+		}
+		text = text[:line]
 	}
 }
 
@@ -149,7 +206,12 @@ func (r *reader) items(list *node) {
 			}
 			continue
 		}
-		if r.eof() || r.text[r.off] == ')' {
+		if !r.eof() && r.text[r.off] == ')' && r.early() {
+			r.errorf(r.pos(), "closing parenthesis without an opening one: more follows")
+			r.off++
+			continue
+		}
+		if r.eof() || r.text[r.off] == ')' || r.leaves(list) {
 			attach()
 			list.last = append(list.last, pending...)
 			inline(list.last, 0)
@@ -228,14 +290,16 @@ func (r *reader) block() {
 			r.newline()
 		case r.text[r.off] == '"':
 			if !r.skipString() {
-				r.fail(start, "block comment without an end: a double quote in it opens a string that does not end")
+				r.errorf(start, "block comment without an end: a double quote in it opens a string that does not end")
+				r.broken = r.depth > 0
 				return
 			}
 		default:
 			r.off++
 		}
 	}
-	r.fail(start, "block comment without an end")
+	r.errorf(start, "block comment without an end")
+	r.broken = r.depth > 0
 }
 
 func (r *reader) skipString() bool {
@@ -279,7 +343,6 @@ func (r *reader) discard(blank bool) []comment {
 	if r.eof() || r.text[r.off] == ')' {
 		if !r.broken {
 			r.errorf(start, "#; with no S-expression behind it")
-			r.broken = true
 		}
 		return append([]comment{}, comments...)
 	}
@@ -310,12 +373,8 @@ func (r *reader) sexp() *node {
 		}
 		r.off++
 		r.items(n)
+		r.close(n)
 		r.depth--
-		if !r.eof() {
-			r.off++
-		} else if !r.broken {
-			r.fail(n.pos, "opening parenthesis without a closing one")
-		}
 	default:
 		from := r.off
 		for !r.eof() && !strings.ContainsRune("();\" \t\f\r\n", rune(r.text[r.off])) {
@@ -325,7 +384,6 @@ func (r *reader) sexp() *node {
 		for _, mark := range []string{"#|", "|#"} {
 			if strings.Contains(n.text, mark) {
 				r.errorf(n.pos, "%s in the bare word %s: put the word in double quotes, or a space before the comment", mark, n.text)
-				r.broken = true
 				break
 			}
 		}
@@ -333,15 +391,38 @@ func (r *reader) sexp() *node {
 	return n
 }
 
+// close ends a list, where it has a closing parenthesis or should have one.
+func (r *reader) close(n *node) {
+	switch {
+	case r.leaves(n):
+		r.errorf(n.pos, "opening parenthesis without a closing one before line %d", r.line)
+	case !r.eof():
+		r.off++
+	case r.broken || r.ended:
+	case r.guess:
+		r.errorf(n.pos, "opening parenthesis without a closing one")
+		r.ended = true
+	default:
+		r.fail(n.pos, "opening parenthesis without a closing one")
+	}
+}
+
 // quoted reads a string.
 func (r *reader) quoted() string {
 	start := r.pos()
 	var b strings.Builder
 	r.off++
+	if r.off == r.cut {
+		return r.cutString(start)
+	}
+	from := r.off
 	for !r.eof() {
 		switch c := r.text[r.off]; c {
 		case '"':
 			r.off++
+			if r.line > start.Line {
+				r.spread = append(r.spread, from)
+			}
 			return b.String()
 		case '\\':
 			r.escape(&b)
@@ -353,8 +434,21 @@ func (r *reader) quoted() string {
 			r.off++
 		}
 	}
+	r.spread = append(r.spread, from)
 	r.fail(start, "string without an end")
 	return ""
+}
+
+// cutString takes a string without an end for one that ends on its line, before the parentheses there.
+func (r *reader) cutString(start Pos) string {
+	r.errorf(start, "string without an end")
+	line, _, more := strings.Cut(r.text[r.off:], "\n")
+	text := strings.TrimRight(line, ") \t\r")
+	r.off += len(text)
+	if text == line && !more {
+		r.ended = true // the missing parentheses were in the string, or come after it
+	}
+	return text
 }
 
 // escape reads what a backslash in a string begins.
