@@ -37,6 +37,8 @@ type Options struct {
 	Hasher   FileHasher // nil: read each file
 	Salt     string     // makes a separate key space
 	Jobs     int        // files hashed at once; 0: the number of processors
+
+	ContextName string // for messages: what Context is; "" is "the source directory"
 }
 
 // A Plan is a build, with all its keys. It does not change any more.

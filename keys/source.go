@@ -65,11 +65,12 @@ type hasher struct {
 	fsys    fs.FS
 	files   FileHasher
 	windows bool
+	context string // for messages: what fsys is
 	group   errgroup.Group
 }
 
 func newHasher(ctx context.Context, fsys fs.FS, o Options) *hasher {
-	h := &hasher{ctx: ctx, fsys: fsys, files: o.Hasher, windows: isWindows(o.Platform)}
+	h := &hasher{ctx: ctx, fsys: fsys, files: o.Hasher, windows: isWindows(o.Platform), context: cmp.Or(o.ContextName, "the source directory")}
 	if h.files == nil {
 		h.files = newPlainHasher()
 	}
@@ -94,6 +95,7 @@ func (h *hasher) wait() { _ = h.group.Wait() }
 type walk struct {
 	*hasher
 	where   string // for messages: what the sources are in
+	build   bool   // that is a build
 	exclude []string
 	sources []Source
 
@@ -111,14 +113,54 @@ type problem struct {
 const maxProblems = 10
 
 func (h *hasher) start(c *spec.Copy) *walk {
-	w := &walk{hasher: h, where: "in the source directory", exclude: c.Exclude, sources: make([]Source, len(c.Src))}
-	if c.From != "" {
-		w.where = fmt.Sprintf("in build %q", c.From)
-	}
+	w := h.walk(c)
 	for i, src := range c.Src {
-		w.source(src, &w.sources[i])
+		if name, info := w.source(src, &w.sources[i]); info != nil {
+			w.node(name, info, &w.sources[i].Node, 0)
+		}
 	}
 	return w
+}
+
+func (h *hasher) walk(c *spec.Copy) *walk {
+	w := &walk{hasher: h, where: "in " + h.context, exclude: c.Exclude, sources: make([]Source, len(c.Src))}
+	if c.From != "" {
+		w.where, w.build = fmt.Sprintf("in build %q", c.From), true
+	}
+	return w
+}
+
+// CheckSources finds the sources of copies from the context that are not there, without reading any file. It is for a spec that has
+// other mistakes too; New tells the same of one that has none.
+func CheckSources(s *spec.Spec, o Options) spec.ErrorList {
+	if o.Context == nil {
+		return nil
+	}
+	h := newHasher(context.Background(), o.Context, o)
+	var list spec.ErrorList
+	var stage func(st *spec.Stage)
+	stage = func(st *spec.Stage) {
+		for _, b := range st.Builds {
+			stage(b.Stage)
+		}
+		for _, op := range st.Ops {
+			c, ok := op.(*spec.Copy)
+			if !ok || c.From != "" {
+				continue
+			}
+			w := h.walk(c)
+			for i, src := range c.Src {
+				if !slices.Contains(strings.Split(src, "/"), "..") { // Check tells
+					w.source(src, &w.sources[i])
+				}
+			}
+			for _, err := range w.problems() {
+				list = append(list, &spec.Error{File: s.File, Pos: c.Pos, Msg: err.Error()})
+			}
+		}
+	}
+	stage(&s.Stage)
+	return list
 }
 
 func (w *walk) fail(path string, err error) {
@@ -149,8 +191,8 @@ func (w *walk) problems() []error {
 	return errs
 }
 
-// source checks each component of a source's path, and begins to hash what it leads to.
-func (w *walk) source(src string, s *Source) {
+// source checks each component of a source's path, and gives what it leads to; the info is nil if that is nothing.
+func (w *walk) source(src string, s *Source) (string, fs.FileInfo) {
 	s.Src = cleanSource(src, w.windows)
 	name, info, err := ".", fs.FileInfo(nil), error(nil)
 	if s.Src == "." {
@@ -159,7 +201,7 @@ func (w *walk) source(src string, s *Source) {
 		parts := strings.Split(s.Src, "/")
 		if slices.Contains(parts, "..") {
 			w.fail(src, fmt.Errorf(`source %q: ".." is not allowed in a source`, src))
-			return
+			return "", nil
 		}
 		for i, part := range parts {
 			name = path.Join(name, part)
@@ -168,19 +210,28 @@ func (w *walk) source(src string, s *Source) {
 			}
 			if !info.IsDir() {
 				w.fail(src, fmt.Errorf("source %q: %q is %s, not a directory", src, name, kindName(info.Mode())))
-				return
+				return "", nil
 			}
 		}
 		s.Node.Name = path.Base(s.Src)
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		w.fail(src, fmt.Errorf("source %q not found %s", src, w.where))
+		w.fail(src, fmt.Errorf("source %q not found %s%s", src, w.where, w.absolute(src)))
 	case err != nil:
 		w.failReading(name, err)
 	default:
-		w.node(name, info, &s.Node, 0)
+		return name, info
 	}
+	return "", nil
+}
+
+// absolute says of a source that is not there what its slash means.
+func (w *walk) absolute(src string) string {
+	if w.build || !strings.HasPrefix(src, "/") {
+		return ""
+	}
+	return ": with a / before it, it is looked for there all the same, and nowhere else on this machine"
 }
 
 // node fills in what a file is. Directories are gone into.

@@ -193,3 +193,19 @@ build.spec:1:20: "e/` + "u\u0308" + `" and "e/ü" cannot both be copied: Windows
 		t.Errorf("got\n%v\nwant\n%s", err, want)
 	}
 }
+
+// CheckSources tells of a spec with other mistakes what New would tell, but for what Check tells, and reads no file.
+func TestCheckSources(t *testing.T) {
+	s, _ := spec.ParsePartial("f", []byte(`((build b ((from scratch) (copy (src x/y) (dst /))))
+ (from scratch)
+ (rnu)
+ (copy (src here /here /gone) (dst /d/))
+ (copy (from (build b)) (src nosuch) (dst /))
+ (copy (src ../x) (dst /)))`))
+	list := keys.CheckSources(s, keys.Options{Context: fstest.MapFS{"here": {}, "x": {}}, ContextName: "DIR"})
+	want := `f:1:27: source "x/y": "x" is a file, not a directory
+f:4:2: source "/gone" not found in DIR: with a / before it, it is looked for there all the same, and nowhere else on this machine`
+	if list.Error() != want {
+		t.Errorf("got\n%v\nwant\n%s", list, want)
+	}
+}
