@@ -86,7 +86,7 @@ func (s *Store) OpenCache(ctx context.Context, domain, name, sharing string) (*C
 }
 
 func (s *Store) openCache(ctx context.Context, domain, name, sharing string) (*CacheMount, error) {
-	if err := checkDomain(domain); err != nil {
+	if err := CheckDomain(domain); err != nil {
 		return nil, err
 	}
 	c := &CacheMount{store: s, dir: s.path(cachesDir, domain, escape(name))}

@@ -88,7 +88,8 @@ func validName(s string) bool {
 	return true
 }
 
-func checkDomain(domain string) error {
+// CheckDomain says what is wrong with the name of a domain, which is a file name everywhere.
+func CheckDomain(domain string) error {
 	if !validName(domain) {
 		return fmt.Errorf("domain %q: it must be lower-case letters and digits, and '.', '_' and '-' between them", domain)
 	}

@@ -20,7 +20,7 @@ func blobRef(d digest.Digest) string   { return "blob " + d.Encoded() }
 //
 // Layers and blobs need no call: whatever this process has committed or was told to be there is leased as well.
 func (s *Store) Hold(domain string, keys ...string) error {
-	if err := checkDomain(domain); err != nil {
+	if err := CheckDomain(domain); err != nil {
 		return err
 	}
 	refs := make([]string, len(keys))

@@ -34,7 +34,7 @@ func (s *Store) Lock(ctx context.Context, domain, key string) (*Lock, error) {
 
 // TryLock is Lock that does not wait: nil if another has it.
 func (s *Store) TryLock(domain, key string) (*Lock, error) {
-	if err := checkDomain(domain); err != nil {
+	if err := CheckDomain(domain); err != nil {
 		return nil, err
 	}
 	file, err := tryAcquire(s.path(locksDir, domain, escape(key)+lockSuffix), true)

@@ -126,7 +126,7 @@ func (s *Store) PutResult(domain string, r *Result) error {
 }
 
 func (s *Store) putResult(domain string, r *Result) error {
-	if err := checkDomain(domain); err != nil {
+	if err := CheckDomain(domain); err != nil {
 		return err
 	}
 	if r.Key == "" {

@@ -125,6 +125,9 @@ func assemble(img Image, name string) (*output, error) {
 	return o, err
 }
 
+// CheckImageName says what is wrong with the name of an image that is written.
+func CheckImageName(name string) error { return new(output).setName(name) }
+
 // setName chooses what the index says. Tools look for the tag alone; containerd, and docker load with it, for the whole name.
 func (o *output) setName(name string) error {
 	if name == "" {
