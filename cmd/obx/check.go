@@ -1,8 +1,6 @@
 package main
 
 import (
-	"errors"
-
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/keys/spec"
@@ -40,15 +38,12 @@ Exit status: 0 no mistakes, 2 mistakes.`,
 			}
 			var all spec.ErrorList
 			for _, name := range args {
-				s, err := readSpec(cmd, name)
-				if err == nil {
-					err = checkSpec(s, p.OS, reach.policy, nil)
-				}
-				var list spec.ErrorList
-				if err != nil && !errors.As(err, &list) {
+				name, text, err := readFile(cmd, name)
+				if err != nil {
 					return err
 				}
-				all = append(all, list...)
+				s, errs := spec.ParsePartial(name, text)
+				all = append(all, checkSpec(s, errs, p.OS, reach.policy, nil)...)
 			}
 			if len(all) > 0 {
 				return all

@@ -69,6 +69,9 @@ func parsePlatform(s string) (ocispec.Platform, error) {
 		return defaultPlatform(), nil
 	}
 	p := strings.Split(s, "/")
+	if strings.Contains(s, ",") {
+		return ocispec.Platform{}, usage("run obx once for each of them", "--platform %s: a list, and a build is for one platform", s)
+	}
 	if len(p) < 2 || len(p) > 3 || slices.Contains(p, "") {
 		return ocispec.Platform{}, usage("for example --platform linux/arm64", "--platform %s: not OS/ARCH[/VARIANT]", s)
 	}
@@ -84,6 +87,11 @@ func parseDomains(s string) ([]string, error) {
 	d := strings.Split(s, ":")
 	if slices.Contains(d, "") {
 		return nil, usage("for example --domain pr-7:default", "--domain %s: an empty name", s)
+	}
+	for _, name := range d {
+		if err := cas.CheckDomain(name); err != nil {
+			return nil, usage("for example --domain pr-7:default", "--domain %s: %w", s, err)
+		}
 	}
 	return d, nil
 }
@@ -165,6 +173,8 @@ type project struct {
 	repos    []registry.Repo // of caches
 	notices  *notices
 	close    []func() error
+
+	sourceName string // for messages: the source directory
 }
 
 // Close ends the use of all that is open, last opened first.
@@ -193,30 +203,25 @@ func (in *inputs) open(cmd *cobra.Command, args []string, readOnly bool) (_ *pro
 			p.Close()
 		}
 	}()
-	if p.spec, err = readSpec(cmd, args[0]); err != nil {
-		return nil, err
-	}
-	if err := checkSpec(p.spec, platform.OS, in.policy, in.given(p.builder.Images)); err != nil {
-		return nil, err
-	}
-	dir := "."
-	if len(args) > 1 {
-		dir = args[1]
-	}
-	root, err := openDir(dir)
+	name, text, err := readFile(cmd, args[0])
 	if err != nil {
 		return nil, err
 	}
-	p.close = append(p.close, root.Close)
-	p.builder.Source = root
+	dir, err := p.openSource(args)
+	if err != nil {
+		return nil, err
+	}
+	s, errs := spec.ParsePartial(name, text)
+	errs = checkSpec(s, errs, platform.OS, in.policy, in.given(p.builder.Images))
+	if len(errs) > 0 { // without any, the plan finds these
+		return nil, errs.Merge(keys.CheckSources(s, keys.Options{Platform: platform, Context: p.builder.Source, ContextName: p.sourceName}))
+	}
+	p.spec = s
+	in.warnUnused(p)
 	if err := p.openStore(cmd.Context(), in, platform, readOnly); err != nil {
 		return nil, err
 	}
-	abs, err := filepath.Abs(dir)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.makePlan(cmd.Context(), abs, platform, in.salt); err != nil {
+	if err := p.makePlan(cmd.Context(), dir, platform, in.salt); err != nil {
 		return nil, err
 	}
 	return p, nil
@@ -272,13 +277,32 @@ func (in *inputs) start(cmd *cobra.Command) (*project, error) {
 	return p, nil
 }
 
-// openDir opens a source directory, so that no link leads out of it.
-func openDir(dir string) (*layers.Dir, error) {
+// openSource opens the source directory of args, SPEC [DIR], so that no link leads out of it, and gives its whole path.
+func (p *project) openSource(args []string) (string, error) {
+	dir := "."
+	if len(args) > 1 {
+		dir = args[1]
+	}
 	root, err := layers.DirTree(dir)
 	if err != nil {
-		return nil, usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: %w", err)
+		return "", usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: %w", err)
 	}
-	return root, nil
+	p.close = append(p.close, root.Close)
+	p.builder.Source = root
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	p.sourceName = "the source directory " + abs
+	if len(args) == 1 {
+		// Who forgets DIR most often means where the spec is.
+		p.sourceName += " (the current directory, since no DIR is given"
+		if beside := filepath.Dir(args[0]); args[0] != "-" && beside != "." {
+			p.sourceName += "; where the spec is, is " + beside
+		}
+		p.sourceName += ")"
+	}
+	return abs, nil
 }
 
 // openStore opens the store, and the caches with it.
@@ -317,7 +341,7 @@ func (p *project) makePlan(ctx context.Context, dir string, platform ocispec.Pla
 		return err
 	}
 	p.plan, err = keys.New(ctx, p.spec, keys.Options{
-		Platform: platform, Context: p.builder.Source, Resolver: p.builder.Images, Hasher: memo, Salt: salt,
+		Platform: platform, Context: p.builder.Source, ContextName: p.sourceName, Resolver: p.builder.Images, Hasher: memo, Salt: salt,
 	})
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -349,6 +373,13 @@ func readFile(cmd *cobra.Command, name string) (string, []byte, error) {
 		text, err := readStdin(cmd)
 		return "<stdin>", text, err
 	}
+	if isDir(name) {
+		hint := "SPEC is a file, and comes before the directory that copies take files from: obx run SPEC " + name
+		if found, _ := filepath.Glob(filepath.Join(name, "*.sexp")); len(found) > 0 {
+			hint = "in it there is " + strings.Join(found, ", ")
+		}
+		return "", nil, usage(hint, "read the spec: %s is a directory", name)
+	}
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return "", nil, usage("", "read the spec: %w", err)
@@ -378,33 +409,29 @@ func readStdin(cmd *cobra.Command) ([]byte, error) {
 	}
 }
 
-// checkSpec finds what is wrong with a spec, its images' names included, and what a policy does not allow. given is as of build.Policy.Check.
-func checkSpec(s *spec.Spec, os string, policy *build.Policy, given func(image string) bool) error {
+// checkSpec adds to the mistakes of a spec's grammar those of its meaning, images' names included, and what a policy does not allow.
+// given is as of build.Policy.Check.
+func checkSpec(s *spec.Spec, errs spec.ErrorList, os string, policy *build.Policy, given func(image string) bool) spec.ErrorList {
 	var list spec.ErrorList
-	if err := s.Check(os); err != nil && !errors.As(err, &list) {
-		return err
+	if err := s.Check(os); err != nil {
+		list = err.(spec.ErrorList)
 	}
-	var images func(st *spec.Stage)
-	images = func(st *spec.Stage) {
-		for _, b := range st.Builds {
-			images(b.Stage)
-		}
-		if _, err := registry.Normalize(st.From.Image); err != nil {
+	errs = errs.Merge(list)
+	list = nil
+	eachStage(&s.Stage, func(st *spec.Stage) {
+		if _, err := registry.Normalize(st.From.Image); err != nil && st.From.Image != "" {
 			list = append(list, &spec.Error{File: s.File, Pos: st.From.Pos, Msg: err.Error()})
 		}
-	}
-	images(&s.Stage)
-	list = append(list, policy.Check(s, given)...)
-	if len(list) == 0 {
-		return nil
-	}
-	slices.SortStableFunc(list, func(a, b *spec.Error) int {
-		if a.Pos.Line != b.Pos.Line {
-			return a.Pos.Line - b.Pos.Line
-		}
-		return a.Pos.Col - b.Pos.Col
 	})
-	return list
+	return errs.Merge(append(list, policy.Check(s, given)...))
+}
+
+// eachStage visits a stage and those in it, in the order of the text.
+func eachStage(st *spec.Stage, visit func(*spec.Stage)) {
+	for _, b := range st.Builds {
+		eachStage(b.Stage, visit)
+	}
+	visit(st)
 }
 
 // step finds the step that NUMBER means, or the first one of the build that NAME means.
@@ -431,7 +458,7 @@ func (p *project) step(flag, value string) (*keys.Step, error) {
 	if len(names) > 0 {
 		hint = "builds are: " + strings.Join(names, ", ")
 	}
-	return nil, usage(hint, "--%s %s: no step and no build has that name", flag, value)
+	return nil, usage(hint, "--%s %s: no step and no build has that name%s", flag, value, spec.Suggest(value, names))
 }
 
 // rebuild reads --rebuild.

@@ -70,6 +70,7 @@ Exit status:
 		&cobra.Group{ID: groupStore, Title: "Results, here and shared:"},
 		&cobra.Group{ID: groupOther, Title: "More:"},
 	)
+	root.SetHelpCommand(helpCommand())
 	root.SetHelpCommandGroupID(groupOther)
 	root.SetCompletionCommandGroupID(groupOther)
 	root.AddCommand(
@@ -96,6 +97,9 @@ func group(cmd *cobra.Command, sub ...*cobra.Command) *cobra.Command {
 }
 
 func unknownCommand(cmd *cobra.Command, name string) error {
+	if said := elsewhereCommand(name); said != "" && !cmd.HasParent() {
+		return usage(said, "unknown command %q", name)
+	}
 	hint := fmt.Sprintf("%s --help lists the commands", cmd.CommandPath())
 	if cmd.SuggestionsMinimumDistance <= 0 {
 		cmd.SuggestionsMinimumDistance = 2
@@ -106,8 +110,36 @@ func unknownCommand(cmd *cobra.Command, name string) error {
 	return usage(hint, "unknown command %q", name)
 }
 
-func flagError(cmd *cobra.Command, err error) error {
-	return usage(cmd.CommandPath()+" --help lists the flags", "%w", err)
+// helpCommand is cobra's, but that a topic that is not there is a mistake, as a command is.
+func helpCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Tell more of a command or topic",
+		Long:  "Tell more of a command or topic; obx help lists them.",
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			var found []string
+			if of, _, err := cmd.Root().Find(args); err == nil {
+				for _, c := range of.Commands() {
+					if !c.Hidden && strings.HasPrefix(c.Name(), word) {
+						found = append(found, cobra.CompletionWithDesc(c.Name(), c.Short))
+					}
+				}
+			}
+			return found, cobra.ShellCompDirectiveNoFileComp
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			of, rest, err := cmd.Root().Find(args)
+			if err != nil || of == cmd.Root() && len(args) > 0 {
+				return unknownCommand(cmd.Root(), args[0])
+			}
+			if len(rest) > 0 && of.HasSubCommands() {
+				return unknownCommand(of, rest[0])
+			}
+			of.InitDefaultHelpFlag()
+			of.SetContext(cmd.Context())
+			return of.Help()
+		},
+	}
 }
 
 // args demands a number of arguments; what says which, in words.

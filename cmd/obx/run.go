@@ -68,6 +68,9 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 			if err != nil {
 				return err
 			}
+			if err := checkOutputs(outs); err != nil {
+				return err
+			}
 			toStdout := false
 			for _, o := range outs {
 				toStdout = toStdout || o.Dest == "-"
@@ -90,7 +93,13 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 				return err
 			}
 			b := p.builder
+			if noCache && len(rebuild) > 0 {
+				p.notices.warn("--rebuild says nothing more than --no-cache, which runs every step again")
+			}
 			b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, box.within(limits, in.limits), c, len(outs) > 0
+			if err := p.checkSecrets(cmd.Context()); err != nil {
+				return err
+			}
 			b.Events = p.notices.display(printer.Event)
 			box.apply(b)
 			if err := box.open(cmd.Context(), p); err != nil {

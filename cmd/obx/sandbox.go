@@ -1,11 +1,6 @@
 package main
 
 import (
-	"errors"
-	"io/fs"
-	"os"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/docker/go-units"
@@ -37,7 +32,7 @@ type sandbox struct {
 
 func (s *sandbox) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringArrayVar(&s.secrets, "secret", nil, "give steps a secret as `ID=FILE`, ID:FILE or ID=env:VARIABLE; repeatable")
+	f.StringArrayVar(&s.secrets, "secret", nil, "give steps a secret as `ID=FILE`, ID:FILE, ID=env:VARIABLE or id=ID,src=FILE; repeatable")
 	f.IntVarP(&s.jobs, "jobs", "j", 0, "run up to `N` steps at once (default: 4, or twice the processors if that is more)")
 	s.flags = f
 	f.StringVar(&s.memory, "memory", "", "let a step use `SIZE` of memory, as 512m or 2g")
@@ -67,8 +62,11 @@ func (s *sandbox) limits() (executor.Limits, error) {
 	if s.logLimitBytes, err = parseSize("log-limit", s.logLimit); err != nil {
 		return l, err
 	}
-	if s.cpus < 0 || s.pids < 0 || s.timeout < 0 || s.inodes < 0 || s.jobs < 0 {
-		return l, usage("", "--cpus, --pids, --timeout, --inodes and --jobs cannot be negative")
+	if s.cpus < 0 || s.pids < 0 || s.timeout < 0 || s.inodes < 0 {
+		return l, usage("", "--cpus, --pids, --timeout and --inodes cannot be negative")
+	}
+	if s.flags.Changed("jobs") && s.jobs < 1 {
+		return l, usage("without --jobs there are 4, or twice the processors if that is more", "--jobs %d: at least one step has to run", s.jobs)
 	}
 	if _, err := s.kind(); err != nil {
 		return l, err
@@ -115,38 +113,4 @@ func parseSize(flag, s string) (int64, error) {
 // apply sets what a builder needs to know.
 func (s *sandbox) apply(b *build.Builder) {
 	b.Jobs, b.FastSync, b.LogLimit = s.jobs, s.fastSync, s.logLimitBytes
-}
-
-// parseSecrets reads --secret. A value is read when the first step needs it, and once.
-func parseSecrets(flags []string) (map[string]build.Secret, error) {
-	secrets := map[string]build.Secret{}
-	for _, f := range flags {
-		i := strings.IndexAny(f, "=:")
-		if i <= 0 || i == len(f)-1 {
-			return nil, usage("for example --secret token=token.txt, or --secret token=env:TOKEN", "--secret %s: not ID=FILE, ID:FILE or ID=env:VARIABLE", f)
-		}
-		id, from := f[:i], f[i+1:]
-		if _, ok := secrets[id]; ok {
-			return nil, usage("", "--secret %s: given twice", id)
-		}
-		name, env := strings.CutPrefix(from, "env:")
-		if env && f[i] == '=' {
-			value, ok := os.LookupEnv(name)
-			if !ok {
-				return nil, usage("", "--secret %s: there is no environment variable %s", id, name)
-			}
-			secrets[id] = func() ([]byte, error) { return []byte(value), nil }
-			continue
-		}
-		switch info, err := os.Stat(from); {
-		case errors.Is(err, fs.ErrNotExist):
-			return nil, usage("", "--secret %s: there is no file %s", id, from)
-		case err != nil:
-			return nil, usage("", "--secret %s: %w", id, err)
-		case info.IsDir():
-			return nil, usage("", "--secret %s: %s is a directory", id, from)
-		}
-		secrets[id] = sync.OnceValues(func() ([]byte, error) { return os.ReadFile(from) })
-	}
-	return secrets, nil
 }

@@ -1,0 +1,27 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/ocurrent/obx/keys/spec"
+	"github.com/ocurrent/obx/registry"
+)
+
+// warnUnused warns of a --base for a name that the spec does not have: a slip, most likely.
+func (in *inputs) warnUnused(p *project) {
+	var images []string
+	used := map[string]bool{}
+	eachStage(&p.spec.Stage, func(st *spec.Stage) {
+		if name, err := registry.Normalize(st.From.Image); err == nil {
+			used[name] = true
+			images = append(images, st.From.Image)
+		}
+	})
+	for _, b := range in.bases {
+		image, _, _ := strings.Cut(b, "=")
+		if name, err := registry.Normalize(image); err == nil && !used[name] {
+			p.notices.warn(fmt.Sprintf("--base %s: %s has no (from %s)%s", b, p.spec.File, image, spec.Suggest(image, images)))
+		}
+	}
+}
