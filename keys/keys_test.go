@@ -305,7 +305,7 @@ func TestWaysIn(t *testing.T) {
 		of   any
 		want string
 	}{
-		{keys.Options{}, "Platform Context Resolver Hasher Salt Jobs"},
+		{keys.Options{}, "Platform Context Resolver Hasher Salt Jobs ContextName"},
 		{spec.Run{}, "Pos Command Caches Network Secrets"},
 		{spec.Mount{}, "Pos ID Target Options"},
 		{spec.Copy{}, "Pos From Src Dst Exclude"},
