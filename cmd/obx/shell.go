@@ -266,7 +266,10 @@ func enter(cmd *cobra.Command, b *build.Builder, at *spot, argv []string, networ
 		return failed("%s: %w", strings.Join(argv, " "), err)
 	}
 	var start *executor.StartError
-	if errors.As(err, &start) {
+	switch {
+	case errors.As(err, &start) && len(argv) == 0:
+		return failed("%w\n  another shell: add -- /bin/sh to the command line", err)
+	case errors.As(err, &start):
 		return failed("%w", err)
 	}
 	return err

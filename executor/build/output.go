@@ -331,6 +331,9 @@ type Session struct {
 	Output  io.Writer
 }
 
+// defaultPath is where a session looks for commands if neither the image nor the spec says: Docker's default.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
 // Shell runs a session. What it changes is dropped.
 func (b *Builder) Shell(ctx context.Context, key string, s Session) (err error) {
 	id, err := keys.ParseID(key)
@@ -361,6 +364,10 @@ func (b *Builder) Shell(ctx context.Context, key string, s Session) (err error) 
 	if len(p.Argv) == 0 {
 		// The last word of a shell is what makes it take a command: -c.
 		p.Argv = s.Context.Shell[:max(1, len(s.Context.Shell)-1)]
+	}
+	if cfg := top.lowest().rec.Config; (cfg == nil || cfg.OS != "windows") && !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "PATH=") }) {
+		// Whoever types a command expects it to be found, whatever the image says; a step has what the image and the spec say.
+		p.Env = append(p.Env, "PATH="+defaultPath)
 	}
 	if s.TTY != nil {
 		p.Stdin, p.Terminal = s.TTY, true

@@ -319,7 +319,7 @@ func TestShell(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := fmt.Sprintf("%q %q %s %d:%d", seen.Argv, seen.Env, seen.Dir, seen.UID, seen.GID)
-	if want := `["/bin/sh"] ["A=1" "B=2"] /w/sub 5:6`; got != want {
+	if want := `["/bin/sh"] ["A=1" "B=2" "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"] /w/sub 5:6`; got != want {
 		t.Errorf("the process is %s, want %s", got, want)
 	}
 	m.exec.before = nil

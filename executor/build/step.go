@@ -211,11 +211,22 @@ func (s *stage) runStep(ctx context.Context, w *work, op *spec.Run, root *root, 
 		var exit *executor.ExitError
 		var start *executor.StartError
 		if errors.As(err, &exit) || errors.As(err, &start) {
-			return layers.Layer{}, &StepError{Step: w.step, Err: err}
+			return layers.Layer{}, &StepError{Step: w.step, Err: s.withoutShell(w.step, err)}
 		}
 		return layers.Layer{}, fmt.Errorf("step %d: %w", w.step.Number, err)
 	}
 	return s.freeze(ctx, w.step, root)
+}
+
+// withoutShell adds to a command that could not be started what a spec says of its shell, if it says nothing yet: not every image has bash.
+func (s *stage) withoutShell(step *keys.Step, err error) error {
+	var start *executor.StartError
+	if s.plan.Platform.OS == "windows" || !errors.As(err, &start) || !strings.HasPrefix(start.Msg, "cannot run ") ||
+		!slices.Equal(step.Env.Shell, keys.DefaultContext(s.plan.Platform).Shell) {
+		return err
+	}
+	return fmt.Errorf("%w: commands are run by %s unless the spec says otherwise, as (shell /bin/sh -c) before this step",
+		err, strings.Join(step.Env.Shell, " "))
 }
 
 func (s *stage) freeze(ctx context.Context, step *keys.Step, root *root) (layers.Layer, error) {

@@ -97,10 +97,17 @@ func checkProgram(r RootDir, p executor.Process, covered func(string) bool) erro
 		if err := checkExecutable(r, file, 0); err != nil {
 			return startError("cannot run %s: %v", name, err)
 		}
-		return nil
+		if name != "/usr/bin/env" || len(p.Argv) < 2 || p.Argv[1] == "" || strings.ContainsAny(p.Argv[1], "-=/") {
+			return nil
+		}
+		// env only says with a status, 127, that it does not find what it is to run, and commands give that too.
+		name = p.Argv[1]
 	}
 	search, set := lookupEnv(p.Env, "PATH")
 	if !set {
+		if name != p.Argv[0] {
+			return nil // env has a default
+		}
 		return startError("cannot run %s: PATH is not set", name)
 	}
 	var found error
