@@ -27,6 +27,12 @@ func Diff(now, was []byte) ([]string, error) {
 	return out, nil
 }
 
+// IsParent reports a sentence of Diff about the step before: it says only that something earlier differs.
+func IsParent(sentence string) bool { return strings.HasPrefix(sentence, parentLabel+": ") }
+
+// parentLabel is what Diff calls the field parent.
+const parentLabel = "step before"
+
 // Distance says how much two preimages differ: 0 if they are equal, little if they are likely to be one step before and
 // after an edit, math.MaxInt if one cannot be read. It looks for the recorded step that is nearest to one that misses.
 func Distance(a, b []byte) int {
@@ -133,7 +139,7 @@ func (d *differ) field(name string, now, was []sexp, has, had bool) {
 	label, weight, missing := name, weightField, "none"
 	switch name {
 	case "parent":
-		label, weight = "step before", weightParent
+		label, weight = parentLabel, weightParent
 	case "dst":
 		label = "destination"
 	case "from":

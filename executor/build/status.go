@@ -1,9 +1,11 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -201,6 +203,7 @@ func (b *Builder) Explain(ctx context.Context, p *keys.Plan) (*Explanation, erro
 	}
 	ex := &Explanation{Step: miss}
 	var nearest []byte
+	var like *Record
 	best := keys.Unrelated - 1 // another kind of step explains nothing
 	for info, err := range b.Store.Results() {
 		if err != nil {
@@ -221,7 +224,7 @@ func (b *Builder) Explain(ctx context.Context, p *keys.Plan) (*Explanation, erro
 		if d > best || d == best && !info.Result.Created.After(ex.Created) {
 			continue
 		}
-		best, nearest, ex.Nearest, ex.Created = d, []byte(was), info.Result.Key, info.Result.Created
+		best, nearest, like, ex.Nearest, ex.Created = d, []byte(was), rec, info.Result.Key, info.Result.Created
 	}
 	if nearest == nil {
 		return ex, ctx.Err()
@@ -229,5 +232,48 @@ func (b *Builder) Explain(ctx context.Context, p *keys.Plan) (*Explanation, erro
 	if ex.Reasons, err = keys.Diff(miss.Preimage, nearest); err != nil {
 		return nil, fmt.Errorf("compare step %d with result %s: %w", miss.Number, ex.Nearest, err)
 	}
+	if base := b.baseReasons(miss, like); len(base) > 0 {
+		ex.Reasons = append(base, slices.DeleteFunc(ex.Reasons, keys.IsParent)...)
+	}
 	return ex, ctx.Err()
+}
+
+// baseReasons says what differs between the base image that a stage's first step stands on and the one that a recorded step stood on. It says
+// nothing of steps that stand on other steps, or where the base of the recorded one is not known.
+func (b *Builder) baseReasons(miss *keys.Step, was *Record) []string {
+	if miss.Index != 0 {
+		return nil
+	}
+	now := baseRef(miss.Stage.Base)
+	if p := was.Pulled; p != nil {
+		if len(p.Steps) != 1 || p.BaseRef == "" || p.BaseRef == now {
+			return nil
+		}
+		return []string{fmt.Sprintf("base image %s is now %s", p.BaseRef, now)}
+	}
+	base, err := b.Record(was.Parent)
+	if err != nil || base.Config == nil || base.Parent != "" || base.Pulled != nil {
+		return nil
+	}
+	changes, err := keys.Diff(miss.Stage.Preimage, []byte(base.Preimage))
+	if err != nil {
+		return nil
+	}
+	for i, c := range changes {
+		switch {
+		case strings.HasPrefix(c, "digest: "):
+			changes[i] = fmt.Sprintf("base image %s is now %s", cmp.Or(strings.TrimSuffix(base.Ref, "@"), "scratch"), now)
+		case strings.HasPrefix(c, "salt: "):
+			changes[i] = "--" + c
+		}
+	}
+	return changes
+}
+
+// baseRef is how a base image is named for people: NAME@DIGEST, or scratch.
+func baseRef(base keys.Base) string {
+	if base.Digest == "" {
+		return base.Ref
+	}
+	return base.Ref + "@" + base.Digest.String()
 }
