@@ -19,6 +19,7 @@ import (
 type need byte
 
 const (
+	entered      need = 0   // it has an entry of its own, whatever is below
 	passed       need = 'p' // a way leads through it: it is no link in the layers below
 	implied      need = 'i' // it holds entries and has none: it has the attributes that the layers below have
 	forWhiteouts need = 'w' // it holds only whiteouts: it exists if it does so below
@@ -158,6 +159,9 @@ func (u *untarrer) look(n *node, name string) (*place, error) {
 
 // seal forgets what the layers below have in a directory, since this layer hides it from here on.
 func (u *untarrer) seal(n *node) error {
+	if n.below == nil {
+		return nil // so have all below it
+	}
 	n.below = nil
 	for name, k := range n.kids {
 		switch {
@@ -217,7 +221,9 @@ func (u *untarrer) make(n *node, why need) error {
 	n.virtual, n.hollow = false, why == forWhiteouts
 	switch {
 	case n.below == u.unknown:
-		u.note(n, why)
+		if why != entered {
+			u.note(n, why)
+		}
 	case n.below != nil:
 		if n.meta, err = n.below.meta(); err != nil {
 			return err
@@ -232,7 +238,10 @@ func (u *untarrer) directory(parent *node, name string) (*node, error) {
 		return u.dir(parent, name, clashReplaces)
 	}
 	if k := parent.kids[name]; k != nil {
-		return k, u.make(k, implied)
+		if err := u.make(parent, implied); err != nil {
+			return nil, err
+		}
+		return k, u.make(k, entered)
 	}
 	if err := CheckDepth(parent.level, name); err != nil {
 		return nil, err
@@ -255,7 +264,7 @@ func (u *untarrer) directory(parent *node, name string) (*node, error) {
 		return nil, err
 	}
 	parent.add(k)
-	return k, u.make(k, passed)
+	return k, u.make(k, entered)
 }
 
 // clear makes room for an entry: a later one replaces what is there. The parent must have been made.
