@@ -24,7 +24,6 @@ const (
 	implied      need = 'i' // it holds entries and has none: it has the attributes that the layers below have
 	forWhiteouts need = 'w' // it holds only whiteouts: it exists if it does so below
 	linkBelow    need = 'l' // a hard link in it leads to a file below
-	opaqueRoot   need = 'o' // nothing below is to be seen, which overlayfs knows of no root
 )
 
 // A note is something about the layers below that unpacking has taken for granted.

@@ -76,11 +76,9 @@ func (s *Stack) add(ctx context.Context, dir string) error {
 		s.Dirs = slices.DeleteFunc(s.Dirs, func(d string) bool { return d == dir })
 		s.Close()
 	}
-	apply, hidden, found := false, false, map[string]*meta{}
+	apply, found := false, map[string]*meta{}
 	for _, e := range ends {
 		switch e.need {
-		case opaqueRoot:
-			hidden = true
 		case linkBelow:
 			apply = true
 		default:
@@ -102,7 +100,7 @@ func (s *Stack) add(ctx context.Context, dir string) error {
 			return err
 		}
 	}
-	if hidden {
+	if isOpaque(s.st.LayerPath(dir)) { // overlayfs does not ask a root for it
 		s.Dirs, s.attrs = nil, nil
 	}
 	if !apply {
@@ -437,9 +435,13 @@ func (p *place) inLayer(i int) (typ uint32, opaque bool, err error) {
 		typ = typWhiteout
 	}
 	if typ == unix.S_IFDIR {
-		var v [2]byte
-		n, err := unix.Getxattr(fdPath(fd), opaqueXattr, v[:])
-		opaque = err == nil && string(v[:n]) == "y"
+		opaque = isOpaque(fdPath(fd))
 	}
 	return typ, opaque, nil
+}
+
+func isOpaque(path string) bool {
+	var v [2]byte
+	n, err := unix.Getxattr(path, opaqueXattr, v[:])
+	return err == nil && string(v[:n]) == "y"
 }

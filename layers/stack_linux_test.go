@@ -67,6 +67,8 @@ func TestStack(t *testing.T) {
 			"uuu", ""},
 		{"an opaque root", [][]tar.Header{{dir("d")}, {file("e")}, {file(".wh..wh..opq"), file("f")}, {file("g")}},
 			"uu", "f f 640 3; g f 640 3"},
+		{"an opaque root, through a link below", [][]tar.Header{{symlink("d", "..")}, {file("d/.wh..wh..opq"), file("f")}},
+			"s", "f f 640 3"},
 		{"a way through a link below", [][]tar.Header{{symlink("l", "/d/e")}, {file("l/a"), file("l/.wh.b"), dir("l/c")}},
 			"us", "d d 755; d/e d 755; d/e/a f 640 3; d/e/c d 750; l l /d/e"},
 		{"a link below that is replaced after it was used", [][]tar.Header{{symlink("l", "d")}, {file("l/a"), dir("l"), file("l/a")}},

@@ -287,9 +287,6 @@ func (u *untarrer) whiteout(dir []string, name string) error {
 		if parent.virtual && parent.below == nil {
 			return nil
 		}
-		if parent == u.root {
-			u.note(parent, opaqueRoot)
-		}
 		if err := u.make(parent, forWhiteouts); err != nil {
 			return err
 		}
