@@ -102,6 +102,7 @@ func (s *Stack) add(ctx context.Context, dir string) error {
 	}
 	if isOpaque(s.st.LayerPath(dir)) { // overlayfs does not ask a root for it
 		s.Dirs, s.attrs = nil, nil
+		s.Close()
 	}
 	if !apply {
 		for path, m := range found {
@@ -111,13 +112,15 @@ func (s *Stack) add(ctx context.Context, dir string) error {
 			s.attrs[path] = attrs{dir, m}
 		}
 	}
-	s.push(dir)
-	return nil
+	return s.push(dir)
 }
 
-func (s *Stack) push(dir string) {
+func (s *Stack) push(dir string) error {
 	s.Dirs, s.Added = append(s.Dirs, dir), append(s.Added, dir)
-	s.Close()
+	if s.tree == nil {
+		return nil
+	}
+	return s.tree.push(s.st.LayerPath(dir))
 }
 
 // end looks below a layer for what it leaves open: for the attributes of a directory, if they are not those that a layer's directory has
@@ -210,8 +213,7 @@ func (s *Stack) Flush(ctx context.Context) error {
 	}
 	name := s.name("attributes 1")
 	if s.st.HasLayer(name) {
-		s.push(name)
-		return nil
+		return s.push(name)
 	}
 	dir, err := newLayerDir(s.st)
 	if err != nil {
@@ -258,8 +260,7 @@ func (s *Stack) Flush(ctx context.Context) error {
 	if _, err := s.st.CommitLayer(dir, name); err != nil {
 		return err
 	}
-	s.push(name)
-	return nil
+	return s.push(name)
 }
 
 // apply applies a layer to the stack, and gives the name of the directory that it is there.
@@ -311,23 +312,31 @@ func (s *Stack) apply(ctx context.Context, layer string) (string, error) {
 
 // A mergedDirs is what layer directories are on top of each other, looked at without mounting them.
 type mergedDirs struct {
-	dirs []int // topmost first
+	dirs []int // base first
 	root *place
 }
 
 func newMerged(st *cas.Store, dirs []string) (*mergedDirs, error) {
 	m := &mergedDirs{}
 	m.root = &place{m: m, level: &foreign.Level{}, typ: unix.S_IFDIR}
-	for i, d := range slices.Backward(dirs) {
-		fd, err := openRoot(st.LayerPath(d))
-		if err != nil {
+	for _, d := range dirs {
+		if err := m.push(st.LayerPath(d)); err != nil {
 			m.close()
 			return nil, err
 		}
-		m.dirs = append(m.dirs, fd)
-		m.root.in = append(m.root.in, len(dirs)-1-i)
 	}
 	return m, nil
+}
+
+// push puts a directory on top.
+func (m *mergedDirs) push(path string) error {
+	fd, err := openRoot(path)
+	if err != nil {
+		return err
+	}
+	m.dirs = append(m.dirs, fd)
+	m.root.in = slices.Insert(m.root.in, 0, len(m.dirs)-1)
+	return m.root.pushed()
 }
 
 func (m *mergedDirs) close() { closeAll(m.dirs) }
@@ -338,12 +347,40 @@ type place struct {
 	up    *place
 	level *foreign.Level
 	typ   uint32 // as in st_mode; 0: nothing is there
-	in    []int  // layers that have it: for a directory all that are merged, else one
+	in    []int  // layers that have it, topmost first: for a directory all that are merged, else one
 	kids  map[string]*place
 }
 
-// top is the number of the layer that has a place's own attributes, from below.
-func (p *place) top() int { return len(p.m.dirs) - 1 - p.in[0] }
+// top is the number of the layer that has a place's own attributes.
+func (p *place) top() int { return p.in[0] }
+
+// pushed looks at what a layer that was put on top has in a directory of its own that is known already.
+func (p *place) pushed() error {
+	for _, k := range p.kids {
+		i := p.in[0]
+		typ, opaque, err := k.inLayer(i)
+		switch {
+		case err != nil:
+			return k.fail(err)
+		case typ == 0:
+			continue
+		case typ == typWhiteout:
+			k.typ, k.in, k.kids = 0, nil, nil
+		case typ != unix.S_IFDIR, opaque, k.typ != unix.S_IFDIR:
+			k.typ, k.in, k.kids = typ, []int{i}, nil
+		default:
+			k.in = slices.Insert(k.in, 0, i)
+			if err := k.pushed(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *place) fail(err error) error {
+	return &fs.PathError{Op: "lstat", Path: p.level.Short(), Err: err}
+}
 
 // open opens the place in its topmost layer.
 func (p *place) open(flags int) (int, error) {
@@ -390,7 +427,7 @@ func (p *place) child(name string) (*place, error) {
 	for _, i := range p.in {
 		typ, opaque, err := k.inLayer(i)
 		if err != nil {
-			return nil, &fs.PathError{Op: "lstat", Path: k.level.Short(), Err: err}
+			return nil, k.fail(err)
 		}
 		if typ == 0 {
 			continue
