@@ -211,7 +211,7 @@ func (s *site) try(text string) (*built, error) {
 	rep, err := b.Run(s.c.Context(), plan)
 	if err == nil {
 		var files bytes.Buffer
-		if err = b.Write(s.c.Context(), plan, rep, build.OutputSpec{Type: "tar", Dest: "-"}, &files); err == nil {
+		if _, err = b.Write(s.c.Context(), plan, rep, build.OutputSpec{Type: "tar", Dest: "-"}, &files); err == nil {
 			err = untar(&files, out.files)
 		}
 	}

@@ -127,18 +127,29 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+	switch algorithmOf(magic) {
+	case "gzip":
 		z, err := gzip.NewReader(br)
 		if err != nil {
 			return nil, err
 		}
 		return z, nil
-	case isZstd(magic):
+	case "zstd":
 		// One goroutine: the stages around it are others already, and this is the decoder's fastest way in total.
 		return newZstdReader(br)
 	}
 	return io.NopCloser(br), nil
+}
+
+// algorithmOf tells by what bytes that begin like this are compressed.
+func algorithmOf(magic []byte) string {
+	switch {
+	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
+		return "gzip"
+	case isZstd(magic):
+		return "zstd"
+	}
+	return "none"
 }
 
 // Most layers are small, and megabytes of tables and windows cost more than they do: encoders and decoders are used again.

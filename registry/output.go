@@ -23,10 +23,11 @@ import (
 	"github.com/ocurrent/obx/cas"
 )
 
-// WriteOCI writes an image as a tar of an OCI layout. Its layers have to be packed. name is "", or a reference to record: app:1.0 is
-// found by the tag 1.0, and a bare word by itself. The same image gives the same bytes.
-func WriteOCI(ctx context.Context, w io.Writer, st *cas.Store, img Image, name string) (ocispec.Descriptor, error) {
-	o, err := assemble(img, name)
+// WriteOCI writes an image as a tar of an OCI layout. Its layers have to be packed. names are references to record: app:1.0 is
+// found by the tag 1.0, and a bare word by itself. The same image gives the same bytes. As others here that write images, it gives the
+// manifest's descriptor.
+func WriteOCI(ctx context.Context, w io.Writer, st *cas.Store, img Image, names ...string) (ocispec.Descriptor, error) {
+	o, err := assemble(img, names)
 	if err != nil {
 		return ocispec.Descriptor{}, fmt.Errorf("write OCI image: %w", err)
 	}
@@ -38,41 +39,45 @@ func WriteOCI(ctx context.Context, w io.Writer, st *cas.Store, img Image, name s
 
 // WriteDocker writes what `docker load` reads: docker-save's manifest.json and an OCI layout in one tar, over the same blobs. Docker before 23
 // cannot read zstd layers.
-func WriteDocker(ctx context.Context, w io.Writer, st *cas.Store, img Image, name string) error {
-	o, err := assemble(img, name)
-	if err != nil {
-		return fmt.Errorf("write docker image: %w", err)
+func WriteDocker(ctx context.Context, w io.Writer, st *cas.Store, img Image, names ...string) (ocispec.Descriptor, error) {
+	o, err := assemble(img, names)
+	if err == nil {
+		err = o.writeDocker(ctx, w, st)
 	}
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("write docker image: %w", err)
+	}
+	return o.manifest, nil
+}
+
+func (o *output) writeDocker(ctx context.Context, w io.Writer, st *cas.Store) error {
 	// https://github.com/moby/docker-image-spec
 	item := struct {
 		Config   string
 		RepoTags []string
 		Layers   []string
 	}{Config: blobPath(o.config.Digest)}
-	if o.full != "" {
-		familiar, err := reference.ParseDockerRef(o.full)
+	for _, n := range o.names {
+		familiar, err := reference.ParseDockerRef(n.full)
 		if err != nil {
-			return fmt.Errorf("write docker image: %w", err)
+			return err
 		}
-		item.RepoTags = []string{reference.FamiliarString(familiar)}
+		item.RepoTags = append(item.RepoTags, reference.FamiliarString(familiar))
 	}
 	for _, l := range o.layers {
 		item.Layers = append(item.Layers, blobPath(l.Digest))
 	}
 	manifest, err := json.Marshal([]any{item})
 	if err != nil {
-		return fmt.Errorf("write docker image: %w", err)
+		return err
 	}
-	if err := o.writeTar(ctx, w, st, manifest); err != nil {
-		return fmt.Errorf("write docker image: %w", err)
-	}
-	return nil
+	return o.writeTar(ctx, w, st, manifest)
 }
 
 // WriteOCIDir writes an image into an OCI layout directory, which is made, or added to: blobs first, the index last by one rename. An image of
 // that name is replaced; its blobs stay. Several processes may write to one directory.
-func WriteOCIDir(ctx context.Context, dir string, st *cas.Store, img Image, name string) (ocispec.Descriptor, error) {
-	o, err := assemble(img, name)
+func WriteOCIDir(ctx context.Context, dir string, st *cas.Store, img Image, names ...string) (ocispec.Descriptor, error) {
+	o, err := assemble(img, names)
 	if err == nil {
 		err = o.writeDir(ctx, dir, st)
 	}
@@ -87,13 +92,20 @@ type output struct {
 	manifest, config ocispec.Descriptor
 	layers           []ocispec.Descriptor
 	documents        map[digest.Digest][]byte
-	tag, full        string // names in the index
+	names            []outputName
 }
 
-func assemble(img Image, name string) (*output, error) {
+// An outputName is a name in an index. Tools look for the tag alone; containerd, and docker load with it, for the whole name.
+type outputName struct{ tag, full string }
+
+func assemble(img Image, names []string) (*output, error) {
 	o := &output{documents: make(map[digest.Digest][]byte), layers: []ocispec.Descriptor{}}
-	if err := o.setName(name); err != nil {
-		return nil, err
+	for _, name := range names {
+		n, err := parseOutputName(name)
+		if err != nil {
+			return nil, err
+		}
+		o.names = append(o.names, n)
 	}
 	conf := img.Config
 	conf.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}
@@ -125,26 +137,25 @@ func assemble(img Image, name string) (*output, error) {
 	return o, err
 }
 
-// CheckImageName says what is wrong with the name of an image that is written.
-func CheckImageName(name string) error { return new(output).setName(name) }
+// CheckOutputName refuses a name that no image can be written under.
+func CheckOutputName(name string) error {
+	_, err := parseOutputName(name)
+	return err
+}
 
-// setName chooses what the index says. Tools look for the tag alone; containerd, and docker load with it, for the whole name.
-func (o *output) setName(name string) error {
-	if name == "" {
-		return nil
-	}
+func parseOutputName(name string) (outputName, error) {
 	n, err := parseName(name)
 	if err != nil {
-		return err
+		return outputName{}, err
 	}
 	if n.host == "" || n.digest != "" {
-		return fmt.Errorf("an image cannot be named %q", name)
+		return outputName{}, fmt.Errorf("an image cannot be named %q", name)
 	}
-	o.full, o.tag = n.String(), n.tag
+	o := outputName{tag: n.tag, full: n.String()}
 	if !strings.ContainsAny(name, "/:") {
 		o.tag = name
 	}
-	return nil
+	return o, nil
 }
 
 func (o *output) add(mediaType string, v any) (ocispec.Descriptor, error) {
@@ -157,13 +168,18 @@ func (o *output) add(mediaType string, v any) (ocispec.Descriptor, error) {
 	return ocispec.Descriptor{MediaType: mediaType, Digest: d, Size: int64(len(b))}, nil
 }
 
-// entry is the image's line in an index.
-func (o *output) entry() ocispec.Descriptor {
-	d := o.manifest
-	if o.tag != "" {
-		d.Annotations = map[string]string{ocispec.AnnotationRefName: o.tag, annotationContainerName: o.full}
+// entries are the image's lines in an index: one for each name, or one without.
+func (o *output) entries() []ocispec.Descriptor {
+	if o.names == nil {
+		return []ocispec.Descriptor{o.manifest}
 	}
-	return d
+	var all []ocispec.Descriptor
+	for _, n := range o.names {
+		d := o.manifest
+		d.Annotations = map[string]string{ocispec.AnnotationRefName: n.tag, annotationContainerName: n.full}
+		all = append(all, d)
+	}
+	return all
 }
 
 func newIndex(entries ...ocispec.Descriptor) ocispec.Index {
@@ -208,7 +224,7 @@ func layoutFile() []byte {
 
 // writeTar writes the layout, with docker's manifest.json if it is not nil.
 func (o *output) writeTar(ctx context.Context, w io.Writer, st *cas.Store, dockerManifest []byte) error {
-	index, err := json.Marshal(newIndex(o.entry()))
+	index, err := json.Marshal(newIndex(o.entries()...))
 	if err != nil {
 		return err
 	}
@@ -310,11 +326,13 @@ func (o *output) writeDir(ctx context.Context, dir string, st *cas.Store) error 
 			return err
 		}
 	}
-	entry := o.entry()
+	entries := o.entries()
 	index.Manifests = append(slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
-		was := d.Annotations[ocispec.AnnotationRefName]
-		return was == o.tag && (was != "" || d.Digest == entry.Digest)
-	}), entry)
+		return slices.ContainsFunc(entries, func(e ocispec.Descriptor) bool {
+			was := d.Annotations[ocispec.AnnotationRefName]
+			return was == e.Annotations[ocispec.AnnotationRefName] && (was != "" || d.Digest == e.Digest)
+		})
+	}), entries...)
 	b, err := json.Marshal(index)
 	if err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"oras.land/oras-go/v2/content/oci"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 )
@@ -105,6 +106,32 @@ func TestWriteOCI(t *testing.T) {
 	writeFile(t, file, b.Bytes())
 	wantOras(t, file, "1.0", desc)
 	wantSkopeo(t, "oci-archive:"+file+":1.0", want)
+	wantBuildah(t, "oci-archive:"+file+":1.0")
+}
+
+// wantBuildah builds on an image.
+func wantBuildah(t *testing.T, ref string) {
+	t.Helper()
+	if _, err := exec.LookPath("buildah"); err != nil || os.Geteuid() != 0 {
+		t.Log("buildah is not installed, or not to be had without root: nothing is built on the image")
+		return
+	}
+	dir := t.TempDir()
+	buildah := func(args ...string) string {
+		t.Helper()
+		args = append([]string{"--storage-driver", "vfs", "--root", filepath.Join(dir, "root"), "--runroot", filepath.Join(dir, "run")}, args...)
+		out, err := exec.Command("buildah", args...).Output()
+		if err != nil {
+			t.Fatalf("buildah %s: %s", args[6], stderr(err))
+		}
+		return strings.TrimSpace(string(out))
+	}
+	container := buildah("from", ref)
+	buildah("config", "--env", "MORE=1", container)
+	buildah("commit", "-q", container, "oci:"+filepath.Join(dir, "more")+":1")
+	if got, err := pull(t.Context(), newImages(t), "oci:"+filepath.Join(dir, "more")+":1"); err != nil || !slices.Contains(got.Config.Config.Env, "MORE=1") {
+		t.Errorf("what was built on it: %v, %v", got, err)
+	}
 }
 
 // wantOras reads an image with oras-go.
@@ -175,49 +202,39 @@ func stderr(err error) []byte {
 func TestWriteDocker(t *testing.T) {
 	t.Parallel()
 	st, img, want := anOutput(t)
-	for name, tags := range map[string][]string{"": nil, "app": {"app:latest"}, "ghcr.io/x/app:1": {"ghcr.io/x/app:1"}} {
+	for name, tags := range map[string][]string{
+		"": nil, "app": {"app:latest"}, "ghcr.io/x/app:1": {"ghcr.io/x/app:1"}, "app:1 other/app:2": {"app:1", "other/app:2"},
+	} {
+		names := strings.Fields(name)
 		var b, again bytes.Buffer
-		if err := registry.WriteDocker(t.Context(), &b, st, img, name); err != nil {
+		if _, err := registry.WriteDocker(t.Context(), &b, st, img, names...); err != nil {
 			t.Fatal(err)
 		}
-		if err := registry.WriteDocker(t.Context(), &again, st, img, name); err != nil || !bytes.Equal(b.Bytes(), again.Bytes()) {
+		if _, err := registry.WriteDocker(t.Context(), &again, st, img, names...); err != nil || !bytes.Equal(b.Bytes(), again.Bytes()) {
 			t.Errorf("writing again gives other bytes, %v", err)
 		}
 		file := filepath.Join(t.TempDir(), "image.tar")
 		writeFile(t, file, b.Bytes())
 		wantSkopeo(t, "docker-archive:"+file, want)
+		if name == "app" {
+			wantBuildah(t, "docker-archive:"+file)
+		}
 
-		// What docker load does: configs and layers by the paths in manifest.json, diff ids compared.
+		conf, loaded, err := conformance.CheckDockerArchive(bytes.NewReader(b.Bytes()))
+		if err != nil || !slices.Equal(loaded, tags) || !slices.Equal(conf.RootFS.DiffIDs, want.config.RootFS.DiffIDs) {
+			t.Errorf("docker load: %q, %v, %v", loaded, conf.RootFS, err)
+		}
 		dir, _ := untar(t, &b)
-		wantBack(t, "oci:"+dir, want)
-		text, err := os.ReadFile(filepath.Join(dir, "manifest.json"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var items []struct {
-			Config   string
-			RepoTags []string
-			Layers   []string
-		}
-		if err := json.Unmarshal(text, &items); err != nil || len(items) != 1 || len(items[0].Layers) != len(want.layers) {
-			t.Fatalf("%s: %v", text, err)
-		}
-		if !slices.Equal(items[0].RepoTags, tags) {
-			t.Errorf("%s: tags %q", name, items[0].RepoTags)
-		}
-		conf, err := os.ReadFile(filepath.Join(dir, items[0].Config))
-		if err != nil {
-			t.Fatal(err)
-		}
-		var c ocispec.Image
-		if err := json.Unmarshal(conf, &c); err != nil || !slices.Equal(c.RootFS.DiffIDs, want.config.RootFS.DiffIDs) {
-			t.Errorf("%s: %v", conf, err)
-		}
-		for i, l := range items[0].Layers {
-			got, err := os.ReadFile(filepath.Join(dir, l))
-			if err != nil || digest.FromBytes(got) != want.layers[i].Digest {
-				t.Errorf("layer %d: %v", i, err)
+		for _, tag := range append(tags, "") {
+			if _, tag, _ = strings.Cut(tag, ":"); tag != "" {
+				tag = ":" + tag
+			} else if len(tags) > 1 {
+				continue // one of two
 			}
+			if tag == ":latest" {
+				tag = ":app"
+			}
+			wantBack(t, "oci:"+dir+tag, want)
 		}
 	}
 }
@@ -226,16 +243,16 @@ func TestWriteOCIDir(t *testing.T) {
 	t.Parallel()
 	st, img, want := anOutput(t)
 	dir := filepath.Join(t.TempDir(), "new", "layout")
-	write := func(img registry.Image, name string) ocispec.Descriptor {
+	write := func(img registry.Image, names ...string) ocispec.Descriptor {
 		t.Helper()
-		desc, err := registry.WriteOCIDir(t.Context(), dir, st, img, name)
+		desc, err := registry.WriteOCIDir(t.Context(), dir, st, img, names...)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return desc
 	}
-	write(img, "")
-	write(img, "")
+	write(img)
+	write(img)
 	wantBack(t, "oci:"+dir, want) // still one
 	other := img
 	other.Layers = img.Layers[:1]
@@ -309,8 +326,9 @@ func TestWriteErrors(t *testing.T) {
 		img        registry.Image
 		name, want string
 	}{
-		{unpacked, "", "layer 4 is not packed"},
-		{missing, "", "not found in the store"},
+		{unpacked, "app", "layer 4 is not packed"},
+		{missing, "app", "not found in the store"},
+		{img, "", "the name of an image is empty"},
 		{img, "Bad", "must be lowercase"},
 		{img, "scratch", "cannot be named"},
 		{img, "x@" + digest.FromString("x").String(), "cannot be named"},
@@ -326,7 +344,7 @@ func TestWriteErrors(t *testing.T) {
 		if _, err := registry.WriteOCI(t.Context(), io.Discard, st, tt.img, tt.name); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("tar: got %v, want %q", err, tt.want)
 		}
-		if err := registry.WriteDocker(t.Context(), io.Discard, st, tt.img, tt.name); err == nil || !strings.Contains(err.Error(), tt.want) {
+		if _, err := registry.WriteDocker(t.Context(), io.Discard, st, tt.img, tt.name); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("docker: got %v, want %q", err, tt.want)
 		}
 	}

@@ -8,16 +8,12 @@ import (
 	"path/filepath"
 
 	"github.com/ocurrent/obx/executor/build"
-	"github.com/ocurrent/obx/registry"
 )
 
 // checkOutputs finds, before anything is built, the outputs that could not be written, or not be used, after it.
 func checkOutputs(outs []build.OutputSpec) error {
 	for _, o := range outs {
-		if err := registry.CheckImageName(o.Name); err != nil {
-			return usage("for example name=app:dev", "--output type=%s,dest=%s: name: %w", o.Type, o.Dest, err)
-		}
-		if o.Type == "docker" && o.Name == "" {
+		if o.Type == "docker" && len(o.Names) == 0 {
 			return usage("for example -o type=docker,dest="+o.Dest+",name=app:dev", "--output type=docker,dest=%s: name is missing: docker load would make an image without a name", o.Dest)
 		}
 		if o.Dest == "" || o.Dest == "-" {

@@ -78,7 +78,7 @@ Exit status:
 		checkCommand(), fmtCommand(), dockerfileCommand(),
 		logCommand(), cacheCommand(), keyCommand(), baseCommand(), loginCommand(), logoutCommand(),
 		healthcheckCommand(), versionCommand(), manCommand(),
-		progressTopic(), configTopic(), policyTopic(),
+		progressTopic(), outputTopic(), configTopic(), policyTopic(),
 	)
 	return root
 }

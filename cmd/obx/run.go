@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -21,6 +22,7 @@ func runCommand() *cobra.Command {
 		in          inputs
 		box         sandbox
 		outputs     []string
+		platforms   []string
 		noCache     bool
 		rebuild     []string
 		compression string
@@ -46,6 +48,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
   obx run -o type=tar,dest=files.tar build.sexp
   obx run -o type=local,dest=rootfs,setuid=keep build.sexp
   obx run -o type=docker,dest=-,name=app:dev build.sexp | docker load
+  obx run -o type=registry,name=registry.example/app:1.0,entrypoint=/bin/app build.sexp
   obx run --base base=oci:./layout:latest --rebuild 3 build.sexp
   obx run --cache registry.example/cache build.sexp`,
 		GroupID:           groupBuild,
@@ -64,55 +67,104 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 			if err != nil {
 				return usage("for example --compression gzip:6", "--compression: %w", err)
 			}
+			if !cmd.Flags().Changed("compression") {
+				c = layers.Compression{}
+			}
 			secrets, err := parseSecrets(box.secrets)
 			if err != nil {
+				return err
+			}
+			if err := checkPlatforms(platforms, outs); err != nil {
 				return err
 			}
 			if err := checkOutputs(outs); err != nil {
 				return err
 			}
-			toStdout := false
-			for _, o := range outs {
-				toStdout = toStdout || o.Dest == "-"
+			if in.offline && slices.ContainsFunc(outs, func(o build.OutputSpec) bool { return o.Type == "registry" }) {
+				return usage("write type=oci, and push that later", "--output type=registry: --offline reaches no registry")
 			}
-			printer, err := newRunPrinter(cmd, mode, toStdout)
-			if err != nil {
-				return err
-			}
-			defer printer.Close()
-			if err := needRoot(); err != nil {
-				return err
-			}
+			toStdout := slices.ContainsFunc(outs, func(o build.OutputSpec) bool { return o.Dest == "-" })
 			in.compression = c
-			p, err := in.open(cmd, args, false)
-			if err != nil {
+			// buildOn builds for one platform, and gives what its outputs have become.
+			buildOn := func(in inputs, outs []build.OutputSpec) (written []build.Written, _ *build.Builder, err error) {
+				printer, err := newRunPrinter(cmd, mode, toStdout)
+				if err != nil {
+					return nil, nil, err
+				}
+				defer printer.Close()
+				if err := needRoot(); err != nil {
+					return nil, nil, err
+				}
+				p, err := in.open(cmd, args, false)
+				if err != nil {
+					return nil, nil, err
+				}
+				defer func() { err = errors.Join(err, p.Close()) }()
+				if err := p.rebuild(rebuild); err != nil {
+					return nil, nil, err
+				}
+				b := p.builder
+				if noCache && len(rebuild) > 0 {
+					p.notices.warn("--rebuild says nothing more than --no-cache, which runs every step again")
+				}
+				b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, box.within(limits, in.limits), c, len(outs) > 0
+				if err := p.checkSecrets(cmd.Context()); err != nil {
+					return nil, nil, err
+				}
+				b.Events = p.notices.display(printer.Event)
+				box.apply(b)
+				if err := box.open(cmd.Context(), p); err != nil {
+					return nil, nil, err
+				}
+				rep, err := b.Run(cmd.Context(), p.plan)
+				if err := errors.Join(printer.Close(), failure(cmd, args, p, rep, err)); err != nil {
+					return nil, nil, err
+				}
+				b.Events = p.notices.event
+				for _, o := range outs {
+					w, err := b.Write(cmd.Context(), p.plan, rep, o, cmd.OutOrStdout())
+					if err != nil {
+						return nil, nil, err
+					}
+					written = append(written, w)
+					if mode != "quiet" && !o.Untagged {
+						printWritten(cmd.ErrOrStderr(), w)
+					}
+				}
+				return written, b, nil
+			}
+			if len(platforms) < 2 {
+				in.platform = strings.Join(platforms, "")
+				_, _, err := buildOn(in, outs)
 				return err
 			}
-			defer func() { err = errors.Join(err, p.Close()) }()
-			if err := p.rebuild(rebuild); err != nil {
-				return err
+			images := make([][]build.Written, len(outs))
+			var last *build.Builder
+			for i := range outs {
+				outs[i].Untagged = true
 			}
-			b := p.builder
-			if noCache && len(rebuild) > 0 {
-				p.notices.warn("--rebuild says nothing more than --no-cache, which runs every step again")
-			}
-			b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, box.within(limits, in.limits), c, len(outs) > 0
-			if err := p.checkSecrets(cmd.Context()); err != nil {
-				return err
-			}
-			b.Events = p.notices.display(printer.Event)
-			box.apply(b)
-			if err := box.open(cmd.Context(), p); err != nil {
-				return err
-			}
-			rep, err := b.Run(cmd.Context(), p.plan)
-			if err := errors.Join(printer.Close(), failure(cmd, args, p, rep, err)); err != nil {
-				return err
-			}
-			b.Events = p.notices.event
-			for _, o := range outs {
-				if err := b.Write(cmd.Context(), p.plan, rep, o, cmd.OutOrStdout()); err != nil {
+			flag := cmd.Flags().Lookup("platform").Value.(pflag.SliceValue)
+			for _, platform := range platforms {
+				if err := flag.Replace([]string{platform}); err != nil { // what is told of a failure is of this one
 					return err
+				}
+				in.platform = platform
+				written, b, err := buildOn(in, outs)
+				if err != nil {
+					return fmt.Errorf("for %s: %w", platform, err)
+				}
+				last = b
+				for i, w := range written {
+					images[i] = append(images[i], w)
+				}
+			}
+			for i, o := range outs {
+				w, err := last.WriteIndex(cmd.Context(), o, images[i])
+				if err != nil {
+					return err
+				}
+				if mode != "quiet" {
+					printWritten(cmd.ErrOrStderr(), w)
 				}
 			}
 			return nil
@@ -120,17 +172,51 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringArrayVarP(&outputs, "output", "o", nil, "write an `OUTPUT`: type=tar|local (files) or type=oci|docker (an image), with dest=FILE,\na directory, or - for standard output, and name=NAME of an image; repeatable.\nA directory that is new is for its owner alone. One of type=local has no device nodes, and keeps\nset-user-ID and set-group-ID bits and file capabilities only with setuid=keep")
+	f.StringArrayVarP(&outputs, "output", "o", nil, "write an `OUTPUT`: type=tar|local (files) or type=oci|docker (an image), with dest=FILE,\na directory, or - for standard output, and name=NAME of an image; or type=registry,name=HOST/NAME:TAG;\nrepeatable (see: obx help output). A directory that is new is for its owner alone. One of type=local has\nno device nodes, and keeps set-user-ID and set-group-ID bits and file capabilities only with setuid=keep")
 	addProgress(cmd, &mode)
 	addRebuild(cmd, &noCache, &rebuild)
 	box.add(cmd)
-	f.StringVar(&compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9")
+	f.StringVar(&compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9. All layers of an output\nhave it; without the flag, the base image's are as they came, and type=docker has no zstd (see docs/images.md)")
 	fixedValues(cmd, "compression", "zstd", "gzip", "none")
 	in.sharing.add(cmd)
 	in.addPush(cmd)
 	in.add(cmd)
+	addPlatforms(cmd, &platforms)
 	cmd.RegisterFlagCompletionFunc("output", completeOutput)
 	return cmd
+}
+
+// addPlatforms has a command take several platforms.
+func addPlatforms(cmd *cobra.Command, platforms *[]string) {
+	var list pflag.FlagSet
+	list.StringSliceVar(platforms, "platform", nil, "")
+	f := cmd.Flags().Lookup("platform")
+	f.Value = list.Lookup("platform").Value
+	f.Usage += "; several, for an output\nof type=registry, are built one after the other"
+}
+
+// checkPlatforms looks whether several platforms can be built for.
+func checkPlatforms(platforms []string, outs []build.OutputSpec) error {
+	for i, p := range platforms {
+		if _, err := parsePlatform(p); err != nil {
+			return err
+		}
+		if slices.Contains(platforms[:i], p) {
+			return usage("", "--platform %s: it is there twice", p)
+		}
+	}
+	if len(platforms) < 2 {
+		return nil
+	}
+	if len(outs) == 0 {
+		return usage("for example -o type=registry,name=registry.example/app:1.0", "several --platform are for an output of type=registry")
+	}
+	for _, o := range outs {
+		if o.Type != "registry" {
+			return usage("run obx for each platform", "--output %s: several --platform are for type=registry alone", o)
+		}
+	}
+	return nil
 }
 
 // failure says what a person needs to know of a build that did not succeed.

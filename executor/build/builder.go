@@ -36,9 +36,9 @@ type Builder struct {
 	Secrets     map[string]Secret
 	Limits      executor.Limits
 	FastSync    bool
-	LogLimit    int64 // bytes of a step's log, whether it runs or not; 0: DefaultLogLimit
-	Compression layers.Compression
-	NeedFiles   bool // the files of the result will be used: by Write or Shell
+	LogLimit    int64              // bytes of a step's log, whether it runs or not; 0: DefaultLogLimit
+	Compression layers.Compression // what layers are packed as, and what outputs have; zero: zstd, for type=docker gzip, and base images as they are
+	NeedFiles   bool               // the files of the result will be used: by Write or Shell
 
 	Caches        []Cache              // where results are shared; all are asked in order, the first is pushed to
 	Push          PushMode             // whether and how

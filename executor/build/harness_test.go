@@ -267,7 +267,7 @@ func (o *outcome) warnings() []string {
 func (o *outcome) files() map[string]string {
 	o.m.t.Helper()
 	var buf bytes.Buffer
-	if err := o.m.Write(o.m.t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: "-"}, &buf); err != nil {
+	if _, err := o.m.Write(o.m.t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: "-"}, &buf); err != nil {
 		o.m.t.Fatalf("write the result: %v\n%s", err, o)
 	}
 	return untar(o.m.t, &buf)

@@ -355,7 +355,7 @@ func TestBroken(t *testing.T) {
 		}, "ssrrr"},
 		"directory of a packed layer lost": {func(t *testing.T, o *outcome) {
 			spec := build.OutputSpec{Type: "oci", Dest: filepath.Join(t.TempDir(), "oci.tar")}
-			if err := o.m.Write(t.Context(), o.plan, o.rep, spec, nil); err != nil {
+			if _, err := o.m.Write(t.Context(), o.plan, o.rep, spec, nil); err != nil {
 				t.Fatal(err)
 			}
 			remove(t, filepath.Join(o.m.Store.Dir(), "layers", record(t, o, 3).Layers[0].Dir))

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/executor"
@@ -22,63 +23,132 @@ import (
 
 // An OutputSpec is where a build's result is written to.
 type OutputSpec struct {
-	Type string // "tar" (the files), "local" (the files, into a directory), "oci" or "docker" (an image)
-	Dest string // a file, or a directory for local; "-" is standard output
-	Name string // of an image, recorded in it
-	Dir  bool   // oci: Dest is an OCI layout directory
+	Type  string   // "tar" (the files), "local" (the files, into a directory), "oci", "docker" or "registry" (an image)
+	Dest  string   // a file, or a directory for local; "-" is standard output; none for registry
+	Names []string // of an image: recorded in it, or, of type registry, where it is pushed to
+	Dir   bool     // oci: Dest is an OCI layout directory
 
-	KeepSetuid bool // local: files keep set-user-ID and set-group-ID bits and capabilities
+	KeepSetuid bool        // local: files keep set-user-ID and set-group-ID bits and capabilities
+	Image      ImageChange // what the image says, beside what the spec does
+	Untagged   bool        // registry: push the image alone, for an index that will name it
+}
+
+// String names an output for errors.
+func (o OutputSpec) String() string {
+	if o.Type == "registry" {
+		return "type=registry,name=" + strings.Join(o.Names, ",name=")
+	}
+	return "type=" + o.Type + ",dest=" + o.Dest
+}
+
+// Written says what an output has become.
+type Written struct {
+	What   string        // "files", "image" or "index"
+	Names  []string      // of an image
+	Where  string        // a file or directory; none for registry
+	Size   int64         // bytes of a file; of an image elsewhere, of its layers; of a directory, of its files as a tar
+	Sent   int64         // registry: bytes that it did not have
+	Digest digest.Digest // of an image, its manifest's; of files, that of their tar
+
+	Manifest ocispec.Descriptor // of an image
 }
 
 // Write writes the result of the outermost stage of a plan that Run has built.
-func (b *Builder) Write(ctx context.Context, p *keys.Plan, rep *Report, o OutputSpec, stdout io.Writer) error {
+func (b *Builder) Write(ctx context.Context, p *keys.Plan, rep *Report, o OutputSpec, stdout io.Writer) (Written, error) {
 	id, err := keys.ParseID(rep.Key)
 	if err != nil {
-		return err
+		return Written{}, err
 	}
 	// Another process may have rebuilt the record, or one below it, by now. The files of this one are leased.
 	top := rep.result
 	if top == nil || top.cache != nil && !top.fetched {
 		var missing keys.ID
 		if top, missing = b.load(id); top == nil {
-			return fmt.Errorf("result %s is no longer in the store: run the build again", missing)
+			return Written{}, fmt.Errorf("result %s is no longer in the store: run the build again", missing)
 		}
 	}
-	if err := b.write(ctx, p, top, o, stdout); err != nil {
-		return fmt.Errorf("write output type=%s,dest=%s: %w", o.Type, o.Dest, err)
+	wrote := Written{What: "files", Where: o.Dest, Names: o.Names}
+	if o.Type == "tar" || o.Type == "local" {
+		err = b.withTree(ctx, top, func(t layers.Tree) error { return b.writeFiles(ctx, t, o, stdout, &wrote) })
+	} else {
+		wrote.What = "image"
+		err = b.writeImage(ctx, p, top, o, stdout, &wrote)
 	}
-	return nil
+	if err != nil {
+		return Written{}, fmt.Errorf("write output %s: %w", o, err)
+	}
+	return wrote, nil
 }
 
-func (b *Builder) write(ctx context.Context, p *keys.Plan, top *state, o OutputSpec, stdout io.Writer) error {
-	switch o.Type {
-	case "tar":
-		return b.withTree(ctx, top, func(t layers.Tree) error {
-			return toFile(o.Dest, stdout, func(w io.Writer) error { return layers.WriteTree(ctx, w, t) })
-		})
-	case "local":
-		return b.withTree(ctx, top, func(t layers.Tree) error {
-			return toDir(o.Dest, func(dir string) error { return b.export(ctx, dir, t, o) })
-		})
+func (b *Builder) writeFiles(ctx context.Context, t layers.Tree, o OutputSpec, stdout io.Writer, wrote *Written) error {
+	h := digest.SHA256.Digester()
+	write := func(w io.Writer) error {
+		counter := &countingWriter{w: io.MultiWriter(w, h.Hash())}
+		err := layers.WriteTree(ctx, counter, t)
+		wrote.Size, wrote.Digest = counter.n, h.Digest()
+		return err
 	}
-	img, err := b.image(ctx, p, top)
+	if o.Type == "tar" {
+		return toFile(o.Dest, stdout, write)
+	}
+	if err := toDir(o.Dest, func(dir string) error { return b.export(ctx, dir, t, o) }); err != nil {
+		return err
+	}
+	return write(io.Discard)
+}
+
+func (b *Builder) writeImage(ctx context.Context, p *keys.Plan, top *state, o OutputSpec, stdout io.Writer, wrote *Written) error {
+	img, err := b.image(ctx, p, top, o)
 	if err != nil {
 		return err
 	}
-	switch {
-	case o.Type == "docker":
-		return toFile(o.Dest, stdout, func(w io.Writer) error { return registry.WriteDocker(ctx, w, b.Store, img, o.Name) })
-	case o.Dir:
-		return toDir(o.Dest, func(dir string) error {
-			_, err := registry.WriteOCIDir(ctx, dir, b.Store, img, o.Name)
-			return err
-		})
-	default:
-		return toFile(o.Dest, stdout, func(w io.Writer) error {
-			_, err := registry.WriteOCI(ctx, w, b.Store, img, o.Name)
+	toTar := func(write func(w io.Writer) (ocispec.Descriptor, error)) error {
+		return toFile(o.Dest, stdout, func(w io.Writer) (err error) {
+			counter := &countingWriter{w: w}
+			wrote.Manifest, err = write(counter)
+			wrote.Size = counter.n
 			return err
 		})
 	}
+	switch {
+	case o.Type == "registry":
+		err = b.publish(ctx, top, img, o, wrote)
+	case o.Type == "docker":
+		err = toTar(func(w io.Writer) (ocispec.Descriptor, error) {
+			return registry.WriteDocker(ctx, w, b.Store, img, o.Names...)
+		})
+	case o.Dir:
+		wrote.Size = sizeOf(img)
+		err = toDir(o.Dest, func(dir string) (err error) {
+			wrote.Manifest, err = registry.WriteOCIDir(ctx, dir, b.Store, img, o.Names...)
+			return err
+		})
+	default:
+		err = toTar(func(w io.Writer) (ocispec.Descriptor, error) {
+			return registry.WriteOCI(ctx, w, b.Store, img, o.Names...)
+		})
+	}
+	wrote.Digest = wrote.Manifest.Digest
+	return err
+}
+
+// sizeOf is how many bytes the layers of an image have.
+func sizeOf(img registry.Image) (n int64) {
+	for _, l := range img.Layers {
+		n += l.Blob.Size
+	}
+	return n
+}
+
+type countingWriter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *countingWriter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += int64(n)
+	return n, err
 }
 
 // export writes files into a directory, and warns of those that are left out.
@@ -107,16 +177,47 @@ func (b *Builder) withTree(ctx context.Context, s *state, use func(layers.Tree) 
 
 // image describes a state as an image: every layer packed, and a configuration that starts a container where a step
 // after the last operation would have run.
-func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state) (registry.Image, error) {
+func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state, o OutputSpec) (registry.Image, error) {
+	c := b.Compression
+	if o.Type == "docker" && c.Algorithm == "" {
+		c.Algorithm = "gzip" // Docker reads zstd since its version 23
+	}
 	for s := top; s != nil; s = s.parent {
-		if err := b.pack(ctx, s); err != nil {
+		if err := b.pack(ctx, s, c); err != nil {
+			return registry.Image{}, err
+		}
+	}
+	chain := top.chain()
+	for i, l := range chain {
+		// Others have a base image's layers as they are: they are changed for who asks for it, or could not read them.
+		if i < top.base() && b.Compression.Algorithm == "" {
+			is, err := layers.CompressionOf(b.Store, l)
+			if err != nil {
+				return registry.Image{}, err
+			}
+			if o.Type != "docker" || is.Algorithm != "zstd" {
+				continue
+			}
+		}
+		var err error
+		if chain[i], err = layers.Repack(ctx, b.Store, l, c); err != nil {
 			return registry.Image{}, err
 		}
 	}
 	outer := p.Stages[len(p.Stages)-1]
 	cfg := top.config(outer.Base.Platform)
 	setContext(&cfg.Config, top.lowest().rec.Config, outer.Contexts[len(outer.Spec.Ops)])
-	return registry.Image{Config: cfg, Layers: top.chain()}, nil
+	o.Image.apply(&cfg)
+	return registry.Image{Config: cfg, Layers: chain}, nil
+}
+
+// base is how many layers of a state are its base image's.
+func (s *state) base() int {
+	bottom := s.lowest()
+	if bottom.rec.Pulled != nil {
+		return bottom.rec.Pulled.Base
+	}
+	return len(bottom.rec.Layers)
 }
 
 // config is the image configuration of a state: that of the state at the bottom, and what the steps above it add. It is
@@ -127,7 +228,7 @@ func (s *state) config(p ocispec.Platform) ocispec.Image {
 	if bottom.rec.Config != nil {
 		cfg = *bottom.rec.Config
 	}
-	cfg.Platform = p
+	cfg.Platform, cfg.Created = p, nil // of the base image, if at all
 	var steps []*state
 	for t := s; t != bottom; t = t.parent {
 		steps = append(steps, t)
@@ -154,7 +255,7 @@ func setContext(cfg *ocispec.ImageConfig, base *ocispec.Image, c keys.Context) {
 
 // pack makes sure that the layers of a state have bytes, and keeps the packed form for the next time. Bytes that are not in the store come
 // from the cache that has them; if there is none, the layer is packed again.
-func (b *Builder) pack(ctx context.Context, s *state) error {
+func (b *Builder) pack(ctx context.Context, s *state, c layers.Compression) error {
 	var changed, asked bool
 	for i, l := range s.rec.Layers {
 		if b.lacksBytes(l) && !asked {
@@ -166,7 +267,7 @@ func (b *Builder) pack(ctx context.Context, s *state) error {
 		if b.lacksBytes(l) && l.Dir != "" {
 			l = layers.Layer{Dir: l.Dir}
 		}
-		packed, err := layers.Pack(ctx, b.Store, l, b.Compression)
+		packed, err := layers.Pack(ctx, b.Store, l, c)
 		if err != nil {
 			return fmt.Errorf("pack a layer of %s: %w", s.id, err)
 		}

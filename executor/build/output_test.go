@@ -44,7 +44,7 @@ func TestWrite(t *testing.T) {
 		dir := t.TempDir()
 		write := func(s build.OutputSpec) {
 			t.Helper()
-			if err := m.Write(t.Context(), o.plan, o.rep, s, nil); err != nil {
+			if _, err := m.Write(t.Context(), o.plan, o.rep, s, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -65,11 +65,11 @@ func TestWrite(t *testing.T) {
 		write(build.OutputSpec{Type: "local", Dest: filepath.Join(dir, "new", "local")})
 		same("local", readDir(t, filepath.Join(dir, "new", "local")))
 
-		write(build.OutputSpec{Type: "oci", Dest: filepath.Join(dir, "layout"), Name: "app:1", Dir: true})
+		write(build.OutputSpec{Type: "oci", Dest: filepath.Join(dir, "layout"), Names: []string{"app:1"}, Dir: true})
 		same("the OCI directory", useImage(t, "oci:"+filepath.Join(dir, "layout")+":1"))
 
 		for _, kind := range []string{"oci", "docker"} {
-			write(build.OutputSpec{Type: kind, Dest: filepath.Join(dir, kind+".tar"), Name: "app:1"})
+			write(build.OutputSpec{Type: kind, Dest: filepath.Join(dir, kind+".tar"), Names: []string{"app:1"}})
 			unpack(t, filepath.Join(dir, kind+".tar"), filepath.Join(dir, kind))
 			same(kind, useImage(t, "oci:"+filepath.Join(dir, kind)+":1"))
 		}
@@ -94,7 +94,7 @@ func TestImageConfig(t *testing.T) {
 		o := m.run(image)
 		o.wantFiles(imageFiles)
 		dir := t.TempDir()
-		if err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "oci", Dest: dir, Dir: true}, nil); err != nil {
+		if _, err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "oci", Dest: dir, Dir: true}, nil); err != nil {
 			t.Fatal(err)
 		}
 		var index ocispec.Index
@@ -133,7 +133,7 @@ func TestWriteLost(t *testing.T) {
 	o.lose(1)
 	o.rep = &build.Report{Key: o.rep.Key} // as another process has it
 	dest := filepath.Join(t.TempDir(), "out.tar")
-	err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: dest}, nil)
+	_, err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: dest}, nil)
 	if err == nil || !strings.Contains(err.Error(), o.key(1)) {
 		t.Errorf("the error is %v", err)
 	}
@@ -153,8 +153,8 @@ func TestWriteRebuilt(t *testing.T) {
 	other.exec.before = func(command *string, _ executor.Process) { *command = "echo other > /f" }
 	other.run(fmt.Sprintf(text, "x"))
 	o.wantFiles(map[string]string{"f": "x\n", "a.ml": "let a = 1\n"})
-	dest := build.OutputSpec{Type: "oci", Dest: t.TempDir(), Name: "x", Dir: true}
-	if err := m.Write(t.Context(), o.plan, o.rep, dest, nil); err != nil {
+	dest := build.OutputSpec{Type: "oci", Dest: t.TempDir(), Names: []string{"x"}, Dir: true}
+	if _, err := m.Write(t.Context(), o.plan, o.rep, dest, nil); err != nil {
 		t.Fatal(err)
 	}
 	files := useImage(t, "oci:"+dest.Dest+":x")
@@ -177,7 +177,7 @@ func TestWriteDestination(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, to := range []string{dest, os.DevNull} {
-		if err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: to}, nil); err != nil {
+		if _, err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: to}, nil); err != nil {
 			t.Error(err)
 		}
 	}
@@ -188,11 +188,11 @@ func TestWriteDestination(t *testing.T) {
 		t.Fatalf("%s is %v, %v", os.DevNull, info, err)
 	}
 	full := errors.New("no space left")
-	err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: "-"}, failingWriter{full})
+	_, err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: "-"}, failingWriter{full})
 	if !errors.Is(err, full) {
 		t.Errorf("the error is %v", err)
 	}
-	if err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: filepath.Join(dir, "no", "dir")}, nil); err == nil {
+	if _, err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "tar", Dest: filepath.Join(dir, "no", "dir")}, nil); err == nil {
 		t.Error("a file in no directory was written")
 	}
 	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
@@ -214,7 +214,7 @@ func TestWriteDirectory(t *testing.T) {
 		}
 		for dest, mode := range map[string]fs.FileMode{filepath.Join(dir, s.Dest): 0o700, there: 0o751} {
 			s.Dest = dest
-			if err := m.Write(t.Context(), o.plan, o.rep, s, nil); err != nil {
+			if _, err := m.Write(t.Context(), o.plan, o.rep, s, nil); err != nil {
 				t.Fatal(err)
 			}
 			if info, err := os.Stat(dest); err != nil || info.Mode() != fs.ModeDir|mode {
@@ -226,7 +226,7 @@ func TestWriteDirectory(t *testing.T) {
 	cancel()
 	for _, s := range []build.OutputSpec{{Type: "local"}, {Type: "oci", Dir: true}} {
 		s.Dest = filepath.Join(dir, "failed")
-		if err := m.Write(ctx, o.plan, o.rep, s, nil); !errors.Is(err, context.Canceled) {
+		if _, err := m.Write(ctx, o.plan, o.rep, s, nil); !errors.Is(err, context.Canceled) {
 			t.Errorf("%s: %v", s.Type, err)
 		}
 	}

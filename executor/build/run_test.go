@@ -517,7 +517,7 @@ func makeBase(t *testing.T) string {
 	m := newMachine(t)
 	o := m.run(`((from scratch) (run (shell "mkdir /etc; echo base > /etc/base")) (env FROM_BASE yes))`)
 	dir := filepath.Join(t.TempDir(), "base")
-	if err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "oci", Dest: dir, Name: "latest", Dir: true}, nil); err != nil {
+	if _, err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "oci", Dest: dir, Names: []string{"latest"}, Dir: true}, nil); err != nil {
 		t.Fatal(err)
 	}
 	return "oci:" + dir

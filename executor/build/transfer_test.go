@@ -39,7 +39,7 @@ func baseImage(t *testing.T) string {
 	m.NeedFiles = true
 	o := m.run(`((from scratch) (run (shell "echo the base > /base")))`)
 	dir := filepath.Join(t.TempDir(), "base")
-	if err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "oci", Dest: dir, Dir: true, Name: "1"}, nil); err != nil {
+	if _, err := m.Write(t.Context(), o.plan, o.rep, build.OutputSpec{Type: "oci", Dest: dir, Dir: true, Names: []string{"1"}}, nil); err != nil {
 		t.Fatal(err)
 	}
 	return "oci:" + dir + ":1"

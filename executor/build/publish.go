@@ -1,0 +1,61 @@
+package build
+
+import (
+	"context"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/registry"
+)
+
+// publish pushes an image to each repository that a name says.
+func (b *Builder) publish(ctx context.Context, top *state, img registry.Image, o OutputSpec, wrote *Written) error {
+	targets, err := registry.Targets(b.Images, o.Names)
+	if err != nil {
+		return err
+	}
+	pub := registry.Publication{Image: img, Store: b.Store, Base: top.base()}
+	if bottom := top.lowest(); bottom.rec.Pulled != nil {
+		pub.BaseRef = bottom.rec.Pulled.BaseRef
+	} else {
+		pub.BaseRef = bottom.rec.Ref
+	}
+	for _, c := range b.Caches {
+		pub.Near = append(pub.Near, c.Name())
+	}
+	wrote.Size = sizeOf(img)
+	for _, t := range targets {
+		if o.Untagged {
+			t.Tags = nil
+		}
+		desc, sent, err := pub.Push(ctx, t)
+		if err != nil {
+			return err
+		}
+		wrote.Sent += sent
+		wrote.Manifest = desc
+	}
+	return nil
+}
+
+// WriteIndex publishes images of several platforms, which have been written with OutputSpec.Untagged, under the names of an output of type registry.
+func (b *Builder) WriteIndex(ctx context.Context, o OutputSpec, images []Written) (Written, error) {
+	all := Written{What: "index", Names: o.Names}
+	var entries []ocispec.Descriptor
+	for _, w := range images {
+		entries = append(entries, w.Manifest)
+		all.Size += w.Size
+		all.Sent += w.Sent
+	}
+	targets, err := registry.Targets(b.Images, o.Names)
+	if err != nil {
+		return all, err
+	}
+	for _, t := range targets {
+		if all.Manifest, err = registry.PushIndex(ctx, t, entries); err != nil {
+			return all, err
+		}
+	}
+	all.Digest = all.Manifest.Digest
+	return all, nil
+}
