@@ -14,6 +14,7 @@ const module = "github.com/ocurrent/obx/"
 
 // mayImport lists, for each package, the packages of obx that it may see. It is the drawing of ARCHITECTURE.md.
 var mayImport = map[string][]string{
+	"docs":                            {},
 	"keys/spec":                       {},
 	"keys":                            {"keys/spec"},
 	"cas/foreign":                     {},

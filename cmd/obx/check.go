@@ -17,7 +17,8 @@ func checkCommand() *cobra.Command {
 		Short: "Find the mistakes in specs",
 		Long: `Find the mistakes in specs: all that obx run would find before it runs anything, but for what depends on files and
 registries. Each is printed to standard error as FILE:LINE:COLUMN: message. With --untrusted or a policy, what a spec may
-not reach is a mistake too (obx help policy).
+not reach is a mistake too (obx help policy). What is right, but most likely not meant, is a warning. obx help spec tells the
+language.
 
 Exit status: 0 no mistakes, 2 mistakes.`,
 		Example:           "  obx check *.sexp",
@@ -44,6 +45,9 @@ Exit status: 0 no mistakes, 2 mistakes.`,
 				}
 				s, errs := spec.ParsePartial(name, text)
 				all = append(all, checkSpec(s, errs, p.OS, reach.policy, nil)...)
+				for _, w := range s.Warnings() {
+					warn(cmd.ErrOrStderr(), w.Error())
+				}
 			}
 			if len(all) > 0 {
 				return all

@@ -217,6 +217,9 @@ func (in *inputs) open(cmd *cobra.Command, args []string, readOnly bool) (_ *pro
 		return nil, errs.Merge(keys.CheckSources(s, keys.Options{Platform: platform, Context: p.builder.Source, ContextName: p.sourceName}))
 	}
 	p.spec = s
+	for _, w := range s.Warnings() {
+		p.notices.warn(w.Error())
+	}
 	in.warnUnused(p)
 	if err := p.openStore(cmd.Context(), in, platform, readOnly); err != nil {
 		return nil, err

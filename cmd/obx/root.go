@@ -33,7 +33,7 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "obx",
 		Short: "Run builds step by step in sandboxes, and never run a step twice",
-		Long: `obx runs a build described by an S-expression (OBuilder's language) step by step in sandboxes. Each step has a key
+		Long: `obx runs a build described by an S-expression (OBuilder's language: obx help spec) step by step in sandboxes. Each step has a key
 that hashes all that it depends on, and its result is kept under that key: what was built before is not built again.
 
 Exit status:
@@ -78,7 +78,7 @@ Exit status:
 		checkCommand(), fmtCommand(), dockerfileCommand(),
 		logCommand(), cacheCommand(), keyCommand(), baseCommand(), loginCommand(), logoutCommand(),
 		healthcheckCommand(), versionCommand(), manCommand(),
-		progressTopic(), outputTopic(), configTopic(), policyTopic(),
+		progressTopic(), outputTopic(), configTopic(), policyTopic(), specTopic(),
 	)
 	return root
 }
