@@ -55,7 +55,7 @@ func parseLockfile(b []byte) ([]resolution, error) {
 	dec.DisallowUnknownFields()
 	var f lockfile
 	if err := dec.Decode(&f); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("it is no JSON, or cut short: %w", err)
 	}
 	if _, err := dec.Token(); err != io.EOF {
 		return nil, errors.New("there is more after the JSON value")

@@ -2,8 +2,8 @@ package main
 
 import (
 	"errors"
-	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -129,6 +129,11 @@ func suggestFlag(cmd *cobra.Command, name string) string {
 
 // wrongValue says what a value is not.
 func wrongValue(err *pflag.InvalidValueError) string {
+	cause := errors.Unwrap(err)
+	var number *strconv.NumError
+	if !errors.As(cause, &number) && !strings.HasPrefix(cause.Error(), "time: ") { // words of obx
+		return cause.Error()
+	}
 	switch kind := err.GetFlag().Value.Type(); kind {
 	case "int", "int64", "uint", "count":
 		if errors.Is(err, strconv.ErrRange) {
@@ -142,5 +147,5 @@ func wrongValue(err *pflag.InvalidValueError) string {
 	case "bool":
 		return "neither true nor false"
 	}
-	return fmt.Sprint(errors.Unwrap(err))
+	return "not a " + err.GetFlag().Value.Type()
 }

@@ -158,7 +158,10 @@ func (in *inputs) images() (*registry.Images, error) {
 	}
 	if in.lock != "" {
 		if im.Lock, err = registry.OpenLockfile(in.lock); err != nil {
-			return nil, err
+			return nil, usage("--lock FILE is written by obx: remove a broken one, and images are looked up again", "--lock: %w", err)
+		}
+		if dir := filepath.Dir(in.lock); !isDir(dir) { // it is only written if there is something new
+			return nil, usage("mkdir -p "+shellQuote(dir)+" makes it", "--lock %s: there is no directory %s", in.lock, dir)
 		}
 	}
 	return im, nil
@@ -286,6 +289,9 @@ func (p *project) openSource(args []string) (string, error) {
 	if len(args) > 1 {
 		dir = args[1]
 	}
+	if dir == "" {
+		return "", usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: its name is empty")
+	}
 	root, err := layers.DirTree(dir)
 	if err != nil {
 		return "", usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: %w", err)
@@ -375,6 +381,9 @@ func readFile(cmd *cobra.Command, name string) (string, []byte, error) {
 	if name == "-" {
 		text, err := readStdin(cmd)
 		return "<stdin>", text, err
+	}
+	if name == "" {
+		return "", nil, usage("obx run SPEC [DIR]", "read the spec: its name is empty")
 	}
 	if isDir(name) {
 		hint := "SPEC is a file, and comes before the directory that copies take files from: obx run SPEC " + name

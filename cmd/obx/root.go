@@ -80,6 +80,12 @@ Exit status:
 		healthcheckCommand(), versionCommand(), manCommand(),
 		progressTopic(), outputTopic(), configTopic(), policyTopic(), specTopic(),
 	)
+	root.InitDefaultCompletionCmd()
+	for _, c := range root.Commands() {
+		if c.Name() == "completion" {
+			group(c)
+		}
+	}
 	return root
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"math"
 	"time"
 
 	"github.com/docker/go-units"
@@ -46,6 +47,9 @@ func (s *sandbox) add(cmd *cobra.Command) {
 	s.executorFlags.add(cmd)
 }
 
+// leastMemory is less than any sandbox has begun with.
+const leastMemory = 1 * units.MiB
+
 // limits reads what has to be parsed, before anything is opened.
 func (s *sandbox) limits() (executor.Limits, error) {
 	l := executor.Limits{CPUs: s.cpus, Timeout: s.timeout, Inodes: s.inodes}
@@ -61,6 +65,12 @@ func (s *sandbox) limits() (executor.Limits, error) {
 	}
 	if s.logLimitBytes, err = parseSize("log-limit", s.logLimit); err != nil {
 		return l, err
+	}
+	if math.IsNaN(s.cpus) || math.IsInf(s.cpus, 0) {
+		return l, usage("for example --cpus 1.5", "--cpus %v: not a number of processors", s.cpus)
+	}
+	if l.Memory > 0 && l.Memory < leastMemory {
+		return l, usage("for example --memory 512m: without a unit, it is bytes", "--memory %s: no process starts with less than %s", s.memory, units.BytesSize(leastMemory))
 	}
 	if s.cpus < 0 || s.pids < 0 || s.timeout < 0 || s.inodes < 0 {
 		return l, usage("", "--cpus, --pids, --timeout and --inodes cannot be negative")

@@ -206,6 +206,11 @@ func (p *parser) op(n *node) Op {
 		return &Shell{Pos: n.pos, Argv: p.atoms(n)}
 	case "env":
 		const form = "(env NAME VALUE)"
+		if len(n.kids) == 2 && !n.kids[1].list && strings.Contains(n.kids[1].text, "=") {
+			name, value, _ := strings.Cut(n.kids[1].text, "=")
+			p.errorf(n.pos, "expected %s, found 1 argument: did you mean (env %s %s)?", form, Quote(name), shorten(Quote(value), 40))
+			return nil
+		}
 		if len(n.kids) != 3 {
 			p.errorf(n.pos, "expected %s, found %s", form, arguments(n))
 			return nil
@@ -222,9 +227,25 @@ func (p *parser) op(n *node) Op {
 	case "copy":
 		return p.copy(n)
 	default:
-		p.errorf(n.kids[0].pos, "unknown operation %s%s", quote(name), Suggest(name, append(operations, "from", "build")))
+		p.errorf(n.kids[0].pos, "unknown operation %s%s", quote(name), cmp.Or(
+			Suggest(name, append(operations, "from", "build")), dockerOperation(name), ": there are "+strings.Join(operations, ", ")))
 		return nil
 	}
+}
+
+// dockerOperation says what stands for an instruction of a Dockerfile that a spec does not have.
+func dockerOperation(name string) string {
+	switch strings.ToLower(name) {
+	case "add":
+		return ": (copy (src PATH...) (dst PATH)) copies files, (run ...) fetches or unpacks them"
+	case "arg":
+		return ": a spec has no arguments, (env NAME VALUE) sets a variable"
+	case "volume":
+		return ": a directory that outlives a step is a cache, (run (cache (ID (target DIR))) (shell COMMAND))"
+	case "cmd", "entrypoint", "expose", "label", "stopsignal", "healthcheck", "maintainer":
+		return ": a spec makes files; what else an image says is for --output"
+	}
+	return ""
 }
 
 func (p *parser) user(n *node) Op {

@@ -65,6 +65,12 @@ func TestRecover(t *testing.T) {
 6:13: .. in the source ..: a copy cannot leave the source directory`},
 		{"a quote is missing at the end", `((from a) (rnu (shell x)) (run (shell "make)))`, `1:12: unknown operation rnu: did you mean run?
 1:39: string without an end`},
+		{"instructions of a Dockerfile", `((from a) (ENTRYPOINT x) (add a b) (arg X) (volume /x) (env A=b) (inport x))`, `1:12: unknown operation ENTRYPOINT: a spec makes files; what else an image says is for --output
+1:27: unknown operation add: (copy (src PATH...) (dst PATH)) copies files, (run ...) fetches or unpacks them
+1:37: unknown operation arg: a spec has no arguments, (env NAME VALUE) sets a variable
+1:45: unknown operation volume: a directory that outlives a step is a cache, (run (cache (ID (target DIR))) (shell COMMAND))
+1:56: expected (env NAME VALUE), found 1 argument: did you mean (env A b)?
+1:67: unknown operation inport: there are comment, workdir, shell, env, user, run, copy`},
 		{"a carriage return", "((from a)\r(rnu))", "1:10: carriage return that does not end a line\n1:12: unknown operation rnu: did you mean run?"},
 		{"a Dockerfile", "# syntax=docker/dockerfile:1\n\nFROM debian:12 AS dev\nRUN make\n", "3:1: this is a Dockerfile (FROM), and no spec: obx help spec shows how the same is written"},
 		{"a Dockerfile with arguments", "arg V=12\nfrom debian:$V\n", "1:1: this is a Dockerfile (ARG), and no spec: obx help spec shows how the same is written"},
