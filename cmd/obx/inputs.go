@@ -63,6 +63,15 @@ func addDomain(cmd *cobra.Command, d *string) {
 	cmd.Flags().StringVar(d, "domain", build.DefaultDomain, "use the results of a domain and its parents: `A[:PARENT...]`; new ones belong to A")
 }
 
+// What --platform says as a rule. Another name is let pass, unless it is like one of these: then it is a slip, which would only make other keys.
+var (
+	knownSystems       = []string{"linux", "windows", "openbsd", "freebsd", "netbsd", "darwin", "macos", "solaris", "illumos"}
+	knownArchitectures = []string{
+		"amd64", "x86_64", "x86-64", "386", "i386", "arm64", "aarch64", "arm", "armhf", "armel", "ppc64le", "ppc64", "s390x", "riscv64",
+		"loong64", "mips", "mipsle", "mips64", "mips64le",
+	}
+)
+
 // parsePlatform reads OS/ARCH[/VARIANT].
 func parsePlatform(s string) (ocispec.Platform, error) {
 	if s == "" {
@@ -74,6 +83,14 @@ func parsePlatform(s string) (ocispec.Platform, error) {
 	}
 	if len(p) < 2 || len(p) > 3 || slices.Contains(p, "") {
 		return ocispec.Platform{}, usage("for example --platform linux/arm64", "--platform %s: not OS/ARCH[/VARIANT]", s)
+	}
+	for _, part := range []struct {
+		name  string
+		known []string
+	}{{p[0], knownSystems}, {p[1], knownArchitectures}} {
+		if like := spec.Suggest(part.name, part.known); like != "" && !slices.Contains(part.known, strings.ToLower(part.name)) {
+			return ocispec.Platform{}, usage("for example --platform linux/arm64", "--platform %s: unknown %s%s", s, part.name, like)
+		}
 	}
 	out := ocispec.Platform{OS: p[0], Architecture: p[1]}
 	if len(p) == 3 {

@@ -108,7 +108,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 					p.notices.warn("--rebuild says nothing more than --no-cache, which runs every step again")
 				}
 				b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, box.within(limits, in.limits), c, len(outs) > 0
-				if err := p.checkSecrets(cmd.Context()); err != nil {
+				if err := p.checkSecrets(cmd.Context(), nil); err != nil {
 					return nil, nil, err
 				}
 				b.Events = p.notices.display(printer.Event)

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 )
 
@@ -113,8 +114,8 @@ func secretMounts(s *spec.Spec) []spec.Mount {
 }
 
 // checkSecrets finds, before any step runs, the secrets that no --secret gives to steps that are going to run, and warns of those that
-// are for no step.
-func (p *project) checkSecrets(ctx context.Context) error {
+// are for no step. With before, only what leads to that step runs.
+func (p *project) checkSecrets(ctx context.Context, before *keys.Step) error {
 	given := p.builder.Secrets
 	wanted := map[string]bool{}
 	missing := false
@@ -129,7 +130,7 @@ func (p *project) checkSecrets(ctx context.Context) error {
 		}
 	}
 	if missing {
-		if err := p.missingSecrets(ctx, unused); err != nil {
+		if err := p.missingSecrets(ctx, before, unused); err != nil {
 			return err
 		}
 	}
@@ -140,17 +141,21 @@ func (p *project) checkSecrets(ctx context.Context) error {
 }
 
 // missingSecrets tells the secrets that are not given. A step whose result is known needs none.
-func (p *project) missingSecrets(ctx context.Context, unused []string) error {
+func (p *project) missingSecrets(ctx context.Context, before *keys.Step, unused []string) error {
 	b := *p.builder
 	b.Events = nil // the run will tell
 	steps, _, err := b.Status(ctx, p.plan)
 	if err != nil {
 		return err
 	}
+	var needed map[*keys.Step]bool
+	if before != nil {
+		needed = leadingTo(before)
+	}
 	var list spec.ErrorList
 	for _, s := range steps {
 		run, ok := s.Step.Op.(*spec.Run)
-		if !ok || !s.Run {
+		if !ok || !s.Run || before != nil && !needed[s.Step] {
 			continue
 		}
 		for _, m := range run.Secrets {
@@ -168,4 +173,22 @@ func (p *project) missingSecrets(ctx context.Context, unused []string) error {
 		return list
 	}
 	return nil
+}
+
+// leadingTo are the steps that have to be done before one: the earlier ones of its stage, and all of the builds that such steps copy from.
+func leadingTo(before *keys.Step) map[*keys.Step]bool {
+	steps := map[*keys.Step]bool{}
+	var add func([]*keys.Step)
+	add = func(list []*keys.Step) {
+		for _, s := range list {
+			if !steps[s] {
+				steps[s] = true
+				if s.From != nil {
+					add(s.From.Steps)
+				}
+			}
+		}
+	}
+	add(before.Stage.Steps[:before.Index])
+	return steps
 }

@@ -78,6 +78,11 @@ Exit status: 0 the shell ended (however), or COMMAND did with 0; 1 COMMAND, or a
 			b := p.builder
 			b.Limits, b.Secrets, b.NeedFiles = box.within(limits, in.limits), secrets, true
 			box.apply(b)
+			if spot.step != nil {
+				if err := p.checkSecrets(cmd.Context(), spot.step); err != nil {
+					return err
+				}
+			}
 			if err := box.open(cmd.Context(), p); err != nil {
 				return err
 			}
