@@ -33,5 +33,6 @@
 // # Errors
 //
 // Parse reports the mistakes of grammar, Check those of meaning, each all at once and in the order of the text, as an
-// ErrorList of FILE:LINE:COL: MESSAGE.
+// ErrorList of FILE:LINE:COL: MESSAGE. After mistakes the reader and the parser go on: ParsePartial gives what they understood, so
+// that Check can look at that too. A second reading guesses by the layout where a parenthesis or quote is missing.
 package spec

@@ -55,12 +55,15 @@ type reader struct {
 	ended bool // what is open at the end of the text has been told
 }
 
+// maxGuess bounds what is read up to 31 times. Nobody types as much.
+const maxGuess = 1 << 20
+
 // readDocument reads a text as a list without parentheses. If parentheses or quotes are not in pairs, it looks for the place where the
 // layout says that one is missing or too many, so that the rest can be read as it was meant.
 func readDocument(file, text string) (*reader, *node) {
 	first := newReader(file, text)
 	doc := first.document()
-	if !first.broken {
+	if !first.broken || len(text) > maxGuess {
 		return first, doc
 	}
 	const tries = 30 // strings over several lines, any of which may be the one whose quote is missing
