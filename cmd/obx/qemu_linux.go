@@ -77,11 +77,18 @@ type guestValue struct {
 // platform is the command's --platform, and its parts: the default's where nothing is said.
 func (v *guestValue) platform() (*pflag.Flag, []string) {
 	f := v.cmd.Flags().Lookup("platform")
-	if f == nil || f.Value.String() == "" {
+	said := ""
+	if f != nil {
+		said = f.Value.String()
+		if list, ok := f.Value.(pflag.SliceValue); ok { // of a command that takes several
+			said = strings.Join(list.GetSlice(), ",")
+		}
+	}
+	if said == "" {
 		d := defaultPlatform()
 		return f, []string{d.OS, d.Architecture}
 	}
-	return f, strings.SplitN(f.Value.String(), "/", 2)
+	return f, strings.SplitN(said, "/", 2)
 }
 
 // String is "" for the default: help has it with --platform.
@@ -97,7 +104,11 @@ func (v *guestValue) Set(s string) error {
 		return errors.New("for example --qemu-guest-os openbsd --qemu-guest-arch amd64")
 	}
 	v.of[v.part], parts[v.part] = s, s
-	return f.Value.Set(strings.Join(parts, "/"))
+	platform := strings.Join(parts, "/")
+	if list, ok := f.Value.(pflag.SliceValue); ok {
+		return list.Replace([]string{platform})
+	}
+	return f.Value.Set(platform)
 }
 
 func (q *qemuFlags) options(st *cas.Store) (qemu.Options, error) {
