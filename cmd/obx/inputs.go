@@ -300,6 +300,15 @@ func (in *inputs) start(cmd *cobra.Command) (*project, error) {
 	return p, nil
 }
 
+// openDir opens a source directory, so that no link leads out of it.
+func openDir(dir string) (*layers.Dir, error) {
+	root, err := layers.DirTree(dir)
+	if err != nil {
+		return nil, usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: %w", err)
+	}
+	return root, nil
+}
+
 // openSource opens the source directory of args, SPEC [DIR], so that no link leads out of it, and gives its whole path.
 func (p *project) openSource(args []string) (string, error) {
 	dir := "."
@@ -309,9 +318,9 @@ func (p *project) openSource(args []string) (string, error) {
 	if dir == "" {
 		return "", usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: its name is empty")
 	}
-	root, err := layers.DirTree(dir)
+	root, err := openDir(dir)
 	if err != nil {
-		return "", usage("obx run SPEC [DIR]: copies take files from DIR", "source directory: %w", err)
+		return "", err
 	}
 	p.close = append(p.close, root.Close)
 	p.builder.Source = root

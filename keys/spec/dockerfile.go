@@ -1,9 +1,12 @@
 package spec
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"io/fs"
 	"maps"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -11,17 +14,22 @@ import (
 
 // DockerfileOptions chooses the form of a Dockerfile.
 type DockerfileOptions struct {
-	BuildKit bool   // RUN --mount for caches and secrets
+	BuildKit bool   // RUN --mount for caches and secrets, COPY --exclude
 	Escape   string // "unix" (the default) or "windows"
+	Source   fs.FS  // the source directory, to see which sources are directories; may be nil, or lack some
 }
 
 // Dockerfile converts a spec for a reader who wants to reproduce a build with docker.
 //
-// It is OBuilder's conversion: networks and the excluded names of copies are left out, a command of several lines
-// becomes one, its lines joined by spaces, and working directories stand as they are, so that Docker expands a $ in one.
-// What a Dockerfile cannot say, as a variable of several lines, is an error.
+// It is OBuilder's conversion, but for copies: a directory that is copied into another keeps its name, which COPY does only if it is told to, and
+// excluded names are excluded, or a comment says that they are not. Networks are left out, a command of several lines becomes one, its lines joined by
+// spaces, and working directories stand as they are, so that Docker expands a $ in one. What a Dockerfile cannot say, as a variable of several lines,
+// is an error.
 func (s *Spec) Dockerfile(o DockerfileOptions) (string, error) {
-	d := &dockerfile{file: s.File, buildkit: o.BuildKit, escape: `\`, taken: map[string]int{}}
+	d := &dockerfile{file: s.File, buildkit: o.BuildKit, source: o.Source, escape: `\`, taken: map[string]int{}}
+	if o.BuildKit && s.excludes() {
+		d.out.WriteString("# syntax=docker/dockerfile:1.19\n") // the first that has COPY --exclude
+	}
 	switch o.Escape {
 	case "", "unix":
 	case "windows":
@@ -42,6 +50,7 @@ func (s *Spec) Dockerfile(o DockerfileOptions) (string, error) {
 type dockerfile struct {
 	file     string
 	buildkit bool
+	source   fs.FS
 	escape   string
 	root     User
 	taken    map[string]int // names that no further stage may have, and how often they were asked for
@@ -195,7 +204,96 @@ func (d *dockerfile) mount(kind string, m Mount, user User) string {
 	return "--mount=" + flag + " "
 }
 
+// copy writes instructions for a copy: one, but for sources that need one each.
 func (d *dockerfile) copy(o *Copy, user User, scope map[string]string) {
+	if len(o.Exclude) > 0 && !d.buildkit {
+		hint := "Write it into .dockerignore, or convert with --buildkit"
+		if o.From != "" {
+			hint = "Convert with --buildkit"
+		}
+		d.line(o.Pos, "# Not said below: (exclude "+strings.Join(quoted(o.Exclude), " ")+"). "+hint)
+	}
+	// Sources that are alike have one instruction together.
+	var plain []string
+	var files bool
+	flush := func() {
+		if len(plain) > 0 {
+			d.copyTo(o, plain, o.Dst, !files, user, scope)
+		}
+		plain = nil
+	}
+	for _, src := range o.Src {
+		name := path.Base(path.Clean("/" + d.slashes(src)))
+		kind := d.kind(o, src)
+		if kind == fs.ModeSymlink {
+			flush()
+			d.line(o.Pos, "# "+src+" is a symbolic link: COPY copies what it leads to instead")
+		}
+		isFile := kind == 0 || kind == fs.ModeIrregular && path.Ext(strings.TrimPrefix(name, ".")) != ""
+		if !isFile && kind != fs.ModeSymlink && name != "/" && d.isInto(o.Dst) {
+			flush()
+			d.copyTo(o, []string{src}, o.Dst+name, true, user, scope) // right for a file, too
+			continue
+		}
+		if len(o.Exclude) > 0 && isFile != files { // what is named itself is not excluded
+			flush()
+		}
+		files = isFile
+		plain = append(plain, src)
+	}
+	if flush(); len(o.Src) == 0 {
+		d.copyTo(o, nil, o.Dst, true, user, scope) // Check refuses it
+	}
+}
+
+// kind says what a source is: 0 for a file, fs.ModeDir, fs.ModeSymlink, or fs.ModeIrregular where nobody can know.
+func (d *dockerfile) kind(o *Copy, src string) fs.FileMode {
+	if d.source == nil || o.From != "" {
+		return fs.ModeIrregular
+	}
+	info, err := fs.Lstat(d.source, cmp.Or(strings.TrimPrefix(path.Clean("/"+d.slashes(src)), "/"), "."))
+	if err != nil {
+		return fs.ModeIrregular
+	}
+	return info.Mode().Type()
+}
+
+// isInto reports whether a destination is the directory that sources go into.
+func (d *dockerfile) isInto(dst string) bool { return strings.HasSuffix(d.slashes(dst), "/") }
+
+// slashes makes a path one with slashes.
+func (d *dockerfile) slashes(p string) string {
+	if d.escape == "`" {
+		return strings.ReplaceAll(p, `\`, "/")
+	}
+	return p
+}
+
+// excludes reports whether a copy of a spec excludes names.
+func (s *Spec) excludes() bool {
+	var in func(st *Stage) bool
+	in = func(st *Stage) bool {
+		for _, b := range st.Builds {
+			if b.Stage != nil && in(b.Stage) {
+				return true
+			}
+		}
+		return slices.ContainsFunc(st.Ops, func(op Op) bool { c, ok := op.(*Copy); return ok && len(c.Exclude) > 0 })
+	}
+	return in(&s.Stage)
+}
+
+// quoted spells words as a spec would.
+func quoted(ws []string) []string {
+	var all []string
+	for _, w := range ws {
+		all = append(all, strings.ReplaceAll(Quote(w), "\n", `\n`))
+	}
+	return all
+}
+
+// copyTo writes one COPY.
+func (d *dockerfile) copyTo(o *Copy, srcs []string, dst string, exclude bool, user User, scope map[string]string) {
 	parts := []string{"COPY"}
 	if user.Name == "" && (user.UID != 0 || user.GID != 0) {
 		parts = append(parts, fmt.Sprintf("--chown=%d:%d", user.UID, user.GID))
@@ -207,14 +305,23 @@ func (d *dockerfile) copy(o *Copy, user User, scope map[string]string) {
 		}
 		parts = append(parts, "--from="+stage)
 	}
-	paths := make([]string, 0, len(o.Src)+1)
-	for _, src := range o.Src {
+	if d.buildkit && exclude {
+		for _, name := range o.Exclude {
+			flag := "--exclude=" + d.path("**/"+unglob(name)) // a name alone would be one at the top
+			if strings.ContainsAny(name, " \t\"'") {
+				flag = `"` + flag + `"`
+			}
+			parts = append(parts, flag)
+		}
+	}
+	paths := make([]string, 0, len(srcs)+1)
+	for _, src := range srcs {
 		if src == "" || strings.HasPrefix(src, "--") {
 			src = "./" + src
 		}
 		paths = append(paths, d.path(unglob(src)))
 	}
-	paths = append(paths, d.path(o.Dst))
+	paths = append(paths, d.path(dst))
 	if slices.ContainsFunc(paths, func(p string) bool { return strings.ContainsAny(p, " \t\r\n\f\v") }) {
 		paths = []string{words(paths)}
 	}

@@ -1,16 +1,18 @@
 package spec
 
 import (
+	"io/fs"
 	"strings"
 	"testing"
+	"testing/fstest"
 )
 
 // Where OBuilder's conversion gives something that Docker understands otherwise, or not at all.
 func TestDockerfile(t *testing.T) {
 	for _, c := range []struct{ name, escape, ops, want string }{
 		{"comment of several lines", "", `(comment "a\nb\n")`, "# a\n# b\n# \n"},
-		{"paths with spaces", "", `(user (uid 1) (gid 2)) (copy (src "a b" c) (dst "/d\"e/"))`,
-			"USER 1:2\nCOPY --chown=1:2 [ \"a b\", \"c\", \"/d\\\\\\\"e/\" ]\n"},
+		{"paths with spaces", "", `(user (uid 1) (gid 2)) (copy (src "a b.c" c.d) (dst "/d\"e/"))`,
+			"USER 1:2\nCOPY --chown=1:2 [ \"a b.c\", \"c.d\", \"/d\\\\\\\"e/\" ]\n"},
 		{"paths that Docker would expand", "", `(copy (src a* "b[1]?" $c "d\\e" "" --f) (dst "/'"))`,
 			`COPY a[*] b[[]1][?] \$c d\\e ./ ./--f /\'` + "\n"},
 		{"variables", "", `(env A "$B ${C} \\$D \"e\" f\\g")`, `ENV A="\$B \${C} \\\$D \"e\" f\\g"` + "\n"},
@@ -33,6 +35,67 @@ func TestDockerfile(t *testing.T) {
 				t.Errorf("%v got\n%s\nwant\n%s", err, got, c.want)
 			}
 		})
+	}
+}
+
+// A directory that is copied into another keeps its name, as do files; what is excluded is, or a comment says that it is not.
+func TestDockerfileCopies(t *testing.T) {
+	source := fstest.MapFS{
+		"assets/a": {}, "conf.d/a": {}, "Makefile": {}, "a/b/deep/f": {}, "to-assets": {Mode: fs.ModeSymlink | 0o777, Data: []byte("assets")},
+	}
+	for _, c := range []struct{ ops, seen, unseen string }{
+		{`(copy (src assets) (dst ./))`, "COPY assets ./assets\n", ""},
+		{`(copy (src ./assets/) (dst /x/))`, "COPY ./assets/ /x/assets\n", ""},
+		{`(copy (src a/b/deep) (dst /x/))`, "COPY a/b/deep /x/deep\n", ""},
+		{`(copy (src assets) (dst /x))`, "COPY assets /x\n", ""},
+		{`(copy (src assets) (dst .))`, "COPY assets .\n", ""},
+		{`(copy (src .) (dst ./))`, "COPY . ./\n", ""},
+		{`(copy (src ./) (dst /))`, "COPY ./ /\n", ""},
+		{`(copy (src /) (dst /))`, "COPY / /\n", ""},
+		{`(copy (src a.txt assets b.txt c.txt) (dst /x/))`, "COPY a.txt /x/\nCOPY assets /x/assets\nCOPY b.txt c.txt /x/\n", ""},
+		{`(copy (src Makefile a.txt) (dst ./))`, "COPY Makefile a.txt ./\n", "COPY Makefile ./Makefile\nCOPY a.txt ./\n"},
+		{`(copy (src conf.d) (dst /etc/))`, "COPY conf.d /etc/conf.d\n", "COPY conf.d /etc/\n"},
+		{`(copy (src .git) (dst /x/))`, "COPY .git /x/.git\n", ""},
+		{`(copy (src to-assets) (dst /x/))`, "# to-assets is a symbolic link: COPY copies what it leads to instead\nCOPY to-assets /x/\n", "COPY to-assets /x/to-assets\n"},
+		{`(copy (from (build b)) (src /out/bin /out/x.so) (dst /usr/))`, "COPY --from=b /out/bin /usr/bin\nCOPY --from=b /out/x.so /usr/\n", ""},
+		{`(user (uid 1) (gid 2)) (copy (src assets) (dst ./))`, "USER 1:2\nCOPY --chown=1:2 assets ./assets\n", ""},
+	} {
+		for i, o := range []DockerfileOptions{{Source: source}, {Source: fstest.MapFS{}}, {}} {
+			want := c.seen
+			if i > 0 && c.unseen != "" {
+				want = c.unseen
+			}
+			got, err := mustParse(t, "((build b ((from x))) (from y) "+c.ops+")").Dockerfile(o)
+			if _, got, _ = strings.Cut(got, "FROM y\n"); err != nil || got != want+"\n" {
+				t.Errorf("%s: %v got\n%s\nwant\n%s", c.ops, err, got, want)
+			}
+		}
+	}
+	s := mustParse(t, `((from x) (copy (src .) (dst /x/) (exclude .git "a b" *.o)) (copy (src a.txt assets) (dst /x/) (exclude a.txt)))`)
+	got, err := s.Dockerfile(DockerfileOptions{BuildKit: true, Source: source})
+	if want := `# syntax=docker/dockerfile:1.19
+FROM x
+COPY --exclude=**/.git "--exclude=**/a b" --exclude=**/[*].o . /x/
+COPY a.txt /x/
+COPY --exclude=**/a.txt assets /x/assets
+
+`; err != nil || got != want {
+		t.Errorf("%v got\n%s\nwant\n%s", err, got, want)
+	}
+	got, err = s.Dockerfile(DockerfileOptions{Source: source})
+	if want := `FROM x
+# Not said below: (exclude .git "a b" *.o). Write it into .dockerignore, or convert with --buildkit
+COPY . /x/
+# Not said below: (exclude a.txt). Write it into .dockerignore, or convert with --buildkit
+COPY a.txt /x/
+COPY assets /x/assets
+
+`; err != nil || got != want {
+		t.Errorf("%v got\n%s\nwant\n%s", err, got, want)
+	}
+	s = mustParse(t, `((from x) (copy (src "a\\b") (dst "C:\\x\\")))`)
+	if got, err := s.Dockerfile(DockerfileOptions{Escape: "windows"}); err != nil || !strings.Contains(got, "COPY a\\b C:\\x\\b\n") {
+		t.Errorf("%v got\n%s", err, got)
 	}
 }
 
