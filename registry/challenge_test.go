@@ -88,7 +88,7 @@ func TestLoginAmongChallenges(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			challenges = cs
-			c, err := newClient(nil, "", patience{}, "")
+			c, err := newClient(nil, "", patience{}, "", nil)
 			if err != nil {
 				t.Fatal(err)
 			}

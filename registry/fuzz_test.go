@@ -43,7 +43,7 @@ func answer(req *http.Request, status int, header http.Header, length int64, bod
 // fuzzRepo is a repository of a registry without a network.
 func fuzzRepo(tb testing.TB, a answers) *remoteRepo {
 	tb.Helper()
-	c, err := newClient([]string{"registry.example"}, "", patience{backoff: 1}, "")
+	c, err := newClient([]string{"registry.example"}, "", patience{backoff: 1}, "", nil)
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -42,6 +42,8 @@ type Images struct {
 	Lock       *Lockfile // may be nil
 	Caches     []Repo    // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after OpenRepo
 	UserAgent  string
+	// Waiting is told which registry is waited for, why, and how long, after two seconds of that. It may be nil, and is called concurrently.
+	Waiting func(msg string)
 
 	patience patience      // for tests
 	certs    string        // for tests
@@ -101,7 +103,7 @@ func (im *Images) init() error {
 		im.resolved = make(map[string]*resolving)
 		im.origins = make(map[digest.Digest]imageName)
 		make := func() (*client, error) {
-			return newClient(im.PlainHTTP, im.UserAgent, im.patience, cmp.Or(im.certs, certsDir()))
+			return newClient(im.PlainHTTP, im.UserAgent, im.patience, cmp.Or(im.certs, certsDir()), im.Waiting)
 		}
 		if im.client, im.err = make(); im.err != nil {
 			return

@@ -85,7 +85,7 @@ func TestLoginsFind(t *testing.T) {
 					files = append(files, authFile(t, path, us))
 				}
 			}
-			c, err := newClient(nil, "", patience{}, "")
+			c, err := newClient(nil, "", patience{}, "", nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -133,7 +133,7 @@ func TestLoginsOfRepositories(t *testing.T) {
 	addr := srv.Listener.Addr().String()
 	runtime, _, _ := loginHome(t)
 	authFile(t, runtime, map[string]string{addr: "all", addr + "/team": "team"})
-	c, err := newClient(nil, "", patience{}, "")
+	c, err := newClient(nil, "", patience{}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -169,7 +169,7 @@ func TestLoginStaysWithItsHost(t *testing.T) {
 	defer srv.Close()
 	runtime, _, _ := loginHome(t)
 	authFile(t, runtime, map[string]string{"r.example": "me", "r.example/x": "me"})
-	c, err := newClient(nil, "", patience{}, "")
+	c, err := newClient(nil, "", patience{}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

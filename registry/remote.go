@@ -53,12 +53,13 @@ type session struct {
 	err  error  // why one could not be had
 }
 
-func newClient(plainHTTP []string, userAgent string, p patience, certs string) (*client, error) {
+func newClient(plainHTTP []string, userAgent string, p patience, certs string, tell func(string)) (*client, error) {
 	logins, err := ReadLogins()
 	if err != nil {
 		return nil, err
 	}
 	t := newTransport(p, certs)
+	t.tell = tell
 	return &client{
 		http:      &http.Client{Transport: t},
 		userAgent: cmp.Or(userAgent, "obx"),

@@ -114,7 +114,7 @@ func OpenRepo(ref string, o RepoOptions) (Repo, error) {
 		r.repository = o.Images.client.repository(host, path)
 		return r, nil
 	}
-	c, err := newClient(o.PlainHTTP, o.UserAgent, o.patience, certsDir())
+	c, err := newClient(o.PlainHTTP, o.UserAgent, o.patience, certsDir(), nil)
 	if err != nil {
 		return nil, err
 	}

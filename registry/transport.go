@@ -28,7 +28,9 @@ type patience struct {
 	header   time.Duration // 30 s: for the head of a response, and a second more for each 8 MiB that were sent: registries verify and move them
 	stall    time.Duration // 30 s: for the next bytes of a body, either way; see pace
 	backoff  time.Duration // 250 ms: before the first retry; doubled for each further one
-	throttle time.Duration // 2 min: in all, for a host that asks for pauses and does nothing else
+	throttle time.Duration // 30 s: in all, for a host that asks for pauses for requests with one method, and does nothing else with them
+	vain     time.Duration // 30 s: in all, for a host that does nothing that it is asked; see vigil
+	tell     time.Duration // 2 s: of waiting for a host, the user is told
 	short    bool          // header is for the connection, too
 }
 
@@ -38,7 +40,9 @@ func (p patience) orDefaults() patience {
 		header:   cmp.Or(p.header, 30*time.Second),
 		stall:    cmp.Or(p.stall, 30*time.Second),
 		backoff:  cmp.Or(p.backoff, 250*time.Millisecond),
-		throttle: cmp.Or(p.throttle, 2*time.Minute),
+		throttle: cmp.Or(p.throttle, 30*time.Second),
+		vain:     cmp.Or(p.vain, 30*time.Second),
+		tell:     cmp.Or(p.tell, 2*time.Second),
 	}
 }
 
@@ -52,10 +56,11 @@ const (
 // not before a host that asked for a pause has had it. It works on what does not change a registry, or comes to the same when done twice; other
 // requests are marked by sendOnce. Patience with a host is spent once: one that did not answer, however often it was asked, gets one short try
 // a request until it answers, one that refuses requests with some method gets one try for each of these until it does what it is asked, and one
-// whose documents come too slowly gets one short try for each until one comes.
+// whose documents come too slowly gets one short try for each until one comes. All waiting for a host together ends with its vigil.
 type transport struct {
 	patience patience
-	certs    string // directory with one of certificates for each host
+	certs    string           // directory with one of certificates for each host
+	tell     func(msg string) // what is waited for, after two seconds; may be nil
 
 	mu    sync.Mutex
 	plain *http.Transport // for hosts without certificates of their own
@@ -65,6 +70,7 @@ type transport struct {
 type host struct {
 	http  *http.Transport
 	slots chan struct{} // filled by requests that wait for an answer
+	vigil vigil
 
 	mu       sync.Mutex
 	paused   time.Time                // no request before this
@@ -103,6 +109,7 @@ func (t *transport) host(addr string) (*host, error) {
 	h := &host{
 		http:     t.plain,
 		slots:    make(chan struct{}, maxInFlight),
+		vigil:    vigil{host: addr, most: t.patience.vain, tell: t.tell, after: t.patience.tell},
 		refusing: make(map[string]bool),
 		waited:   make(map[string]time.Duration),
 	}
@@ -198,13 +205,24 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	p, limit, hasty := h.temper(t.patience, ctx.Value(passingKey{}) != nil, req.Method)
 	failures := 0
 	for try := 0; ; try++ {
+		if err := h.vigil.gate(); err != nil {
+			return nil, err
+		}
 		resp, err := h.roundTrip(req, p)
 		if ctx.Err() != nil || !isTransient(resp, err) {
 			if err == nil {
 				h.obeys(req.Method)
+				if !isBodyAwaited(req, resp) {
+					h.vigil.relents()
+				}
 			}
 			return resp, err
 		}
+		var uncounted time.Duration
+		if stalled := new(waitedError); errors.As(err, &stalled) && stalled.what == tookNoMore {
+			uncounted = stalled.d
+		}
+		h.vigil.fails(isTimeout(err), uncounted)
 		delay := jitter(p.backoff << min(try, 5))
 		throttled := isThrottled(resp)
 		if throttled {
@@ -227,7 +245,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			default:
 				failures++
 			}
-			if failures > limit {
+			if failures > limit || h.vigil.isOver() {
 				h.disappoints(req.Method, resp)
 				return resp, err
 			}
@@ -240,12 +258,28 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			discard(resp)
 		}
 		if !throttled { // else the host's pause is waited for
-			if err := sleep(ctx, delay); err != nil {
+			end := h.vigil.begin(failureText(resp, err))
+			err := sleep(ctx, delay)
+			end()
+			if err != nil {
 				return nil, err
 			}
 		}
 		req = again
 	}
+}
+
+// isBodyAwaited reports whether it takes the body of a response to see that the host does what it was asked.
+func isBodyAwaited(req *http.Request, resp *http.Response) bool {
+	return req.Method == http.MethodGet && resp.StatusCode < 300 && resp.ContentLength != 0
+}
+
+// failureText says shortly why something is tried again.
+func failureText(resp *http.Response, err error) string {
+	if resp != nil {
+		return fmt.Sprintf("it answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+	}
+	return redact(err).Error()
 }
 
 // refuses reports whether requests with a method are no longer worth another try. They are not, neither, after failed.
@@ -302,11 +336,14 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 		return nil, err
 	}
 	ctx, cancel := context.WithCancelCause(req.Context())
-	w := newUploadWatch(p, req.ContentLength, cancel)
+	w := newUploadWatch(p, req.ContentLength, cancel, &h.vigil)
 	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { w.sent() }}))
 	w.wrap(req)
+	if req.Body == nil || req.Body == http.NoBody {
+		w.wait() // from the first: connections take long to fail, too
+	}
 	if p.short {
-		w.expect(w.answer) // from the first: connections take long to fail, too
+		w.expect(w.answer)
 	}
 	resp, err := h.http.RoundTrip(req)
 	w.stop()
@@ -320,7 +357,7 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 	h.answers()
 	simplifyChallenges(resp)
 	pace := h.pace(p, isStream(req.Context()))
-	resp.Body = &watchedBody{body: resp.Body, cancel: func() { cancel(nil) }, pace: pace, left: pace.wait, ended: h.ended(req.Context())}
+	resp.Body = &watchedBody{body: resp.Body, cancel: func() { cancel(nil) }, pace: pace, left: pace.wait, ended: h.ended(req.Context()), vigil: &h.vigil, refusal: isTransient(resp, nil)}
 	return resp, nil
 }
 
@@ -334,20 +371,28 @@ func (e *waitedError) Error() string   { return fmt.Sprintf("%s for %v", e.what,
 func (e *waitedError) Timeout() bool   { return true }
 func (e *waitedError) Temporary() bool { return true }
 
+const tookNoMore = "the host took no more bytes"
+
 // An uploadWatch ends a request whose body is not taken, or that is not answered. That the source of the body is slow does not count.
 type uploadWatch struct {
 	stall, answer *waitedError
 	cancel        context.CancelCauseFunc
+	vigil         *vigil
+	extra         time.Duration // in which a registry works on what was sent
 
-	mu    sync.Mutex
-	timer *time.Timer
-	done  bool
+	mu       sync.Mutex
+	timer    *time.Timer
+	done     bool
+	stopWait func()
 }
 
-func newUploadWatch(p patience, size int64, cancel context.CancelCauseFunc) *uploadWatch {
+func newUploadWatch(p patience, size int64, cancel context.CancelCauseFunc, v *vigil) *uploadWatch {
+	extra := time.Duration(max(size, 0)>>23) * time.Second
 	return &uploadWatch{
-		stall:  &waitedError{"the host took no more bytes", p.stall},
-		answer: &waitedError{"the host did not answer", p.header + time.Duration(max(size, 0)>>23)*time.Second},
+		vigil:  v,
+		extra:  extra,
+		stall:  &waitedError{tookNoMore, p.stall},
+		answer: &waitedError{"the host did not answer", p.header + extra},
 		cancel: cancel,
 	}
 }
@@ -365,11 +410,37 @@ func (w *uploadWatch) expect(e *waitedError) {
 	}
 }
 
-func (w *uploadWatch) sent() { w.expect(w.answer) }
+func (w *uploadWatch) sent() {
+	w.expect(w.answer)
+	if w.extra == 0 {
+		w.wait()
+	} else {
+		time.AfterFunc(w.extra, w.wait)
+	}
+}
+
+// wait has the time from now on count as waiting for the host.
+func (w *uploadWatch) wait() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.done || w.stopWait != nil {
+		return
+	}
+	end := w.vigil.begin("it does not answer")
+	began := time.Now()
+	stop := func() {}
+	if !w.vigil.isOver() { // else this is the try that sees whether it is back
+		stop = w.vigil.within(func() { w.cancel(&waitedError{w.answer.what, time.Since(began).Round(100 * time.Millisecond)}) })
+	}
+	w.stopWait = func() { stop(); end() }
+}
 
 func (w *uploadWatch) stop() {
 	w.mu.Lock()
 	w.done = true
+	if w.stopWait != nil {
+		w.stopWait()
+	}
 	w.mu.Unlock()
 	w.expect(nil)
 }
@@ -419,13 +490,13 @@ const (
 
 // pace says how slowly the body of a response may come. A host that was too slow with a document gets little time for the next.
 func (h *host) pace(p patience, stream bool) pace {
-	if stream {
-		return pace{p.stall, streamRate}
-	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.dragging {
+	if h.dragging && !stream || h.vigil.isOver() {
 		p.stall = max(p.stall/16, min(p.stall, time.Second))
+	}
+	if stream {
+		return pace{p.stall, streamRate}
 	}
 	return pace{p.stall, documentRate}
 }
@@ -453,25 +524,42 @@ type watchedBody struct {
 	waited   time.Duration
 	n        int64
 	tooSlow  bool
+	vigil    *vigil
+	refusal  bool  // the body is not what was asked for
+	relented int64 // n, when patience last began anew
 }
 
+// streamProgress is how much of a stream has to come for patience to begin anew.
+const streamProgress = 16 << 10
+
 func (b *watchedBody) Read(p []byte) (int, error) {
-	if b.watchdog == nil {
-		b.watchdog = time.AfterFunc(b.left, b.cancel)
-	} else {
-		b.watchdog.Reset(b.left)
+	left := b.left
+	if rest := b.vigil.left(); rest > 0 {
+		left = min(left, rest)
 	}
+	if b.watchdog == nil {
+		b.watchdog = time.AfterFunc(left, b.cancel)
+	} else {
+		b.watchdog.Reset(left)
+	}
+	end := b.vigil.begin("the rest of what it sends does not come")
 	began := time.Now()
 	n, err := b.body.Read(p)
+	end()
 	b.tooSlow = !b.watchdog.Stop() || b.tooSlow // with the last bytes, maybe: the error comes with the next Read
 	waited := time.Since(began)
 	b.n, b.waited = b.n+int64(n), b.waited+waited
 	b.left = min(max(b.left-waited, 0)+time.Duration(int64(n)*int64(time.Second)/b.pace.rate), b.pace.wait)
+	if !b.refusal && (err == io.EOF || b.n-b.relented >= streamProgress) {
+		b.relented = b.n
+		b.vigil.relents()
+	}
 	switch {
 	case err == io.EOF && b.n > 0:
 		b.ended(false)
 	case b.tooSlow && err != nil && err != io.EOF:
 		b.ended(true)
+		b.vigil.fails(true, 0)
 		err = fmt.Errorf("%w: %d in %v", errStalled, b.n, b.waited.Round(100*time.Millisecond))
 	}
 	return n, err
@@ -557,6 +645,9 @@ func (h *host) temper(p patience, passing bool, method string) (_ patience, limi
 		p.header = max(p.header/4, min(p.header, time.Second))
 	}
 	p.short = h.silent > 0 || hasty
+	if h.vigil.isOver() {
+		p.header, p.short, limit = min(p.header, time.Second), true, 0
+	}
 	if h.silent > 0 || h.refusing[method] {
 		limit = 0
 	}
@@ -568,6 +659,10 @@ func (h *host) temper(p patience, passing bool, method string) (_ patience, limi
 func (h *host) pause(method string, d, most time.Duration) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.vigil.most > 0 && d > h.vigil.left() {
+		h.refusing[method] = true
+		return false
+	}
 	until, from := time.Now().Add(d), time.Now()
 	if h.paused.After(from) {
 		from = h.paused
@@ -610,12 +705,17 @@ func (h *host) disappoints(method string, resp *http.Response) {
 
 // wait waits for the end of a pause, as often as that is put off meanwhile. Those who wait do not go on all at the same moment.
 func (h *host) wait(ctx context.Context) error {
-	for {
+	end := func() {}
+	defer func() { end() }()
+	for waits := false; ; waits = true {
 		h.mu.Lock()
 		d := time.Until(h.paused)
 		h.mu.Unlock()
 		if d <= 0 {
 			return ctx.Err()
+		}
+		if !waits {
+			end = h.vigil.begin("it asks for fewer requests")
 		}
 		if err := sleep(ctx, d+time.Duration(rand.Float64()*float64(min(d, 4*time.Second))/4)); err != nil {
 			return err

@@ -342,7 +342,7 @@ func TestHostWait(t *testing.T) {
 
 func TestTransportIsCancelled(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Retry-After", "60")
+		w.Header().Set("Retry-After", "20")
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}))
 	defer srv.Close()
@@ -416,7 +416,7 @@ func TestRedirectsTakeNoCredentials(t *testing.T) {
 		got = append(got, r.Header.Get("Authorization"))
 	}))
 	defer srv.Close()
-	c, err := newClient(nil, "", patience{}, "")
+	c, err := newClient(nil, "", patience{}, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -509,7 +509,7 @@ func TestPace(t *testing.T) {
 				p := h.pace(patience{}.orDefaults(), tt.stream)
 				body := &watchedBody{
 					body: &slowReader{ctx, tt.bytes, tt.every, tt.size}, cancel: cancel, pace: p, left: p.wait,
-					ended: func(tooSlow bool) { h.dragging = tooSlow },
+					ended: func(tooSlow bool) { h.dragging = tooSlow }, vigil: &h.vigil,
 				}
 				defer body.Close()
 				began := time.Now()

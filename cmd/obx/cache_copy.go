@@ -43,7 +43,7 @@ copied too. obx cache export takes results from the store of this machine, and o
 			if err := h.settle(); err != nil {
 				return err
 			}
-			im := h.connections()
+			im := h.connections(cmd)
 			from, err := openRepo(args[0], im)
 			if err != nil {
 				return err

@@ -72,7 +72,7 @@ func (h *hosts) withCache(cmd *cobra.Command, ref string, work func(*registry.Ca
 	if err := h.settle(); err != nil {
 		return err
 	}
-	repo, err := openRepo(ref, h.connections())
+	repo, err := openRepo(ref, h.connections(cmd))
 	if err != nil {
 		return err
 	}

@@ -294,6 +294,7 @@ func (in *inputs) start(cmd *cobra.Command) (*project, error) {
 		return nil, err
 	}
 	p := &project{builder: &build.Builder{Images: images, Domains: domains}, notices: &notices{stderr: cmd.ErrOrStderr()}}
+	images.Waiting = p.notices.warn
 	if err := p.openRepos(in); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}

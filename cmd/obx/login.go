@@ -54,7 +54,7 @@ Docker's config.json. The program that this file names to keep passwords is used
 			if err != nil {
 				return err
 			}
-			r, err := h.connections().Login(cmd.Context(), host, user, password)
+			r, err := h.connections(cmd).Login(cmd.Context(), host, user, password)
 			if err != nil {
 				return err
 			}

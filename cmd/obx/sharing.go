@@ -65,8 +65,11 @@ func (h *hosts) settle() (err error) {
 }
 
 // connections reach registries for a command that has no base images.
-func (h *hosts) connections() *registry.Images {
-	return &registry.Images{PlainHTTP: h.plainHTTP, UserAgent: userAgent()}
+func (h *hosts) connections(cmd *cobra.Command) *registry.Images {
+	return &registry.Images{
+		PlainHTTP: h.plainHTTP, UserAgent: userAgent(),
+		Waiting: (&notices{stderr: cmd.ErrOrStderr()}).warn,
+	}
 }
 
 func userAgent() string { return "obx/" + readVersion().Version }
