@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const errQuota = unix.EDQUOT
+const errNoSpace, errQuota = unix.ENOSPC, unix.EDQUOT
 
 // lockFile waits for the lock of f.
 func lockFile(f *os.File, exclusive bool) error { return flock(f, exclusive, 0) }

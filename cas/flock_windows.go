@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/windows"
 )
 
-const errQuota = windows.ERROR_DISK_FULL
+const errNoSpace, errQuota = windows.ERROR_HANDLE_DISK_FULL, windows.ERROR_DISK_FULL
 
 // Locks of Windows keep others from reading what they cover, so they cover one byte far beyond any content.
 const lockOffsetHigh = 1 << 30

@@ -281,10 +281,10 @@ func TestTouch(t *testing.T) {
 		}
 		return time.Since(info.ModTime())
 	}
-	lastUsed(t, s, "default", "k", 30*time.Minute)
+	lastUsed(t, s, "default", "k", 50*time.Second)
 	s.Touch("default", "k")
-	if used() < 29*time.Minute {
-		t.Error("touched twice in an hour")
+	if used() < 45*time.Second {
+		t.Error("touched twice in a minute")
 	}
 	lastUsed(t, s, "default", "k", 2*time.Hour)
 	s.Touch("default", "k")

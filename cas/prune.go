@@ -19,7 +19,7 @@ import (
 // something that they refer to. Leased results and what they need stay. The zero PruneOptions evicts only garbage.
 type PruneOptions struct {
 	All       bool
-	OlderThan time.Duration // by last use; 0: no limit
+	OlderThan time.Duration // by last use, which is noted to the minute: what was used later stays; 0: no limit
 	KeepBytes int64         // evict least recently used until blobs, layers and caches are this small; <=0: no limit
 	DryRun    bool
 }
@@ -29,7 +29,8 @@ type PruneReport struct {
 	Results, Blobs, Layers, Caches int
 	Machines                       int // saved machines and their disks
 	Bytes                          int64
-	Kept                           int // results in use
+	Trash                          int64 // what was evicted before, and is deleted only now; a part of Bytes
+	Kept                           int   // results in use
 
 	// Odd is what could not be looked at, moved or deleted. All else was done.
 	Odd []error
@@ -74,6 +75,8 @@ func (s *Store) prune(ctx context.Context, o PruneOptions) (PruneReport, error) 
 	if err != nil {
 		return PruneReport{}, err
 	}
+	trash, untold := s.trashSize(ctx)
+	sz.odd = append(sz.odd, untold...)
 	before, odd, err := s.readAll(nil)
 	if err != nil {
 		return PruneReport{}, err
@@ -85,6 +88,7 @@ func (s *Store) prune(ctx context.Context, o PruneOptions) (PruneReport, error) 
 	defer lock.Close()
 	p := pruner{store: s, options: o, now: time.Now(), sizes: sz}
 	p.report.Odd = append(sz.odd, odd...)
+	p.report.Trash, p.report.Bytes = trash, trash
 	if err := p.read(ctx, before); err != nil {
 		return p.report, err
 	}
@@ -424,7 +428,7 @@ func (p *pruner) evictUnused(n *node) int64 {
 // choose evicts by the options that do not count bytes.
 func (p *pruner) choose() {
 	isOld := func(used time.Time) bool {
-		return p.options.All || p.options.OlderThan > 0 && p.now.Sub(used) > p.options.OlderThan
+		return p.options.All || p.options.OlderThan > 0 && p.now.Sub(used) > p.options.OlderThan+touchEvery
 	}
 	for _, n := range p.nodes {
 		if isOld(n.used) {

@@ -236,10 +236,10 @@ func (s *Store) RemoveResult(domain, key string) error {
 	return nil
 }
 
-// touchEvery bounds the writes that mere reading causes, as in Go's build cache.
-const touchEvery = time.Hour
+// touchEvery bounds the writes that mere reading causes. It is how far what is noted of a use may be behind it, which prune allows for.
+const touchEvery = time.Minute
 
-// Touch notes that a result is used (at most once an hour a result).
+// Touch notes that a result is used (at most once a minute a result).
 func (s *Store) Touch(domain, key string) { touch(s.resultPath(domain, key)) }
 
 func touch(path string) {

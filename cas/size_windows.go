@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"path/filepath"
+
+	"golang.org/x/sys/windows"
 )
 
 // diskSize is what dir and all below it take on disk. What vanishes meanwhile counts for nothing.
@@ -31,4 +33,15 @@ func diskSize(ctx context.Context, dir string) (int64, error) {
 		return nil
 	})
 	return total, err
+}
+
+// diskSpace tells how much room is on the disk that dir is on.
+func diskSpace(dir string) (space, error) {
+	name, err := windows.UTF16PtrFromString(dir)
+	if err != nil {
+		return space{}, err
+	}
+	var s space
+	err = windows.GetDiskFreeSpaceEx(name, &s.free, &s.size, nil)
+	return s, err
 }

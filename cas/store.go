@@ -11,7 +11,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 )
 
@@ -307,11 +306,6 @@ func (s *Store) letGo(c closer) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.held, c)
-}
-
-// isFull reports whether err is for want of space.
-func isFull(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, errQuota)
 }
 
 // ageOf tells how long ago a file was last changed or touched.

@@ -203,6 +203,7 @@ func fullDisk(dir string) error {
 	if err != nil {
 		return err
 	}
+	s.EmptyTrash(context.Background()) // else that goes in the background, and makes room
 	if err := fill(filepath.Join(mnt, "lost+found")); err != nil {
 		return err
 	}

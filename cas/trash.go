@@ -58,7 +58,13 @@ const (
 func (s *Store) sweepTrash() {
 	timer := time.NewTimer(trashDelay)
 	defer timer.Stop()
-	if names, err := os.ReadDir(s.path(trashDir)); err == nil && len(names) >= trashBacklog {
+	delay := func() time.Duration {
+		if _, low, _ := s.room(); low {
+			return 0
+		}
+		return trashDelay
+	}
+	if names, err := os.ReadDir(s.path(trashDir)); err == nil && len(names) >= trashBacklog || delay() == 0 {
 		timer.Reset(0)
 	}
 	for {
@@ -79,7 +85,7 @@ func (s *Store) sweepTrash() {
 		case <-s.ctx.Done():
 			return
 		case <-s.trashed:
-			timer.Reset(trashDelay)
+			timer.Reset(delay())
 		}
 	}
 }

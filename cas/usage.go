@@ -15,6 +15,7 @@ import (
 // Usage is what the store holds, in bytes of disk.
 type Usage struct {
 	Blobs, Layers, Caches, Machines, Other int64
+	Trash                                  int64 // evicted, and deleted when there is time
 	Results                                int
 	Odd                                    []error // what could not be looked at, and does not count
 }
@@ -35,7 +36,10 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 		return n
 	}
 	u.Machines = size(machinesDir)
-	for _, d := range []string{resultsDir, locksDir, leasesDir, deadDir, unsyncedDir, hashesDir, tmpDir, trashDir} {
+	var odd []error
+	u.Trash, odd = s.trashSize(ctx)
+	u.Odd = append(u.Odd, odd...)
+	for _, d := range []string{resultsDir, locksDir, leasesDir, deadDir, unsyncedDir, hashesDir, tmpDir} {
 		u.Other += size(d)
 	}
 	if ctx.Err() != nil {
@@ -49,6 +53,21 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 		}
 	}
 	return u, nil
+}
+
+// trashSize is what is in the trash. The directory itself is there always, and does not count.
+func (s *Store) trashSize(ctx context.Context) (total int64, odd []error) {
+	for path, err := range filesBelow(s.path(trashDir), 1) {
+		if err == nil {
+			var n int64
+			n, err = diskSize(ctx, path)
+			total += n
+		}
+		if err != nil {
+			odd = append(odd, err)
+		}
+	}
+	return total, odd
 }
 
 // sizes are bytes of disk: of blobs by the hex of their digest, of layers by name, of caches by path.

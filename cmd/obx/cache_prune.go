@@ -22,7 +22,8 @@ func cachePruneCommand() *cobra.Command {
 		Short: "Remove results that are not used",
 		Long: `Remove results that are not used, least recently used first. What a running build uses stays, whatever the flags say.
 With several flags, a result goes if one of them says so; without any, only what is broken or belongs to no result.
---older-than also removes virtual machines and disks that were saved, --all those that were not used for an hour.`,
+What was used within the time of --older-than stays; of older things some stay a minute longer, as uses are noted to the
+minute. --older-than also removes virtual machines and disks that were saved, --all those that were not used for an hour.`,
 		Example: `  obx cache prune --keep-bytes 20GB
   obx cache prune --older-than 7d
   obx cache prune --all --dry-run`,
@@ -51,12 +52,15 @@ With several flags, a result goes if one of them says so; without any, only what
 			if o.DryRun {
 				verb = "would remove"
 			}
-			machines := ""
+			more := ""
 			if r.Machines > 0 {
-				machines = fmt.Sprintf(", %d saved machines and disks", r.Machines)
+				more = fmt.Sprintf(", %d saved machines and disks", r.Machines)
+			}
+			if r.Trash > 0 {
+				more += fmt.Sprintf(", %s of trash", progress.Bytes(r.Trash))
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%s %d results, %d layers, %d blobs, %d cache mounts%s: %s; %d results are in use\n",
-				verb, r.Results, r.Layers, r.Blobs, r.Caches, machines, progress.Bytes(r.Bytes), r.Kept)
+				verb, r.Results, r.Layers, r.Blobs, r.Caches, more, progress.Bytes(r.Bytes), r.Kept)
 			return err
 		},
 	}

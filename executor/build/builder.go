@@ -152,6 +152,7 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
+	err = r.full(err)
 	r.report.Took = time.Since(start)
 	for _, n := range r.pulled {
 		r.report.PulledBytes += n
@@ -166,6 +167,14 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 	}
 	r.emit(Event{Kind: Done, Report: &r.report, Err: err})
 	return &r.report, err
+}
+
+// full says of an error that it is for want of room in the store, or may be.
+func (r *run) full(err error) error {
+	if failed := new(StepError); errors.As(err, &failed) && r.Store.IsFull() {
+		r.warn(failed.Step.Stage, "%v", &cas.FullError{Store: r.Store.Dir()})
+	}
+	return r.Store.Full(err)
 }
 
 // once makes a Builder's distrust that tells of the first result alone: the others have the same cause.
@@ -256,8 +265,12 @@ func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
 		return found, nil
 	}
 	start := time.Now()
-	img, err := r.Images.Pull(ctx, s.Base, r.unpacks(), func(d digest.Digest, done, total int64) {
-		r.emit(Event{Kind: Pulling, Stage: s, Blob: d.String(), Bytes: done, Total: total})
+	var img *registry.Image
+	err = r.Store.WithRoom(ctx, func() (err error) {
+		img, err = r.Images.Pull(ctx, s.Base, r.unpacks(), func(d digest.Digest, done, total int64) {
+			r.emit(Event{Kind: Pulling, Stage: s, Blob: d.String(), Bytes: done, Total: total})
+		})
+		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("pull base image %s: %w", s.Spec.From.Image, err)

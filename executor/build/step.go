@@ -88,6 +88,7 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 	}
 	defer s.slots.Release(1)
 
+	s.Store.MakeRoom(ctx)
 	s.emit(Event{Kind: Started, Stage: s.Stage, Step: w.step})
 	log, err := s.newLog(w.step, lock.LogPath())
 	if err != nil {
@@ -136,10 +137,13 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 	if w.step.From != nil {
 		made.rec.Uses = []keys.ID{s.stages[w.step.From].final.value.id}
 	}
-	if made.rec.Log, made.rec.LogBlob, err = log.finish(s.Store); err != nil {
-		return nil, err
-	}
-	if err := s.save(made, w.step.Key); err != nil {
+	err = s.Store.WithRoom(ctx, func() (err error) {
+		if made.rec.Log, made.rec.LogBlob, err = log.finish(s.Store); err == nil {
+			err = s.save(made, w.step.Key)
+		}
+		return err
+	})
+	if err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
