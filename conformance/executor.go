@@ -566,6 +566,35 @@ func testRepeatedLayer(t *testing.T, b *rig) {
 	}
 }
 
+// testForeignLayers has layers as others make them: with directories that they only imply, entries through links of the layers below, hard links to
+// their files, and whiteouts of nothing.
+func testForeignLayers(t *testing.T, b *rig) {
+	dir := func(name string, mode int64, owner int) tar.Header {
+		return tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: mode, Uid: owner, Gid: owner}
+	}
+	link := func(typ byte, name, target string) tar.Header {
+		return tar.Header{Name: name, Typeflag: typ, Linkname: target, Mode: 0o777}
+	}
+	one := loadTar(t, b.st, dir("home", 0o755, 0), dir("home/u", 0o700, 1000), dir("real", 0o711, 0), link(tar.TypeSymlink, "lib", "/real"),
+		tar.Header{Name: "real/gone", Linkname: "gone\n"}, tar.Header{Name: "file", Linkname: "file\n"})
+	two := loadTar(t, b.st, tar.Header{Name: "home/u/a", Linkname: "a\n"}, dir("only", 0o755, 0), tar.Header{Name: "only/.wh.ghost"}, tar.Header{Name: "tmp/x", Linkname: "x\n"})
+	three := loadTar(t, b.st, tar.Header{Name: "lib/l", Linkname: "l\n"}, tar.Header{Name: "lib/.wh.gone"}, link(tar.TypeLink, "copy", "file"), tar.Header{Name: "none/.wh.x"})
+	added := b.open(t, b.base, one)
+	run(t, added, script("true"))
+	Freeze(t, added)
+	for _, l := range []layers.Layer{two, three} {
+		if err := added.Add(t.Context(), l); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, r := range []executor.Root{added, b.open(t, b.base, one, two, three)} {
+		got := run(t, r, script("stat -c '%n %a %u' /home/u /tmp /real /lib\nls -A /real /only\ncat /copy /lib/l /real/l\nls -d /none 2>/dev/null || rm -r /only"))
+		if want := "/home/u 700 1000\n/tmp 1777 0\n/real 711 0\n/lib 777 0\n/only:\n\n/real:\nl\nfile\nl\nl\n"; got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 // testManyLayers goes beyond overlayfs's limit of lower directories, 500.
 func testManyLayers(t *testing.T, b *rig) {
 	chain := []layers.Layer{b.base}

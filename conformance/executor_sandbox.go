@@ -21,6 +21,7 @@ import (
 // sandboxTests are about what a real process sees and may do.
 func sandboxTests() []executorTest {
 	return []executorTest{
+		{"ForeignLayers", testForeignLayers},
 		{"OutputOrder", testOutputOrder},
 		{"MuchOutput", testMuchOutput},
 		{"BrokenLog", testBrokenLog},

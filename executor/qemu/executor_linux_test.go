@@ -30,7 +30,7 @@ func newExecutor(t testing.TB, o qemu.Options) *qemu.Executor {
 // essential are the tests of the suite that look at what is done here in another way than in package overlay, which runs in the machine
 // as it does outside: how files go in and come out, the process's sandbox, the network, input, caches, the end of machines.
 var essential = []string{
-	"RunWritesFile", "Whiteout", "OpaqueDirectory", "FailureDropsChanges", "TwoRunsOneFreeze", "Add", "NoLayers", "Cancel", "Timeout",
+	"RunWritesFile", "Whiteout", "OpaqueDirectory", "ForeignLayers", "FailureDropsChanges", "TwoRunsOneFreeze", "Add", "NoLayers", "Cancel", "Timeout",
 	"OutputOrder", "Stdin", "NetworkHost", "Privileges", "SystemMounts", "Seccomp", "SystemCalls", "MemoryLimit", "HardLinks", "SpecialFiles",
 	"MountPoints", "Secrets", "CacheKeepsChanges", "CacheShared",
 }
