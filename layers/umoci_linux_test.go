@@ -209,12 +209,12 @@ func mergeMaps(a, b map[string]string) map[string]string {
 	return m
 }
 
-// takenAnyway says whether it is a fault that obx takes what umoci refuses. A hard link to itself changes nothing, and umoci removes its target
-// first.
+// takenAnyway says whether it is a fault that obx takes what umoci refuses. Before a hard link is made, umoci removes what has its name: this may
+// be its target, or a symbolic link on the way there.
 func takenAnyway(s sequence, said string) string {
 	for _, l := range s {
 		for _, h := range l {
-			if h.Typeflag == tar.TypeLink && filepath.Base(h.Name) == filepath.Base(h.Linkname) &&
+			if h.Typeflag == tar.TypeLink && (filepath.Base(h.Name) == filepath.Base(h.Linkname) || strings.HasPrefix(h.Linkname, h.Name+"/")) &&
 				strings.Contains(said, "unpack entry: "+filepath.Clean(h.Name)+": link: no such file or directory") {
 				return ""
 			}
