@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"math"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -18,12 +19,34 @@ import (
 // WriteChange writes a layer directory as an uncompressed OCI layer tar (whiteouts as .wh. files). It never changes
 // the directory; sockets are left out.
 func WriteChange(ctx context.Context, w io.Writer, dir string) error {
+	return writeChange(ctx, w, dir, nil)
+}
+
+// writeLayer is WriteChange for the files of a layer of the store. It leaves open what the layer does: a directory that it only implies gets no entry.
+func writeLayer(ctx context.Context, w io.Writer, dir string) error {
+	ends, err := openEnds(filepath.Dir(dir))
+	if err != nil {
+		return fmt.Errorf("write layer: %w", err)
+	}
+	skip := map[string]bool{}
+	for _, e := range ends {
+		switch e.need {
+		case linkBelow:
+			return fmt.Errorf("write layer: in %s it has hard links to files of the layers below, which only its own bytes can say", e.path)
+		case implied, forWhiteouts:
+			skip[e.path] = true
+		}
+	}
+	return writeChange(ctx, w, dir, skip)
+}
+
+func writeChange(ctx context.Context, w io.Writer, dir string, skip map[string]bool) error {
 	at, err := foreign.NewCursor(dir, 0)
 	if err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
 	defer at.Close()
-	t := changeWriter{tarWriter: newTarWriter(w), ctx: ctx, at: at}
+	t := changeWriter{tarWriter: newTarWriter(w), ctx: ctx, at: at, skip: skip}
 	if err := t.dir(); err != nil {
 		return fmt.Errorf("write layer: %w", err)
 	}
@@ -32,8 +55,9 @@ func WriteChange(ctx context.Context, w io.Writer, dir string) error {
 
 type changeWriter struct {
 	*tarWriter
-	ctx context.Context
-	at  *foreign.Cursor
+	ctx  context.Context
+	at   *foreign.Cursor
+	skip map[string]bool // directories without an entry
 }
 
 // dir writes the directory where the cursor is, with everything below it.
@@ -44,8 +68,10 @@ func (t *changeWriter) dir() error {
 		return fmt.Errorf("%s: %w", level.Short(), err)
 	}
 	h := tar.Header{Typeflag: tar.TypeDir, Mode: int64(m.mode), Uid: m.uid, Gid: m.gid, ModTime: m.mtime}
-	if err := t.add(level, &h, inode{}, m.xattrs, nil); err != nil {
-		return err
+	if len(t.skip) == 0 || !t.skip[level.String()] {
+		if err := t.add(level, &h, inode{}, m.xattrs, nil); err != nil {
+			return err
+		}
 	}
 	if opaque == "y" {
 		if err := t.mark(level, opaqueMarker); err != nil {

@@ -12,6 +12,8 @@ import (
 // WriteChange writes a layer directory as an uncompressed OCI layer tar.
 func WriteChange(ctx context.Context, w io.Writer, dir string) error { return errNoOverlay }
 
+func writeLayer(ctx context.Context, w io.Writer, dir string) error { return errNoOverlay }
+
 // ReadChange is the inverse of WriteChange.
 func ReadChange(ctx context.Context, r io.Reader, dir string, lim Limits) error { return errNoOverlay }
 

@@ -20,7 +20,7 @@ func Pack(ctx context.Context, st *cas.Store, l Layer, c Compression) (Layer, er
 	if l.IsZero() || l.Blob.Digest != "" {
 		return l, nil
 	}
-	return packBlob(ctx, st, l, c, func(ctx context.Context, w io.Writer) error { return WriteChange(ctx, w, st.LayerPath(l.Dir)) })
+	return packBlob(ctx, st, l, c, func(ctx context.Context, w io.Writer) error { return writeLayer(ctx, w, st.LayerPath(l.Dir)) })
 }
 
 // packBlob makes a blob of what write writes.

@@ -178,3 +178,36 @@ func TestReplayKeepsContent(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 }
+
+// TestPackLeavesOpen packs a layer whose bytes are gone: what it left open stays open.
+func TestPackLeavesOpen(t *testing.T) {
+	needRoot(t)
+	st := openStore(t)
+	load := func(headers ...tar.Header) Layer {
+		raw := tarball(t, headers...)
+		l, err := Load(t.Context(), st, ocispec.Descriptor{MediaType: ocispec.MediaTypeImageLayer, Size: int64(len(raw))}, digest.FromBytes(raw),
+			bytes.NewReader(raw), Files, Limits{})
+		check(t, err)
+		return Layer{Dir: l.Dir}
+	}
+	l, err := Pack(t.Context(), st, load(file("d/a"), file("e/.wh.b"), dir("f")), Compression{})
+	check(t, err)
+	blob, err := st.Blob(l.Blob.Digest)
+	check(t, err)
+	defer blob.Close()
+	z, err := decompress(blob)
+	check(t, err)
+	defer z.Close()
+	var names []string
+	tr := tar.NewReader(z)
+	for h, err := tr.Next(); err == nil; h, err = tr.Next() {
+		names = append(names, h.Name)
+	}
+	if got, want := strings.Join(names, " "), "d/a e/.wh.b f/"; got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	_, err = Pack(t.Context(), st, load(link("a", "b")), Compression{})
+	if err == nil || !strings.Contains(err.Error(), "hard links to files of the layers below") {
+		t.Errorf("error %v", err)
+	}
+}
