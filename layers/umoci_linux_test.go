@@ -24,7 +24,8 @@ import (
 	"github.com/ocurrent/obx/cas"
 )
 
-// TestSequences unpacks chains of random layers with umoci too, which applies each entry to a directory. OBX_TEST_SEQUENCES is how many.
+// TestSequences unpacks chains of random layers with umoci too, which applies each entry to a directory. OBX_TEST_SEQUENCES is how many,
+// OBX_TEST_FIRST the first seed.
 func TestSequences(t *testing.T) {
 	needRoot(t)
 	umoci, err := exec.LookPath("umoci")
