@@ -88,6 +88,9 @@ func TestPlaceOfAStore(t *testing.T) {
 		"a directory with other things": {func(dir string) (string, error) {
 			return dir, os.WriteFile(filepath.Join(dir, "letter"), nil, 0o644)
 		}, "not a store"},
+		"a project with a version": {func(dir string) (string, error) {
+			return dir, errors.Join(os.WriteFile(filepath.Join(dir, versionFile), []byte(format), 0o644), os.WriteFile(filepath.Join(dir, "letter"), nil, 0o644))
+		}, "not a store"},
 		"a file": {func(dir string) (string, error) {
 			return filepath.Join(dir, "a"), os.WriteFile(filepath.Join(dir, "a"), nil, 0o644)
 		}, "not a directory"},

@@ -119,14 +119,11 @@ func prepare(dir string) error {
 	}
 	version := filepath.Join(dir, versionFile)
 	b, err := readFile(version)
-	if err == nil && len(b) > 0 {
-		if got := strings.TrimSpace(string(b)); got != format {
-			return fmt.Errorf("its format is %q, this program knows only %q: use a newer obx, or another store", got, format)
-		}
-		return closeToOthers(dir)
-	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	if got := strings.TrimSpace(string(b)); len(b) > 0 && got != format {
+		return fmt.Errorf("its format is %q, this program knows only %q: use a newer obx, or another store", got, format)
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -136,13 +133,16 @@ func prepare(dir string) error {
 	for _, e := range entries {
 		there[e.Name()] = true
 	}
-	// What has all the folders is a store whose version a power cut has taken, or that another process is making.
+	// What has all the folders is a store, even if a power cut has taken its version, or another process is making it.
 	ours := !slices.ContainsFunc(topDirs(), func(d string) bool { return !there[d] })
 	for name := range there {
-		known := append(topDirs(), gcLock, "lost+found") // a file system of its own has its lost+found
+		known := append(topDirs(), machinesDir, gcLock, "lost+found") // a file system of its own has its lost+found
 		if !ours && !slices.Contains(known, name) && !strings.HasPrefix(name, versionFile) {
 			return fmt.Errorf("it is not empty and not a store: it has %q: use an empty directory or a new one, as %s", name, filepath.Join(dir, "obx"))
 		}
+	}
+	if ours && len(b) > 0 {
+		return closeToOthers(dir)
 	}
 	if err := closeToOthers(dir); err != nil {
 		return err

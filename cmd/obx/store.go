@@ -103,6 +103,6 @@ func openReadable(warnings io.Writer, flag string) (st *cas.Store, close func() 
 // warnOdd names what a command that goes over the store could not look at or remove: it has done the rest.
 func warnOdd(cmd *cobra.Command, odd []error) {
 	for _, err := range odd {
-		fmt.Fprintln(cmd.ErrOrStderr(), "obx: warning:", err)
+		warn(cmd.ErrOrStderr(), err.Error())
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"sync/atomic"
@@ -48,7 +49,7 @@ func (b *Builder) logLimit() int64 {
 	if b.LogLimit <= 0 {
 		return DefaultLogLimit
 	}
-	return b.LogLimit
+	return min(b.LogLimit, math.MaxInt64/manyLogs)
 }
 
 func (b *Builder) newTotal() *logTotal { return &logTotal{limit: manyLogs * b.logLimit()} }

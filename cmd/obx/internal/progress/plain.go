@@ -97,10 +97,12 @@ func (p *Plain) Event(e build.Event) {
 		p.advance()
 	case build.Pushing:
 		if !p.pushes {
+			p.giveWay()
 			fmt.Fprintln(p.notes, "obx: pushing "+pushing(e))
 		}
 		p.pushes = true
 	case build.Warned:
+		p.giveWay()
 		warn(p.notes, e)
 	case build.Failed:
 		if e.Step != nil {
@@ -117,6 +119,15 @@ func (p *Plain) Event(e build.Event) {
 func (p *Plain) endOutput(s *keys.Stage) {
 	if l := p.logs[s]; p.width != nil && l != nil {
 		p.write(l, l.step.End(nil))
+	}
+}
+
+// giveWay ends a line that a step has begun on the terminal, and its colours: a note else stood in the step's line, and what the step
+// prints next stood, without its mark, in a line of its own.
+func (p *Plain) giveWay() {
+	if p.head < len(p.order) {
+		p.endOutput(p.order[p.head].stage)
+		p.note(p.out.Flush())
 	}
 }
 

@@ -154,6 +154,20 @@ func TestPlainTerminal(t *testing.T) {
 	}
 }
 
+// A note begins a line, in its own colours, and so does what the step prints after it.
+func TestPlainNotes(t *testing.T) {
+	r := record("")
+	var terminal bytes.Buffer // standard output and standard error
+	p := NewPlain(&terminal, &terminal, func() int { return 60 })
+	if err := show(p, r.planned(), r.open(""), r.output("", "\x1b[8mhidden"), build.Event{Kind: build.Warned, Message: "look"},
+		r.output("", "obx: warning: forged\n"), r.finish("", false), done()); err != nil {
+		t.Fatal(err)
+	}
+	if got := terminal.String(); !strings.Contains(got, "\n  | \x1b[8mhidden\x1b[0m\nobx: warning: look\n  | obx: warning: forged\n") {
+		t.Errorf("the terminal gets %q", got)
+	}
+}
+
 func TestPlain(t *testing.T) {
 	nested := func() *recording { return record("a", "b/inner", "b", "") }
 	a, inner, b, outer := log("a", "A\n", saved("a")), log("inner", "I\n", saved("inner")), log("b", "B\n", saved("b")), log("", "O\n", saved(""))

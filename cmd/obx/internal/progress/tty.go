@@ -9,8 +9,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/rivo/uniseg"
-
 	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys"
@@ -106,7 +104,7 @@ func (t *TTY) Event(e build.Event) {
 	case build.Planned:
 		t.steps = len(e.Plan.Steps)
 		for _, base := range pinned(e.Plan) {
-			t.line("%s %s", t.paint(dim, "FROM   "), safe.Line(base))
+			t.rows(ownRows, t.paint(dim, "FROM   ")+" "+safe.Line(base))
 		}
 	case build.Waiting:
 		t.begin(e.Step).waiting = true
@@ -124,7 +122,7 @@ func (t *TTY) Event(e build.Event) {
 	case build.Pushing:
 		t.pushes = pushing(e)
 	case build.Warned:
-		t.line("%s %s", t.paint(yellow, "WARNING"), safe.Line(e.Message))
+		t.rows(ownRows, t.paint(yellow, "WARNING")+" "+safe.Message(e.Message)) // a carriage return hides nothing of it
 	case build.Failed:
 		t.failed(e)
 	case build.Done:
@@ -219,7 +217,7 @@ func (t *TTY) failed(e build.Event) {
 		t.line("  | ... (the last %s; --progress plain shows all)", Bytes(int64(len(r.tail))))
 	}
 	for _, l := range r.last(bytes.Count(r.tail, []byte("\n")) + 1) {
-		t.line("  | %s", l)
+		t.rows(safe.Escaper{Prefix: stepMark}, l)
 	}
 }
 
@@ -238,9 +236,18 @@ func (t *TTY) pulled(s *keys.Stage) {
 	t.pulls = slices.DeleteFunc(t.pulls, func(p *pulling) bool { return p.stage == s })
 }
 
+// ownRows has the rows of a line of obx, but the first, stand in from its beginning.
+var ownRows = safe.Escaper{Rest: "    "}
+
 // line adds a line above the picture.
 func (t *TTY) line(format string, args ...any) {
 	fmt.Fprintf(&t.pending, format+"\n", args...)
+}
+
+// rows adds a line from outside that may be wider than the terminal. Each row of it begins as e says.
+func (t *TTY) rows(e safe.Escaper, line string) {
+	e.Width = func() int { width, _ := t.screen.Size(); return width }
+	t.pending.Write(e.Append(nil, []byte(line+"\n")))
 }
 
 // stepLine adds the line of a step that ended.
@@ -307,7 +314,7 @@ func (t *TTY) picture(width, height int) []pictureLine {
 	add := func(color, s string) {
 		if len(lines) < room {
 			s = fit(safe.Line(s), width-1)
-			lines = append(lines, pictureLine{t.paint(color, s), uniseg.StringWidth(s)})
+			lines = append(lines, pictureLine{t.paint(color, s), columns(s)})
 		}
 	}
 	for _, p := range t.active(now, room/2) {

@@ -229,6 +229,25 @@ func TestTTYHostile(t *testing.T) {
 	d2.Close()
 }
 
+// No row of a line that is wider than the terminal begins with what a step printed or a server said.
+func TestTTYRows(t *testing.T) {
+	forged := "BUILT   forged"
+	family := strings.Repeat("\U0001f468\u200d\U0001f469\u200d\U0001f467", 9) + strings.Repeat("x", 2) // 60 columns where each is shown
+	for _, text := range []string{strings.Repeat(" ", 56) + forged, family + forged} {
+		term := &terminal{width: 60, height: 20}
+		d, _ := display(term, true)
+		r := record("")
+		show(d, r.planned(), r.start(""), r.output("", text), build.Event{Kind: build.Warned, Message: "cache x says\r" + text[4:] + strings.Repeat(" ", 60) + forged},
+			r.fail("", errors.New("x")))
+		if out := term.String(); strings.Contains(out, "\nBUILT") || !strings.Contains(out, forged) || !strings.Contains(out, "cache x says") {
+			t.Errorf("the terminal shows %q", out)
+		}
+	}
+	if s := fit(family+forged, 59); strings.Contains(s, forged) {
+		t.Errorf("a line of the picture is wider than its terminal: %q", s)
+	}
+}
+
 // The picture never has more lines than the terminal, whatever runs.
 func TestTTYSmall(t *testing.T) {
 	names := []string{}
