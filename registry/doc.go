@@ -5,7 +5,7 @@
 // publishes results in the wire format of FORMAT.md, which this package owns.
 //
 // Of images it owns names (Normalize), what a name means today (Images.Resolve) and what it meant before (the store's records, and a Lockfile), the way
-// bytes come here (Images.Pull), and the forms in which an image leaves (WriteOCI, WriteOCIDir, WriteDocker).
+// bytes come here (Images.Pull), and the forms in which an image leaves (WriteOCI, WriteOCIDir, WriteDocker, Publication).
 //
 // What holds:
 //
