@@ -38,10 +38,12 @@ type Images struct {
 	// PublicOnly has the images that a spec names, and that Bases does not say the meaning of, come from public addresses only. Mirrors and Caches may
 	// be anywhere.
 	PublicOnly bool
-	Offline    bool      // resolve only from what was recorded, and fetch nothing
-	Lock       *Lockfile // may be nil
-	Caches     []Repo    // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after OpenRepo
-	UserAgent  string
+	// Limits bound an image that a spec names, and that Bases does not say the meaning of. The zero value leaves the bounds that each layer has.
+	Limits    Limits
+	Offline   bool      // resolve only from what was recorded, and fetch nothing
+	Lock      *Lockfile // may be nil
+	Caches    []Repo    // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after OpenRepo
+	UserAgent string
 	// Waiting is told which registry is waited for, why, and how long, after two seconds of that. It may be nil, and is called concurrently.
 	Waiting func(msg string)
 
@@ -439,9 +441,17 @@ func (c *choice) see(d ocispec.Descriptor, p ocispec.Platform) {
 	}
 }
 
+// isFound reports that no other image can be better. Of Windows, a newer version always is.
+func (c *choice) isFound() bool {
+	return c.best != nil && c.want.OS != "windows" && platformString(*c.best.Platform) == platformString(c.want)
+}
+
 // among looks at the images of entries and of the indexes among them, with their platforms.
 func (c *choice) among(ctx context.Context, entries []ocispec.Descriptor, nesting int) error {
 	for _, d := range entries {
+		if c.isFound() {
+			return nil // lists may have hundreds more, of signatures and the like, that do not say what they are
+		}
 		switch {
 		case isIndex(d.MediaType):
 			if nesting == 0 {

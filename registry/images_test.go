@@ -439,8 +439,8 @@ func TestLayout(t *testing.T) {
 
 	// An index that has another one 300 times, which has an image of unknown platform twice.
 	bomb := t.TempDir()
-	a.writeBlobs(t, bomb)
-	inner, bytes := makeIndex(t, ocispec.MediaTypeImageIndex, a.desc, a.desc)
+	arm.writeBlobs(t, bomb)
+	inner, bytes := makeIndex(t, ocispec.MediaTypeImageIndex, arm.desc, arm.desc)
 	writeFile(t, filepath.Join(bomb, "blobs/sha256", inner.Digest.Encoded()), bytes)
 	outer, bytes := makeIndex(t, ocispec.MediaTypeImageIndex, slices.Repeat([]ocispec.Descriptor{inner}, 300)...)
 	writeFile(t, filepath.Join(bomb, "blobs/sha256", outer.Digest.Encoded()), bytes)
@@ -1003,5 +1003,55 @@ func TestZeroByteInEnv(t *testing.T) {
 	_, err := pull(t.Context(), newImages(t), "oci:"+layoutDir(t, map[string]*testImage{"": img}))
 	if err == nil || !strings.Contains(err.Error(), `variable "A=x\x00y" has a zero byte`) {
 		t.Error(err)
+	}
+}
+
+// TestImageLimits is about an image that a spec names: it has limits, and what the user has named has none.
+func TestImageLimits(t *testing.T) {
+	t.Parallel()
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: strings.Repeat("a", 3<<20)}, testLayer{file: "b", text: strings.Repeat("b", 3<<20)})
+	ref := "oci:" + layoutDir(t, map[string]*testImage{"": img})
+	for _, tt := range []struct {
+		limits registry.Limits
+		want   string // of the error
+	}{
+		{registry.Limits{}, ""},
+		{registry.Limits{Bytes: 7 << 20, Files: 1, Time: time.Hour}, ""},
+		{registry.Limits{Bytes: 2 << 20}, "more than 2097152 bytes"},
+		{registry.Limits{Bytes: 4 << 20}, "bytes"}, // of both
+		{registry.Limits{Time: 1}, "it did not come within 1ns"},
+	} {
+		im := newImages(t)
+		im.Limits = tt.limits
+		_, err := pull(t.Context(), im, ref)
+		if tt.want == "" && err != nil || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("%+v: %v", tt.limits, err)
+		}
+		im = newImages(t)
+		im.Limits, im.Bases = tt.limits, map[string]string{"busybox": ref}
+		if _, err := pull(t.Context(), im, "busybox"); err != nil {
+			t.Errorf("%+v, with --base: %v", tt.limits, err)
+		}
+	}
+}
+
+// TestIndexWithArtifacts is about a list with more things that do not say what they are than one name may cost.
+func TestIndexWithArtifacts(t *testing.T) {
+	t.Parallel()
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "x"})
+	dir := layoutDir(t, map[string]*testImage{"": img})
+	entries := []ocispec.Descriptor{img.on(linux("amd64"))}
+	for i := range 100 {
+		b := fmt.Appendf(nil, `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":2},"layers":[],"annotations":{"n":"%d"}}`, digest.FromString("{}"), i)
+		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(b), Size: int64(len(b))}
+		writeFile(t, filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded()), b)
+		entries = append(entries, d)
+	}
+	index, b := makeIndex(t, ocispec.MediaTypeImageIndex, entries...)
+	writeFile(t, filepath.Join(dir, "blobs", "sha256", index.Digest.Encoded()), b)
+	writeIndex(t, dir, index)
+	base, err := newImages(t).Resolve(t.Context(), "oci:"+dir, linux("amd64"))
+	if err != nil || base.Digest != img.desc.Digest {
+		t.Errorf("got %v, %v", base, err)
 	}
 }

@@ -434,7 +434,7 @@ func (im *Images) importBase(ctx context.Context, from Repo, d digest.Digest, wa
 	if err != nil {
 		return false, err
 	}
-	_, err = im.pull(ctx, srcs, keys.Base{Ref: from.Name(), Digest: d, Platform: conf.Platform}, false, p)
+	_, err = im.pull(ctx, srcs, keys.Base{Ref: from.Name(), Digest: d, Platform: conf.Platform}, false, &allowance{}, p)
 	return err == nil, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -32,6 +33,50 @@ type Progress func(blob digest.Digest, done, total int64)
 // maxTransfers is how many layers of an image come at once. Each is unpacked by several writers already.
 const maxTransfers = 4
 
+// Limits are what an image may take.
+type Limits struct {
+	Bytes int64         // of its layers together, unpacked
+	Files int64         // of each layer
+	Time  time.Duration // to fetch it
+}
+
+// limitsOf are the limits of the image of a name.
+func (im *Images) limitsOf(n imageName) Limits {
+	if im.given(n) {
+		return Limits{}
+	}
+	return im.Limits
+}
+
+// An allowance is what is left of an image's limits. Layers that come at the same time may each take what is left: the error comes a little late then.
+type allowance struct {
+	limits Limits
+	taken  atomic.Int64 // bytes
+}
+
+// layer bounds the next layer.
+func (a *allowance) layer() (layers.Limits, error) {
+	lim := layers.Limits{Entries: a.limits.Files}
+	if a.limits.Bytes > 0 {
+		if lim.Bytes = a.limits.Bytes - a.taken.Load(); lim.Bytes <= 0 {
+			return lim, a.spent()
+		}
+	}
+	return lim, nil
+}
+
+// take counts a layer that has come.
+func (a *allowance) take(l layers.Layer) error {
+	if taken := a.taken.Add(l.Size); a.limits.Bytes > 0 && taken > a.limits.Bytes {
+		return a.spent()
+	}
+	return nil
+}
+
+func (a *allowance) spent() error {
+	return fmt.Errorf("its layers have more than %d bytes, unpacked, which is the limit here", a.limits.Bytes)
+}
+
 // Pull makes the image of a resolved base available in the store: its config, and its layers, unpacked as they arrive
 // if unpack is set, several at once. What is there already is not fetched. Everything is verified. Processes that want the same layer fetch it once.
 func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progress) (*Image, error) {
@@ -45,14 +90,23 @@ func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progr
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", base.Ref, err)
 	}
-	img, err := im.pull(ctx, im.sources(n), base, unpack, p)
+	limits := im.limitsOf(n)
+	bounded, cancel := ctx, context.CancelFunc(func() {})
+	if limits.Time > 0 {
+		bounded, cancel = context.WithTimeout(ctx, limits.Time)
+	}
+	defer cancel()
+	img, err := im.pull(bounded, im.sources(n), base, unpack, &allowance{limits: limits}, p)
+	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+		err = fmt.Errorf("it did not come within %v, which is the limit here", limits.Time)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", base.Ref, specsFault(err))
 	}
 	return img, nil
 }
 
-func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpack bool, p Progress) (*Image, error) {
+func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpack bool, a *allowance, p Progress) (*Image, error) {
 	if err := checkDigest(base.Digest); err != nil {
 		return nil, err
 	}
@@ -92,7 +146,10 @@ func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpac
 		}
 		first[d.Digest] = i
 		g.Go(func() error {
-			l, err := im.pullLayer(gctx, srcs, d, conf.RootFS.DiffIDs[i], unpack, p)
+			l, err := im.pullLayer(gctx, srcs, d, conf.RootFS.DiffIDs[i], unpack, a, p)
+			if err == nil {
+				err = a.take(l)
+			}
 			if err != nil {
 				return fmt.Errorf("layer %d of %d: %w", i+1, len(descs), err)
 			}
@@ -167,7 +224,7 @@ func (im *Images) recordImage(key string, blobs []digest.Digest, ls []layers.Lay
 	return im.Store.PutResult(ImagesDomain, r)
 }
 
-func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Descriptor, diffID digest.Digest, unpack bool, p Progress) (layers.Layer, error) {
+func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Descriptor, diffID digest.Digest, unpack bool, a *allowance, p Progress) (layers.Layer, error) {
 	mediaType, err := ociLayerType(desc.MediaType)
 	if err != nil {
 		return layers.Layer{}, err
@@ -188,6 +245,10 @@ func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Des
 	case hasBlob:
 		return layers.Unpack(ctx, im.Store, l)
 	}
+	lim, err := a.layer()
+	if err != nil {
+		return l, err
+	}
 	return try(ctx, srcs, func(s source) (layers.Layer, error) {
 		rc, err := s.blob(ctx, desc)
 		if err != nil {
@@ -202,7 +263,7 @@ func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Des
 		if unpack {
 			form = layers.Both
 		}
-		return layers.Load(ctx, im.Store, desc, diffID, r, form, layers.Limits{})
+		return layers.Load(ctx, im.Store, desc, diffID, r, form, lim)
 	})
 }
 

@@ -29,14 +29,14 @@ func TestReachOf(t *testing.T) {
 	for want, refs := range map[registry.Reach][]string{
 		registry.ReachPublic: {
 			"scratch", "busybox", "docker.io/library/busybox", "ghcr.io/a/b:1", "quay.io:443/a" + digest, "8.8.8.8/a", "1.1.1.1:5000/a", "[2606:4700::1111]:5000/a",
-			"172.32.0.1/a", "internal.example.com/a", "[64:ff9b::808:808]/a", "[2002:808:808::1]/a",
+			"172.32.0.1/a", "internal.example.com/a", "1.example.x1/a", "[64:ff9b::808:808]/a", "[2002:808:808::1]/a",
 		},
 		registry.ReachPrivate: {
 			"localhost/a", "localhost:5000/a" + digest, "LOCALHOST:5000/a", "a.localhost/a", "127.0.0.1/a", "127.8.9.10:5000/a", "[::1]:5000/a", "0.0.0.0:5000/a", "[::]:5000/a",
 			"10.0.0.1/a", "172.16.0.1/a", "172.31.255.255:80/a", "192.168.1.1/a", "169.254.169.254/a", "100.100.100.200/a", "192.0.0.192/a", "[fe80::1]/a", "[fd00:ec2::254]/a",
 			"[fec0::1]/a", "255.255.255.255/a", "224.0.0.1/a", "198.18.0.1/a", "[::ffff:7f00:1]:5000/a", "[::7f00:1]/a", "[64:ff9b::7f00:1]/a", "[64:ff9b::a9fe:a9fe]/a",
 			"[64:ff9b:1::1]/a", "[2002:7f00:1::1]/a", "[2002:a00:1::1]/a", "registry:5000/a", "2130706433:80/a", "0x7f000001:80/a", "registry.local/a", "metadata.google.internal/a",
-			"printer.home.arpa/a",
+			"printer.home.arpa/a", "registry.lan/a", "127.1:5000/a", "0x7f.0.0.1/a", "0x7f.1/a", "0177.0.0.1/a", "127.0.0.01/a", "1.2.3.4.5/a", "a.0x1/a", "a.08/a", "168.63.129.16/a",
 		},
 		registry.ReachLocal: {"oci:/etc", "oci:dir", "oci:./dir:tag", "oci:/" + digest},
 	} {

@@ -344,6 +344,8 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 	}
 	if p.short {
 		w.expect(w.answer)
+	} else {
+		w.expect(w.begin)
 	}
 	resp, err := h.http.RoundTrip(req)
 	w.stop()
@@ -375,10 +377,10 @@ const tookNoMore = "the host took no more bytes"
 
 // An uploadWatch ends a request whose body is not taken, or that is not answered. That the source of the body is slow does not count.
 type uploadWatch struct {
-	stall, answer *waitedError
-	cancel        context.CancelCauseFunc
-	vigil         *vigil
-	extra         time.Duration // in which a registry works on what was sent
+	begin, stall, answer *waitedError
+	cancel               context.CancelCauseFunc
+	vigil                *vigil
+	extra                time.Duration // in which a registry works on what was sent
 
 	mu       sync.Mutex
 	timer    *time.Timer
@@ -391,6 +393,7 @@ func newUploadWatch(p patience, size int64, cancel context.CancelCauseFunc, v *v
 	return &uploadWatch{
 		vigil:  v,
 		extra:  extra,
+		begin:  &waitedError{"the host took no request", 2*p.connect + p.header}, // a long one, say, or none before another one ends
 		stall:  &waitedError{tookNoMore, p.stall},
 		answer: &waitedError{"the host did not answer", p.header + extra},
 		cancel: cancel,

@@ -530,3 +530,32 @@ func TestPace(t *testing.T) {
 		})
 	}
 }
+
+// TestRequestIsNotTaken is about a host that takes no more bytes of a request than the kernel does for it: it is sent somewhere with a very long name.
+func TestRequestIsNotTaken(t *testing.T) {
+	t.Parallel()
+	deaf, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
+	from := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Location", "http://"+deaf.Addr().String()+"/"+strings.Repeat("a", 9<<20))
+		w.WriteHeader(http.StatusTemporaryRedirect)
+	}))
+	defer from.Close()
+	tr := newTransport(patience{connect: 100 * time.Millisecond, header: 300 * time.Millisecond, backoff: time.Millisecond}, "")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(asStream(ctx), http.MethodGet, from.URL, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := (&http.Client{Transport: tr}).Do(req)
+	if err == nil {
+		resp.Body.Close()
+	}
+	if waited := new(waitedError); !errors.As(err, &waited) || waited.what != "the host took no request" {
+		t.Errorf("another error, or none: %T, context %v", err, ctx.Err())
+	}
+}

@@ -137,6 +137,9 @@ func (in *inputs) images() (*registry.Images, error) {
 
 		PublicOnly: !in.policy.Allows(build.RegistryPrivate),
 	}
+	if in.policyFlags.limits != nil {
+		im.Limits = imageLimits
+	}
 	platform, err := parsePlatform(in.platform)
 	if err != nil {
 		return nil, err

@@ -78,6 +78,9 @@ func untrustedLimits() executor.Limits {
 	return l
 }
 
+// imageLimits are those of base images that a spec names which nobody has looked at.
+var imageLimits = registry.Limits{Bytes: 32 * units.GiB, Files: 2_000_000, Time: 2 * time.Hour}
+
 // settle reads what flags, environment and configuration say. Nothing said is no policy; --untrusted is an empty one.
 func (p *policyFlags) settle(c *config) error {
 	name, source := p.policyName, "--policy"
@@ -229,6 +232,9 @@ be left out; one that obx does not know is an error. A flag replaces what a poli
   "allow"      what is allowed: as --allow (none)
   "limits"     "memory", "cpus", "pids", "timeout", "disk", "inodes": as the flags (` +
 			fmt.Sprintf("memory: %s, or half of the machine's;\n               cpus: no limit; pids: %d; timeout: 2h; disk: %s; inodes: %d", "8g", l.PIDs, "32g", l.Inodes) + `)
+
+A base image that the spec names, and --base does not say the meaning of, is limited as well: its layers to 32 GiB together,
+each to 2,000,000 files, and its download to 2 hours.
 
 What a spec may not reach is told before anything runs, as FILE:LINE:COLUMN: message, all of it at once, by obx run, plan,
 explain, shell and check. The exit status is 2. An address that is private is told when names are looked up, before the

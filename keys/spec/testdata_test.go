@@ -58,6 +58,12 @@ func mustParse(t testing.TB, text string) *Spec {
 	return s
 }
 
+// otherDockerfile has the cases whose Dockerfile is not OBuilder's, and why. What it is, TestDockerfile says, and conformance for the recorded cases.
+var otherDockerfile = map[string]string{
+	"203-build-simple":     "what is copied into a directory keeps its name, and exclusions are told",
+	"214-example-upstream": "what is copied into a directory keeps its name",
+}
+
 func TestGolden(t *testing.T) {
 	for _, g := range goldens(t) {
 		t.Run(g.Name, func(t *testing.T) {
@@ -82,6 +88,9 @@ func TestGolden(t *testing.T) {
 				if line != g.Log[i] {
 					t.Errorf("log\n%s\nwant\n%s", line, g.Log[i])
 				}
+			}
+			if reason := otherDockerfile[g.Name]; reason != "" {
+				return
 			}
 			for form, want := range g.Dockerfile {
 				escape, kit, _ := strings.Cut(form, ".")

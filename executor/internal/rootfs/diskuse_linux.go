@@ -26,6 +26,9 @@ const (
 	walkRests  = 20                    //
 	growPeriod = 50 * time.Millisecond // between questions to the file system
 	walkNames  = 64                    // names that are read at once, at each depth
+
+	// socketTurns is how often in turn files may be in sockets, where nobody can look at them. Then they count as all that the file systems have grown by.
+	socketTurns = 3
 )
 
 // maxDepth is how many directories may be in each other: a walk has a descriptor for each. Tests make fewer.
@@ -193,6 +196,7 @@ func (w *diskWatch) addFileSystem(f *os.File) error {
 // watch looks until a limit is exceeded, which is the error, or ctx ends. Who cannot see whether a limit is kept does not keep it: that is an
 // error too.
 func (w *diskWatch) watch(ctx context.Context) error {
+	turns := 0 // with files in sockets, while the file systems have grown by more than is allowed
 	for {
 		begun := time.Now()
 		grown, err := w.growth()
@@ -200,8 +204,17 @@ func (w *diskWatch) watch(ctx context.Context) error {
 			return err
 		}
 		used, err := w.used()
+		inSockets := false
 		if err == nil && used.reaches(w.limits, grown.minus(used)) { // there may be more than names tell
-			used = used.plus(w.unlinked())
+			var more use
+			more, inSockets = w.unlinked()
+			used = used.plus(more)
+		}
+		if turns++; !inSockets {
+			turns = 0
+		}
+		if turns >= socketTurns && used.over(w.limits) == nil {
+			used = grown
 		}
 		if err == nil {
 			err = used.over(w.limits)
@@ -284,45 +297,74 @@ func useOfFileSystem(f *os.File) (use, error) {
 	return use{float64(st.Blocks-st.Bfree) * float64(st.Bsize), float64(st.Files - st.Ffree)}, nil
 }
 
-// unlinked is what files use that a process holds open, or in its memory, and that have no name any more.
-func (w *diskWatch) unlinked() use {
-	var sum use
+// unlinked is what files use that have no name any more, and that a process holds open, has in its memory, or runs. sent reports that processes have
+// sent files to each other which nobody has received yet: nothing tells which these are.
+func (w *diskWatch) unlinked() (sum use, sent bool) {
 	type inode struct{ dev, ino uint64 }
 	seen := map[inode]bool{}
-	hold := func(dir string) {
-		d, err := os.Open(dir)
-		if err != nil {
-			return // the process has ended
+	look := func(name string) (mode uint32) {
+		var st unix.Stat_t
+		if unix.Stat(name, &st) != nil {
+			return 0
 		}
-		defer d.Close()
-		for {
-			names, err := d.Readdirnames(walkNames)
-			for _, name := range names {
-				var st unix.Stat_t
-				if unix.Fstatat(int(d.Fd()), name, &st, 0) != nil || st.Nlink > 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
-					continue
-				}
-				if !w.devs[st.Dev] && !inOverlay(filepath.Join(dir, name)) { // in memory, say
-					continue
-				}
-				if i := (inode{st.Dev, st.Ino}); !seen[i] {
-					seen[i] = true
-					sum.add(&st)
-				}
-			}
-			if err != nil {
-				return
-			}
+		if st.Nlink > 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
+			return st.Mode & unix.S_IFMT
 		}
+		if i := (inode{st.Dev, st.Ino}); !seen[i] && (w.devs[st.Dev] || inOverlay(name)) { // else in memory, say
+			seen[i] = true
+			sum.add(&st)
+		}
+		return unix.S_IFREG
 	}
 	for _, pid := range w.pids() {
-		tasks, _ := filepath.Glob("/proc/" + pid + "/task/*/fd") // each thread may have its own
-		for _, dir := range tasks {
-			hold(dir)
+		threads, _ := filepath.Glob("/proc/" + pid + "/task/*")
+		memory := false
+		for _, thread := range threads {
+			eachName(filepath.Join(thread, "fd"), func(fd string) { // each thread may have its own
+				if look(filepath.Join(thread, "fd", fd)) == unix.S_IFSOCK {
+					sent = sent || holdsFiles(filepath.Join(thread, "fdinfo", fd))
+				}
+			})
+			// Memory is that of all threads. The first may have ended, and has none then.
+			if self := filepath.Join("/proc", filepath.Base(thread)); !memory {
+				eachName(filepath.Join(self, "map_files"), func(name string) {
+					memory = true
+					look(filepath.Join(self, "map_files", name))
+				})
+				look(filepath.Join(self, "exe")) // it need not be in memory
+			}
 		}
-		hold("/proc/" + pid + "/map_files")
 	}
-	return sum
+	return sum, sent
+}
+
+// eachName is for the names in a directory of a process, which may have ended.
+func eachName(dir string, do func(string)) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	for {
+		names, err := d.Readdirnames(walkNames)
+		for _, name := range names {
+			do(name)
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// holdsFiles reports a socket with files in its queue, by what the kernel tells of its descriptor.
+func holdsFiles(fdinfo string) bool {
+	info, err := os.ReadFile(fdinfo)
+	if err != nil {
+		return false
+	}
+	_, n, found := strings.Cut(string(info), "\nscm_fds:")
+	n, _, _ = strings.Cut(n, "\n")
+	return found && strings.TrimSpace(n) != "0"
 }
 
 // inOverlay reports a file in an overlay: all overlays that a process sees lie above directories that count. stat does not tell: with layers on several
@@ -417,8 +459,9 @@ func (l *level) next() (string, error) {
 	return name, nil
 }
 
+// openDirAt leaves no trace: the time of the last access would tell a process where a walk is, and what it may move from before it to behind it.
 func openDirAt(dir int, name string) (*os.File, error) {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_NOATIME|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open a directory: %w", err)
 	}

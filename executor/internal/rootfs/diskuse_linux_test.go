@@ -2,8 +2,11 @@ package rootfs
 
 import (
 	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"testing"
 
@@ -184,4 +187,89 @@ func TestUseBesideWholeFileSystem(t *testing.T) {
 	if used, err := w.used(); err != nil || used.bytes < 1<<20 || used.bytes > 2<<20 {
 		t.Errorf("%v bytes, %v", used.bytes, err)
 	}
+}
+
+// TestUnlinked runs the test program as a process that has a file without a name in its memory only, and whose first thread has ended.
+func init() {
+	name := os.Getenv("OBX_TEST_HOLD")
+	if name == "" {
+		return
+	}
+	runtime.LockOSThread()
+	f, err := os.Create(name)
+	if err == nil {
+		_, err = f.Write(make([]byte, 5<<20))
+	}
+	if err == nil {
+		_, err = unix.Mmap(int(f.Fd()), 0, 4096, unix.PROT_READ, unix.MAP_SHARED)
+	}
+	if err := errors.Join(err, f.Close(), os.Remove(name)); err != nil {
+		panic(err)
+	}
+	go func() {
+		_, _ = os.Stdout.WriteString("ready\n")
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(0)
+	}()
+	_, _, _ = unix.Syscall(unix.SYS_EXIT, 0, 0, 0) // not RawSyscall: the other threads must not wait for this one
+}
+
+// TestUnlinked is about files without names that no descriptor of a process shows.
+func TestUnlinked(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("to look into processes needs root")
+	}
+	dir := t.TempDir()
+	top, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dev, err := device(top)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid string
+	w := &diskWatch{limits: executor.Limits{Disk: 4 << 20}, dirs: []*os.File{top}, before: []use{{}}, devs: map[uint64]bool{dev: true}, pids: func() []string { return []string{pid} }}
+	defer w.close()
+
+	t.Run("in the memory of a process whose first thread has ended", func(t *testing.T) {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), "OBX_TEST_HOLD="+filepath.Join(dir, "mapped"))
+		in, err := cmd.StdinPipe()
+		out, err2 := cmd.StdoutPipe()
+		if err := errors.Join(err, err2, cmd.Start()); err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _, _ = in.Close(), cmd.Wait() }()
+		if _, err := io.ReadFull(out, make([]byte, len("ready\n"))); err != nil {
+			t.Fatal(err)
+		}
+		pid = strconv.Itoa(cmd.Process.Pid)
+		if got, sent := w.unlinked(); got.bytes < 5<<20 || sent {
+			t.Errorf("%v bytes, sent: %v", got.bytes, sent)
+		}
+	})
+
+	t.Run("in a socket", func(t *testing.T) {
+		pid = strconv.Itoa(os.Getpid())
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(pair[0])
+		defer unix.Close(pair[1])
+		if _, sent := w.unlinked(); sent {
+			t.Error("nothing was sent")
+		}
+		f, err := os.Create(filepath.Join(dir, "sent"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(os.Remove(f.Name()), unix.Sendmsg(pair[0], []byte("x"), unix.UnixRights(int(f.Fd())), nil, 0), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if _, sent := w.unlinked(); !sent {
+			t.Error("a file was sent")
+		}
+	})
 }
