@@ -127,6 +127,7 @@ func log(st *Stage) []string {
 	return lines
 }
 
+// TestRealworld: the Dockerfiles are OBuilder's, but for what keeps the names of directories and leaves out what is excluded.
 func TestRealworld(t *testing.T) {
 	for file, text := range realworld(t) {
 		t.Run(filepath.Base(file), func(t *testing.T) {
