@@ -21,6 +21,7 @@ type PruneOptions struct {
 	All       bool
 	OlderThan time.Duration // by last use, which is noted to the minute: what was used later stays; 0: no limit
 	KeepBytes int64         // evict least recently used until blobs, layers and caches are this small; <=0: no limit
+	Keys      []string      // evict the results of these, in all domains, with all that need them
 	DryRun    bool
 }
 
@@ -29,8 +30,9 @@ type PruneReport struct {
 	Results, Blobs, Layers, Caches int
 	Machines                       int // saved machines and their disks
 	Bytes                          int64
-	Trash                          int64 // what was evicted before, and is deleted only now; a part of Bytes
-	Kept                           int   // results in use
+	Trash                          int64    // what was evicted before, and is deleted only now; a part of Bytes
+	Kept                           int      // results in use
+	Busy                           []string // of Keys: those that stay, as they are in use or needed by what is
 
 	// Odd is what could not be looked at, moved or deleted. All else was done.
 	Odd []error
@@ -431,7 +433,11 @@ func (p *pruner) choose() {
 		return p.options.All || p.options.OlderThan > 0 && p.now.Sub(used) > p.options.OlderThan+touchEvery
 	}
 	for _, n := range p.nodes {
-		if isOld(n.used) {
+		named := n.file.res != nil && slices.Contains(p.options.Keys, n.file.res.Key)
+		if named && n.protected {
+			p.report.Busy = append(p.report.Busy, n.file.res.Key)
+		}
+		if named || isOld(n.used) {
 			p.evictUnused(n)
 		}
 	}

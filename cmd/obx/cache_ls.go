@@ -21,13 +21,17 @@ func cacheLsCommand() *cobra.Command {
 		store  string
 		asJSON bool
 		full   bool
+		mounts bool
 	)
 	cmd := &cobra.Command{
 		Use:     "ls [flags]",
-		Short:   "List the recorded results, last used first",
-		Example: "  obx cache ls | head",
+		Short:   "List the recorded results, or the cache mounts, last used first",
+		Example: "  obx cache ls | head\n  obx cache ls --mounts",
 		Args:    args(0, 0, "no arguments"),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if mounts {
+				return listMounts(cmd, store, asJSON)
+			}
 			rows, err := listStore(cmd, store)
 			if err != nil {
 				return err
@@ -51,6 +55,7 @@ func cacheLsCommand() *cobra.Command {
 	}
 	addStore(cmd, &store)
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&mounts, "mounts", false, "list cache mounts; those of runs with --trust begin with + and a hash of its keys")
 	cmd.Flags().BoolVar(&full, "full", false, "print whole keys")
 	return cmd
 }
@@ -93,4 +98,39 @@ func listResults(st *cas.Store) ([]resultRow, error) {
 	}
 	slices.SortStableFunc(rows, func(a, b resultRow) int { return b.LastUsed.Compare(a.LastUsed) })
 	return rows, nil
+}
+
+// A mountRow is one cache mount as `obx cache ls --mounts --json` prints it.
+type mountRow struct {
+	Name     string    `json:"name"`
+	Domain   string    `json:"domain"`
+	LastUsed time.Time `json:"lastUsed"`
+	Bytes    int64     `json:"bytes"`
+}
+
+func listMounts(cmd *cobra.Command, store string, asJSON bool) (err error) {
+	st, err := openExisting(cmd.ErrOrStderr(), store)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, st.Close()) }()
+	all, odd := st.Mounts(cmd.Context())
+	if err := cmd.Context().Err(); err != nil {
+		return err
+	}
+	warnOdd(cmd, odd)
+	rows := make([]mountRow, len(all))
+	for i, m := range all {
+		rows[i] = mountRow{m.Name, m.Domain, m.LastUsed, m.Bytes}
+	}
+	slices.SortStableFunc(rows, func(a, b mountRow) int { return b.LastUsed.Compare(a.LastUsed) })
+	if asJSON {
+		return printJSON(cmd, rows)
+	}
+	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tDOMAIN\tLAST USED\tSIZE")
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", safe.Line(r.Name), safe.Line(r.Domain), timestamp(r.LastUsed), progress.Bytes(r.Bytes))
+	}
+	return w.Flush()
 }
