@@ -49,6 +49,9 @@ func (s *Store) Full(err error) error {
 	if filepath.IsAbs(path) && path != s.dir && !strings.HasPrefix(path, s.dir+string(filepath.Separator)) {
 		return err
 	}
+	if _, low, _ := s.room(); path == "" && !low { // it is of another disk
+		return err
+	}
 	return &FullError{s.dir, err}
 }
 

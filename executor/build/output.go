@@ -75,7 +75,7 @@ func (b *Builder) Write(ctx context.Context, p *keys.Plan, rep *Report, o Output
 		wrote.What = "image"
 		err = b.writeImage(ctx, p, top, o, stdout, &wrote)
 	}
-	if err != nil {
+	if err := b.Store.Full(err); err != nil {
 		return Written{}, fmt.Errorf("write output %s: %w", o, err)
 	}
 	return wrote, nil
@@ -268,7 +268,11 @@ func (b *Builder) pack(ctx context.Context, s *state, c layers.Compression) erro
 		if b.lacksBytes(l) && l.Dir != "" {
 			l = layers.Layer{Dir: l.Dir}
 		}
-		packed, err := layers.Pack(ctx, b.Store, l, c)
+		var packed layers.Layer
+		err := b.Store.WithRoom(ctx, func() (err error) {
+			packed, err = layers.Pack(ctx, b.Store, l, c)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("pack a layer of %s: %w", s.id, err)
 		}

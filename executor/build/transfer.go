@@ -47,7 +47,7 @@ func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []string, to *re
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return x.report, err
+	return x.report, b.Store.Full(err)
 }
 
 // An export is one call of Export.
@@ -521,7 +521,7 @@ func (b *Builder) Import(ctx context.Context, from *registry.Cache, ids []string
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return in.moved, err
+	return in.moved, b.Store.Full(err)
 }
 
 // An imports is one call of Import. Its stage is that of no plan.
