@@ -300,7 +300,7 @@ func TestRepoCancelledWhileWaiting(t *testing.T) {
 	for name, fault := range map[string]conformance.Fault{
 		"hangs":  {Hang: true},
 		"deaf":   {Deaf: true},
-		"busy":   {Status: 503, Header: http.Header{"Retry-After": {"60"}}},
+		"busy":   {Status: 503, Header: http.Header{"Retry-After": {"20"}}},
 		"errors": {Status: 500},
 		"stalls": {Stall: true, After: 10},
 	} {
