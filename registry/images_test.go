@@ -596,6 +596,7 @@ func TestFaults(t *testing.T) {
 			w.Header().Set("Content-Type", ocispec.MediaTypeImageManifest)
 		}), "", "[]"},
 		{"no HEAD", times(always, func(r *http.Request) bool { return r.Method == "HEAD" }, status(405)), "", "[]"},
+		{"a bad HEAD", times(always, func(r *http.Request) bool { return r.Method == "HEAD" }, status(400)), "", "[]"},
 		{"denied", times(always, all, status(403)), "access to x is refused, or there is no such repository: check the name, and log in with `obx login ", ""},
 		{"none there", times(always, all, status(404)), "not found: check the name and the tag, or say what it means with --base NAME=REF", ""},
 	}

@@ -191,12 +191,21 @@ func (r *repository) resolve(ctx context.Context, reference string) (ocispec.Des
 	oras := r.oras(ctx)
 	desc, err := oras.Resolve(ctx, reference)
 	var status *errcode.ErrorResponse
-	if err != nil && ctx.Err() == nil && !errors.Is(err, errdef.ErrNotFound) && (!errors.As(err, &status) || status.StatusCode == http.StatusMethodNotAllowed) && !isNetwork(err) {
+	if err != nil && ctx.Err() == nil && !errors.Is(err, errdef.ErrNotFound) && (!errors.As(err, &status) || knowsNoHead(status.StatusCode)) && !isNetwork(err) {
 		// Some registries leave the digest or the size out of the answer to a HEAD, or know no HEAD.
 		var rc io.ReadCloser
 		if desc, rc, err = oras.FetchReference(ctx, reference); err == nil {
 			rc.Close()
 		}
+	}
+	if err == nil && isVague(desc.MediaType) {
+		var b []byte
+		if b, err = r.manifest(ctx, desc.Digest); err == nil {
+			if t, terr := mediaTypeOf(b); terr == nil {
+				desc.MediaType = t
+			}
+		}
+		return desc, err
 	}
 	if errors.Is(err, errdef.ErrNotFound) {
 		return desc, fmt.Errorf("%w: check the name and the tag, or say what it means with --base NAME=REF", r.explain(err))
@@ -205,6 +214,20 @@ func (r *repository) resolve(ctx context.Context, reference string) (ocispec.Des
 		return desc, r.explain(err)
 	}
 	return desc, nil
+}
+
+// knowsNoHead reports the answers of registries that do not know the method HEAD.
+func knowsNoHead(status int) bool {
+	return status == http.StatusMethodNotAllowed || status == http.StatusBadRequest || status == http.StatusNotImplemented
+}
+
+// isVague reports a media type that says nothing of a document, as some registries and proxies give for all: the document itself has to.
+func isVague(mediaType string) bool {
+	switch mediaType {
+	case "", "application/json", "application/octet-stream", "text/plain":
+		return true
+	}
+	return false
 }
 
 // manifest reads an index or a manifest.
