@@ -107,6 +107,9 @@ func TestOpenRepo(t *testing.T) {
 			continue // it has no drive
 		}
 		r, err := registry.OpenRepo(tt.ref, registry.RepoOptions{})
+		if c, ok := r.(io.Closer); ok {
+			defer c.Close()
+		}
 		switch {
 		case tt.err == "" && err != nil:
 			t.Errorf("%q: %v", tt.ref, err)
