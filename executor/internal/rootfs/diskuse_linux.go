@@ -31,8 +31,9 @@ const (
 	socketTurns = 3
 )
 
-// maxDepth is how many directories may be in each other: a walk has a descriptor for each. Tests make fewer.
-var maxDepth = 4096
+// maxDepth is how many directories may be in each other. A walk has a descriptor for each, so that no process can lead it astray by moving them; a
+// foreign.Cursor holds few, and gives up where one was moved.
+const maxDepth = 4096
 
 // A use is what is used of a disk. Fractions are of files that have several names: each name counts for its part, so that no list of
 // files is needed to count each once.
@@ -162,7 +163,7 @@ func (w *diskWatch) addDir(name string) error {
 	if err := w.addFileSystem(d); err != nil {
 		return err
 	}
-	w.before[len(w.before)-1], err = useBelow(d)
+	w.before[len(w.before)-1], err = useBelow(d, maxDepth)
 	return err
 }
 
@@ -227,7 +228,7 @@ func (w *diskWatch) watch(ctx context.Context) error {
 		}
 		took := time.Since(begun)
 		least, most := begun.Add(3*took), begun.Add(max(walkPeriod, walkRests*took))
-		for now := begun; now.Before(most); now = time.Now() {
+		for time.Now().Before(most) {
 			select {
 			case <-ctx.Done():
 				return nil
@@ -267,7 +268,7 @@ func (w *diskWatch) used() (use, error) {
 		sum = u.minus(w.start[dev])
 	}
 	for i, d := range w.dirs {
-		u, err := useBelow(d)
+		u, err := useBelow(d, maxDepth)
 		if err != nil {
 			return sum, err
 		}
@@ -386,7 +387,7 @@ func (c Cgroups) pidsOf(group string) []string {
 
 // useBelow adds up what is in a directory, and in all below it. A process may change it meanwhile: nothing is reached by more than one name, links are
 // not followed, and what goes away does not count.
-func useBelow(top *os.File) (use, error) {
+func useBelow(top *os.File, depth int) (use, error) {
 	var sum use
 	first, err := openDirAt(int(top.Fd()), ".")
 	if err != nil {
@@ -417,8 +418,8 @@ func useBelow(top *os.File) (use, error) {
 		if st.Mode&unix.S_IFMT != unix.S_IFDIR {
 			continue
 		}
-		if len(stack) == maxDepth {
-			return sum, tooDeep(maxDepth)
+		if len(stack) == depth {
+			return sum, tooDeep(depth)
 		}
 		sub, err := openDirAt(int(l.dir.Fd()), name)
 		switch {

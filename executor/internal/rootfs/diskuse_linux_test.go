@@ -50,7 +50,7 @@ func useOf(t *testing.T, dir string) (use, error) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	return useBelow(f)
+	return useBelow(f, maxDepth)
 }
 
 func TestUseBelow(t *testing.T) {
@@ -89,16 +89,14 @@ func TestUseBelow(t *testing.T) {
 
 // TestUseTooDeep shows that what a process nests deeper than can be counted ends it, and costs nothing more.
 func TestUseTooDeep(t *testing.T) {
-	before := maxDepth
-	t.Cleanup(func() { maxDepth = before })
-	maxDepth = 100
+	const depth = 100
 	dir, err := os.Open(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer dir.Close()
 	at := int(dir.Fd())
-	for i := range maxDepth + 1 {
+	for i := range depth + 1 {
 		if err := unix.Mkdirat(at, "d", 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -112,7 +110,7 @@ func TestUseTooDeep(t *testing.T) {
 		at = next
 	}
 	unix.Close(at)
-	_, err = useBelow(dir)
+	_, err = useBelow(dir, depth)
 	var exit *executor.ExitError
 	if !errors.As(err, &exit) || exit.Reason != executor.TooManyFiles {
 		t.Errorf("%v", err)
