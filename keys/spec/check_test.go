@@ -63,9 +63,12 @@ func TestCheck(t *testing.T) {
 			"1:17: copy without a source\n1:45: .. in the source ../b: a copy cannot leave the source directory\n1:50: .. in the source c/../d: a copy cannot leave the source directory\n1:120: several sources need a destination that ends with /: did you mean ./?\n1:143: .. in the destination a/.."},
 		{"mounts at the limit", "linux", `((from x) (run (cache ` + manyMounts(60, "c") + `) (secrets ` + manyMounts(40, "s") + `) (shell x)))`, ""},
 		{"too many mounts", "linux", `((from x)
- (run (cache ` + manyMounts(61, "c") + `) (secrets ` + manyMounts(40, "s") + `) (shell x)))`, "2:2: 101 caches and secrets in one run: at most 100 can be mounted"},
-		{"too many mounts on Windows", "windows", `((from x) (run (cache ` + manyMounts(101, "c") + `) (shell x)))`, "1:11: 101 caches and secrets in one run: at most 100 can be mounted"},
-		{"arguments at the limit", "linux", `((from x) (env A ` + strings.Repeat("x", maxArgument-2) + `) (shell ` + strings.Repeat("x", maxArgument) + `) (run (shell ` + strings.Repeat("x", maxArgument) + `)))`, ""},
+ (run (cache ` + manyMounts(61, "c") + `) (secrets ` + manyMounts(40, "s") + `) (shell x)))`,
+			"2:2: 101 caches and secrets in one run: at most 100 can be mounted"},
+		{"too many mounts on Windows", "windows", `((from x) (run (cache ` + manyMounts(101, "c") + `) (shell x)))`,
+			"1:11: 101 caches and secrets in one run: at most 100 can be mounted"},
+		{"arguments at the limit", "linux", `((from x) (env A ` + strings.Repeat("x", maxArgument-2) + `) (shell ` + strings.Repeat("x", maxArgument) + `) (run (shell ` + strings.Repeat("x", maxArgument) + `)))`,
+			""},
 		{"arguments", "linux", `((from x)
  (env A ` + strings.Repeat("x", maxArgument-1) + `)
  (shell a ` + strings.Repeat("x", maxArgument+1) + `)
@@ -75,7 +78,8 @@ func TestCheck(t *testing.T) {
 		{"process", "linux", `((from x) ` + manyVariables(10, 1<<20/10-100) + ` (run (shell true)) (env V3 "") (run (shell true))
  (env V3 ` + strings.Repeat("x", 3000) + `) ` + manyVariables(1, 1<<20/10+1000) + ` (run (shell true)))`, ""},
 		{"process over the limit", "linux", `((from x) ` + manyVariables(10, 1<<20/10) + `
- (run (shell true)) (env V3 "") (run (shell true)))`, "2:2: a command of 1048703 bytes with its shell and variables: Linux takes 1048576, so put long values into a file"},
+ (run (shell true)) (env V3 "") (run (shell true)))`,
+			"2:2: a command of 1048703 bytes with its shell and variables: Linux takes 1048576, so put long values into a file"},
 		{"variables at the limit", "linux", `((from x) ` + manyVariables(1000, 1) + manyVariables(1000, 2) + ` (run (shell true)))`, ""},
 		{"too many variables", "linux", `((from x) ` + manyVariables(1000, 1) + `
  (env A a))`, "2:2: more than 1000 variables in one stage"},
@@ -85,7 +89,8 @@ func TestCheck(t *testing.T) {
 			"1:20: the working directory has a name of 256 bytes: Linux takes 255\n1:309: the destination has a name of 256 bytes: Linux takes 255\n" +
 				"2:11: the working directory has 1040 bytes: a path can have 1024\n2:350: the destination has 1042 bytes: a path can have 1024\n" +
 				"3:14: the target of cache c has a name of 256 bytes: Linux takes 255\n3:295: the target of secret s has 1201 bytes: a path can have 1024"},
-		{"sources on Windows", "windows", `((from x) (copy (src "a\\..\\b") (dst "C:\\x")))`, "1:22: .. in the source \"a\\\\..\\\\b\": a copy cannot leave the source directory"},
+		{"sources on Windows", "windows", `((from x) (copy (src "a\\..\\b") (dst "C:\\x")))`,
+			"1:22: .. in the source \"a\\\\..\\\\b\": a copy cannot leave the source directory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			err := mustParse(t, c.text).Check(c.os)
