@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // RootName is the root's directory in a Box's.
@@ -131,7 +133,7 @@ func (b Bind) attach(root int, dir string, mounts []*os.File) error {
 // removed it: then it is made once more.
 func openTarget(root int, name string, dir bool) (int, error) {
 	for try := 0; ; try++ {
-		fd, err := openBeneath(root, name, unix.O_PATH|unix.O_NOFOLLOW)
+		fd, err := RootDir{FD: root}.openAt(name, unix.O_PATH|unix.O_NOFOLLOW)
 		if err != unix.ENOENT || name == "" || try == 10 {
 			if err == unix.ELOOP {
 				err = errors.New("another step that shares the cache has put a link there")
@@ -152,7 +154,7 @@ func openTarget(root int, name string, dir bool) (int, error) {
 
 // checkSystemDir looks whether one of systemDirs is a directory of the root, and still so when all Binds are mounted.
 func checkSystemDir(root int, dir string) error {
-	fd, err := openBeneath(root, strings.TrimPrefix(dir, "/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	fd, err := foreign.OpenBeneath(root, strings.TrimPrefix(dir, "/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}

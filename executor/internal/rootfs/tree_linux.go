@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/foreign"
 )
 
 // maxLinks is how many symbolic links one path may lead through, as the kernel's own limit.
@@ -50,18 +52,10 @@ func (r RootDir) openAt(name string, flags int) (int, error) {
 		root = r.over[i].fd
 		name = strings.TrimPrefix(strings.TrimPrefix(name, r.over[i].at), "/")
 	}
-	return openBeneath(root, name, flags)
-}
-
-// openBeneath opens a path below a directory without following a link.
-func openBeneath(dir int, name string, flags int) (int, error) {
 	if name == "" {
 		name = "."
 	}
-	return unix.Openat2(dir, name, &unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC),
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
+	return foreign.OpenBeneath(root, name, flags)
 }
 
 // stat reads the metadata of a path that resolve gave.

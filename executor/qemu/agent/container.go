@@ -18,6 +18,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/cas/foreign"
 	"github.com/ocurrent/obx/executor/internal/seccomp"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 )
@@ -139,8 +140,7 @@ type mountRoot int
 func fdName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 func (r mountRoot) open(name string) (int, error) {
-	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS}
-	return unix.Openat2(int(r), strings.TrimLeft(name, "/"), &how)
+	return foreign.OpenBeneath(int(r), strings.TrimLeft(name, "/"), unix.O_PATH)
 }
 
 // ensure opens a mount point. Only below the system's own mounts it may have to be made.
