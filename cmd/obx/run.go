@@ -11,23 +11,27 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
 )
 
+// runFlags are those of obx run.
+type runFlags struct {
+	in          inputs
+	box         sandbox
+	outputs     []string
+	platforms   []string
+	noCache     bool
+	rebuild     []string
+	compression string
+	mode        string
+}
+
 func runCommand() *cobra.Command {
-	var (
-		in          inputs
-		box         sandbox
-		outputs     []string
-		platforms   []string
-		noCache     bool
-		rebuild     []string
-		compression string
-		mode        string
-	)
+	var flags runFlags
 	cmd := &cobra.Command{
 		Use:   "run [flags] SPEC [DIR]",
 		Short: "Build a spec",
@@ -54,136 +58,166 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 		GroupID:           groupBuild,
 		Args:              args(1, 2, "SPEC [DIR]"),
 		ValidArgsFunction: completeSpecDir,
-		RunE: func(cmd *cobra.Command, args []string) (err error) {
-			outs, err := parseOutputs(outputs)
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := flags.parse(cmd, args)
 			if err != nil {
 				return err
 			}
-			limits, err := box.limits()
-			if err != nil {
+			if len(flags.platforms) < 2 {
+				_, _, err := c.build(strings.Join(flags.platforms, ""))
 				return err
 			}
-			c, err := layers.ParseCompression(compression)
-			if err != nil {
-				return usage("for example --compression gzip:6", "--compression: %w", err)
-			}
-			if !cmd.Flags().Changed("compression") {
-				c = layers.Compression{}
-			}
-			secrets, err := parseSecrets(box.secrets)
-			if err != nil {
-				return err
-			}
-			if err := checkPlatforms(platforms, outs); err != nil {
-				return err
-			}
-			if err := checkOutputs(outs); err != nil {
-				return err
-			}
-			if in.offline && slices.ContainsFunc(outs, func(o build.OutputSpec) bool { return o.Type == "registry" }) {
-				return usage("write type=oci, and push that later", "--output type=registry: --offline reaches no registry")
-			}
-			toStdout := slices.ContainsFunc(outs, func(o build.OutputSpec) bool { return o.Dest == "-" })
-			in.compression = c
-			// buildOn builds for one platform, and gives what its outputs have become.
-			buildOn := func(in inputs, outs []build.OutputSpec) (written []build.Written, _ *build.Builder, err error) {
-				printer, err := newRunPrinter(cmd, mode, toStdout)
-				if err != nil {
-					return nil, nil, err
-				}
-				defer printer.Close()
-				if err := needRoot(); err != nil {
-					return nil, nil, err
-				}
-				p, err := in.open(cmd, args, false)
-				if err != nil {
-					return nil, nil, err
-				}
-				defer func() { err = errors.Join(err, p.Close()) }()
-				if err := p.rebuild(rebuild); err != nil {
-					return nil, nil, err
-				}
-				b := p.builder
-				if noCache && len(rebuild) > 0 {
-					p.notices.warn("--rebuild says nothing more than --no-cache, which runs every step again")
-				}
-				b.NoCache, b.Secrets, b.Limits, b.Compression, b.NeedFiles = noCache, secrets, box.within(limits, in.limits), c, len(outs) > 0
-				if err := p.checkSecrets(cmd.Context(), nil); err != nil {
-					return nil, nil, err
-				}
-				b.Events = p.notices.display(printer.Event)
-				box.apply(b)
-				if err := box.open(cmd.Context(), p); err != nil {
-					return nil, nil, err
-				}
-				rep, err := b.Run(cmd.Context(), p.plan)
-				if err := errors.Join(printer.Close(), failure(cmd, args, p, rep, err)); err != nil {
-					return nil, nil, err
-				}
-				b.Events = p.notices.event
-				for _, o := range outs {
-					w, err := b.Write(cmd.Context(), p.plan, rep, o, cmd.OutOrStdout())
-					if err != nil {
-						return nil, nil, err
-					}
-					written = append(written, w)
-					if mode != "quiet" && !o.Untagged {
-						printWritten(cmd.ErrOrStderr(), w)
-					}
-				}
-				return written, b, nil
-			}
-			if len(platforms) < 2 {
-				in.platform = strings.Join(platforms, "")
-				_, _, err := buildOn(in, outs)
-				return err
-			}
-			images := make([][]build.Written, len(outs))
-			var last *build.Builder
-			for i := range outs {
-				outs[i].Untagged = true
-			}
-			flag := cmd.Flags().Lookup("platform").Value.(pflag.SliceValue)
-			for _, platform := range platforms {
-				if err := flag.Replace([]string{platform}); err != nil { // what is told of a failure is of this one
-					return err
-				}
-				in.platform = platform
-				written, b, err := buildOn(in, outs)
-				if err != nil {
-					return fmt.Errorf("for %s: %w", platform, err)
-				}
-				last = b
-				for i, w := range written {
-					images[i] = append(images[i], w)
-				}
-			}
-			for i, o := range outs {
-				w, err := last.WriteIndex(cmd.Context(), o, images[i])
-				if err != nil {
-					return err
-				}
-				if mode != "quiet" {
-					printWritten(cmd.ErrOrStderr(), w)
-				}
-			}
-			return nil
+			return c.buildIndex()
 		},
 	}
 	f := cmd.Flags()
 	f.SortFlags = false
-	f.StringArrayVarP(&outputs, "output", "o", nil, "write an `OUTPUT`: type=tar|local (files) or type=oci|docker (an image), with dest=FILE,\na directory, or - for standard output, and name=NAME of an image; or type=registry,name=HOST/NAME:TAG;\nrepeatable (see: obx help output). A directory that is new is for its owner alone. One of type=local has\nno device nodes, and keeps set-user-ID and set-group-ID bits and file capabilities only with setuid=keep")
-	addProgress(cmd, &mode)
-	addRebuild(cmd, &noCache, &rebuild)
-	box.add(cmd)
-	f.StringVar(&compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9. All layers of an output\nhave it; without the flag, the base image's are as they came, and type=docker has no zstd (see docs/images.md)")
+	f.StringArrayVarP(&flags.outputs, "output", "o", nil, "write an `OUTPUT`: type=tar|local (files) or type=oci|docker (an image), with dest=FILE,\na directory, or - for standard output, and name=NAME of an image; or type=registry,name=HOST/NAME:TAG;\nrepeatable (see: obx help output). A directory that is new is for its owner alone. One of type=local has\nno device nodes, and keeps set-user-ID and set-group-ID bits and file capabilities only with setuid=keep")
+	addProgress(cmd, &flags.mode)
+	addRebuild(cmd, &flags.noCache, &flags.rebuild)
+	flags.box.add(cmd)
+	f.StringVar(&flags.compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9. All layers of an output\nhave it; without the flag, the base image's are as they came, and type=docker has no zstd (see docs/images.md)")
 	fixedValues(cmd, "compression", "zstd", "gzip", "none")
-	in.sharing.add(cmd)
-	in.addPush(cmd)
-	in.add(cmd)
-	addPlatforms(cmd, &platforms)
+	flags.in.sharing.add(cmd)
+	flags.in.addPush(cmd)
+	flags.in.add(cmd)
+	addPlatforms(cmd, &flags.platforms)
 	cmd.RegisterFlagCompletionFunc("output", completeOutput)
 	return cmd
+}
+
+// A runCall is what one call of obx run asks for.
+type runCall struct {
+	*runFlags
+	cmd     *cobra.Command
+	args    []string
+	outs    []build.OutputSpec
+	limits  executor.Limits
+	pack    layers.Compression
+	secrets map[string]build.Secret
+}
+
+// parse finds what is wrong with the flags before anything is made.
+func (f *runFlags) parse(cmd *cobra.Command, args []string) (c *runCall, err error) {
+	c = &runCall{runFlags: f, cmd: cmd, args: args}
+	if c.outs, err = parseOutputs(f.outputs); err != nil {
+		return nil, err
+	}
+	if c.limits, err = f.box.limits(); err != nil {
+		return nil, err
+	}
+	pack, err := layers.ParseCompression(f.compression)
+	if err != nil {
+		return nil, usage("for example --compression gzip:6", "--compression: %w", err)
+	}
+	if cmd.Flags().Changed("compression") {
+		c.pack = pack
+	}
+	if c.secrets, err = parseSecrets(f.box.secrets); err != nil {
+		return nil, err
+	}
+	if err := checkPlatforms(f.platforms, c.outs); err != nil {
+		return nil, err
+	}
+	if err := checkOutputs(c.outs); err != nil {
+		return nil, err
+	}
+	if f.in.offline && slices.ContainsFunc(c.outs, func(o build.OutputSpec) bool { return o.Type == "registry" }) {
+		return nil, usage("write type=oci, and push that later", "--output type=registry: --offline reaches no registry")
+	}
+	f.in.compression = c.pack
+	return c, nil
+}
+
+// build builds for one platform, and gives what the outputs have become.
+func (c *runCall) build(platform string) (written []build.Written, _ *build.Builder, err error) {
+	toStdout := slices.ContainsFunc(c.outs, func(o build.OutputSpec) bool { return o.Dest == "-" })
+	printer, err := newRunPrinter(c.cmd, c.mode, toStdout)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer printer.Close()
+	if err := needRoot(); err != nil {
+		return nil, nil, err
+	}
+	in := c.in
+	in.platform = platform
+	p, err := in.open(c.cmd, c.args, false)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	if err := p.rebuild(c.rebuild); err != nil {
+		return nil, nil, err
+	}
+	if c.noCache && len(c.rebuild) > 0 {
+		p.notices.warn("--rebuild says nothing more than --no-cache, which runs every step again")
+	}
+	b := p.builder
+	b.NoCache, b.Secrets, b.Limits, b.Compression = c.noCache, c.secrets, c.box.within(c.limits, in.limits), c.pack
+	b.NeedFiles = len(c.outs) > 0
+	if err := p.checkSecrets(c.cmd.Context(), nil); err != nil {
+		return nil, nil, err
+	}
+	b.Events = p.notices.display(printer.Event)
+	c.box.apply(b)
+	if err := c.box.open(c.cmd.Context(), p); err != nil {
+		return nil, nil, err
+	}
+	rep, err := b.Run(c.cmd.Context(), p.plan)
+	if err := errors.Join(printer.Close(), failure(c.cmd, c.args, p, rep, err)); err != nil {
+		return nil, nil, err
+	}
+	b.Events = p.notices.event
+	for _, o := range c.outs {
+		w, err := b.Write(c.cmd.Context(), p.plan, rep, o, c.cmd.OutOrStdout())
+		if err != nil {
+			return nil, nil, err
+		}
+		written = append(written, w)
+		if !o.Untagged {
+			c.tell(w)
+		}
+	}
+	return written, b, nil
+}
+
+// buildIndex builds for each platform, and then writes for each output an index of its images.
+func (c *runCall) buildIndex() error {
+	for i := range c.outs {
+		c.outs[i].Untagged = true
+	}
+	images := make([][]build.Written, len(c.outs))
+	var last *build.Builder
+	flag := c.cmd.Flags().Lookup("platform").Value.(pflag.SliceValue)
+	for _, platform := range slices.Clone(c.platforms) {
+		if err := flag.Replace([]string{platform}); err != nil { // what is told of a failure is of this one
+			return err
+		}
+		written, b, err := c.build(platform)
+		if err != nil {
+			return fmt.Errorf("for %s: %w", platform, err)
+		}
+		last = b
+		for i, w := range written {
+			images[i] = append(images[i], w)
+		}
+	}
+	for i, o := range c.outs {
+		w, err := last.WriteIndex(c.cmd.Context(), o, images[i])
+		if err != nil {
+			return err
+		}
+		c.tell(w)
+	}
+	return nil
+}
+
+// tell says what was written.
+func (c *runCall) tell(w build.Written) {
+	if c.mode != "quiet" {
+		printWritten(c.cmd.ErrOrStderr(), w)
+	}
 }
 
 // addPlatforms has a command take several platforms.
