@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"context"
 	"fmt"
+	"io"
 	"math"
 
 	"golang.org/x/sync/errgroup"
@@ -12,15 +13,15 @@ import (
 // CopyTree copies a whole tree into an existing local directory. What the directory has stays, unless the tree has
 // something of that name: a link there is replaced, never followed. The directory keeps its own attributes.
 func CopyTree(ctx context.Context, dir string, t Tree) error {
-	return copyTree(ctx, dir, t, nil)
+	return copyTree(ctx, dir, t, io.Discard, nil)
 }
 
 // ExportTree is CopyTree into a directory that leaves obx's keeping (output type=local). What could give rights on this
 // machine to who finds it there is left out: device nodes, of which it tells, and, if setuid is false, the set-user-ID
-// and set-group-ID bits and the capabilities of files.
-func ExportTree(ctx context.Context, dir string, t Tree, setuid bool) (Devices, error) {
+// and set-group-ID bits and the capabilities of files. asTar gets what WriteTree would write.
+func ExportTree(ctx context.Context, dir string, t Tree, setuid bool, asTar io.Writer) (Devices, error) {
 	x := &export{setuid: setuid, skipped: map[string]bool{}}
-	err := copyTree(ctx, dir, t, x.filter)
+	err := copyTree(ctx, dir, t, asTar, x.filter)
 	return x.devices, err
 }
 
@@ -47,11 +48,11 @@ func (x *export) filter(h *tar.Header) bool {
 	return true
 }
 
-func copyTree(ctx context.Context, dir string, t Tree, filter func(*tar.Header) bool) error {
+func copyTree(ctx context.Context, dir string, t Tree, asTar io.Writer, filter func(*tar.Header) bool) error {
 	pipe := newTee(1)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := WriteTree(ctx, pipe, t)
+		err := WriteTree(ctx, io.MultiWriter(pipe, asTar), t)
 		pipe.close(err)
 		return err
 	})

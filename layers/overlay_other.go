@@ -30,7 +30,7 @@ func SameDir(a, b string) (bool, error) { return false, errNoOverlay }
 func CopyTree(ctx context.Context, dir string, t Tree) error { return errNoOverlay }
 
 // ExportTree is CopyTree into a directory that leaves obx's keeping (output type=local).
-func ExportTree(ctx context.Context, dir string, t Tree, setuid bool) (Devices, error) {
+func ExportTree(ctx context.Context, dir string, t Tree, setuid bool, asTar io.Writer) (Devices, error) {
 	return Devices{}, errNoOverlay
 }
 

@@ -203,7 +203,7 @@ func TestExportTree(t *testing.T) {
 	} {
 		out := mkdir(t, tmp, fmt.Sprint("out", tt.setuid))
 		check(t, os.Chmod(out, 0o700))
-		devices, err := ExportTree(t.Context(), out, tree, tt.setuid)
+		devices, err := ExportTree(t.Context(), out, tree, tt.setuid, io.Discard)
 		check(t, err)
 		if devices != (Devices{Count: 3, First: "dev/null"}) {
 			t.Errorf("left out: %+v", devices)

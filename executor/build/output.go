@@ -81,21 +81,16 @@ func (b *Builder) Write(ctx context.Context, p *keys.Plan, rep *Report, o Output
 	return wrote, nil
 }
 
-func (b *Builder) writeFiles(ctx context.Context, t layers.Tree, o OutputSpec, stdout io.Writer, wrote *Written) error {
+func (b *Builder) writeFiles(ctx context.Context, t layers.Tree, o OutputSpec, stdout io.Writer, wrote *Written) (err error) {
 	h := digest.SHA256.Digester()
-	write := func(w io.Writer) error {
-		counter := &countingWriter{w: io.MultiWriter(w, h.Hash())}
-		err := layers.WriteTree(ctx, counter, t)
-		wrote.Size, wrote.Digest = counter.n, h.Digest()
-		return err
-	}
+	counter := &countingWriter{w: h.Hash()}
 	if o.Type == "tar" {
-		return toFile(o.Dest, stdout, write)
+		err = toFile(o.Dest, stdout, func(w io.Writer) error { return layers.WriteTree(ctx, io.MultiWriter(w, counter), t) })
+	} else {
+		err = toDir(o.Dest, func(dir string) error { return b.export(ctx, dir, t, o, counter) })
 	}
-	if err := toDir(o.Dest, func(dir string) error { return b.export(ctx, dir, t, o) }); err != nil {
-		return err
-	}
-	return write(io.Discard)
+	wrote.Size, wrote.Digest = counter.n, h.Digest()
+	return err
 }
 
 func (b *Builder) writeImage(ctx context.Context, p *keys.Plan, top *state, o OutputSpec, stdout io.Writer, wrote *Written) error {
@@ -153,8 +148,8 @@ func (c *countingWriter) Write(b []byte) (int, error) {
 }
 
 // export writes files into a directory, and warns of those that are left out.
-func (b *Builder) export(ctx context.Context, dir string, t layers.Tree, o OutputSpec) error {
-	left, err := layers.ExportTree(ctx, dir, t, o.KeepSetuid)
+func (b *Builder) export(ctx context.Context, dir string, t layers.Tree, o OutputSpec, asTar io.Writer) error {
+	left, err := layers.ExportTree(ctx, dir, t, o.KeepSetuid, asTar)
 	if err == nil && left.Count > 0 && b.Events != nil {
 		b.Events(Event{Kind: Warned, Time: time.Now(), Message: fmt.Sprintf(
 			"output %s: device nodes are left out, %d in all, the first is /%s: type=tar has them", o.Dest, left.Count, left.First)})
