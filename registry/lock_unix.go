@@ -14,7 +14,7 @@ import (
 )
 
 // lockPatience is how long the lock of a directory is waited for. obx has it for moments, but whoever may read the directory can keep it.
-var lockPatience = time.Minute
+const lockPatience = time.Minute
 
 // lockDir waits until no other process changes a directory under this lock. The directory itself is locked, so that nothing is left in it.
 func lockDir(ctx context.Context, dir string) (unlock func(), err error) {

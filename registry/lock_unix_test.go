@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -13,18 +14,21 @@ import (
 
 // Whoever may read a directory can lock it for ever; whoever owns the one above can put a pipe in its place.
 func TestLockDirEnds(t *testing.T) {
-	old := lockPatience
-	t.Cleanup(func() { lockPatience = old })
-	lockPatience = 50 * time.Millisecond
 	dir := t.TempDir()
-	unlock, err := lockDir(t.Context(), dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unlock()
-	if _, err := lockDir(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "another process has kept the lock") {
-		t.Errorf("a lock that is kept: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		unlock, err := lockDir(t.Context(), dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unlock()
+		began := time.Now()
+		if _, err := lockDir(t.Context(), dir); err == nil || !strings.Contains(err.Error(), "another process has kept the lock") {
+			t.Errorf("a lock that is kept: %v", err)
+		}
+		if took := time.Since(began); took < lockPatience || took > lockPatience+time.Second {
+			t.Errorf("it was waited for %v", took)
+		}
+	})
 	pipe := filepath.Join(dir, "pipe")
 	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		t.Fatal(err)
