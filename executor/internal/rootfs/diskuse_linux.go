@@ -205,13 +205,11 @@ func (w *diskWatch) watch(ctx context.Context) error {
 			return err
 		}
 		used, err := w.used()
-		inSockets := false
-		if err == nil && used.reaches(w.limits, grown.minus(used)) { // there may be more than names tell
-			var more use
-			more, inSockets = w.unlinked()
-			used = used.plus(more)
-		}
-		if turns++; !inSockets {
+		// Files without names are looked at each time, whatever the file system says: Btrfs tells its use only when data goes to the disk, up to half a
+		// minute after a process wrote it. stat tells at once.
+		more, sent := w.unlinked()
+		used = used.plus(more)
+		if turns++; !sent || grown.over(w.limits) == nil {
 			turns = 0
 		}
 		if turns >= socketTurns && used.over(w.limits) == nil {
