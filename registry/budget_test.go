@@ -1,6 +1,7 @@
 package registry_test
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
@@ -288,5 +289,22 @@ func TestTagListsEnd(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Whoever has enough gets nothing more, not even the error that the context has ended meanwhile.
+func TestTagsAreEnough(t *testing.T) {
+	t.Parallel()
+	addr := serve(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(map[string]any{"tags": []string{"a", "b"}})
+	}))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	for tag, err := range openRepo(t, addr+"/x", registry.RepoOptions{}).Tags(ctx) {
+		if err != nil || tag != "a" {
+			t.Errorf("got %q, %v", tag, err)
+		}
+		cancel()
+		break
 	}
 }

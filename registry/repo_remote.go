@@ -545,15 +545,13 @@ func (r *remoteRepo) pages(ctx context.Context, asking func()) iter.Seq2[string,
 		_, err := within(ctx, tagsBudget, "the end of the list", func(ctx context.Context) (struct{}, error) {
 			return struct{}{}, r.eachPage(ctx, asking, func(tag string) bool { return yield(tag, nil) })
 		})
-		if err != nil && !errors.Is(err, errEnough) {
+		if err != nil {
 			yield("", r.fail("list", "tags", cmp.Or(ctx.Err(), err)))
 		}
 	}
 }
 
-// errEnough says that no more tags are wanted.
-var errEnough = errors.New("enough")
-
+// eachPage yields the tags of each page. That no more are wanted is no error.
 func (r *remoteRepo) eachPage(ctx context.Context, asking func(), yield func(string) bool) error {
 	// Without a number, some registries send all at once; distribution 3 takes none above 1000.
 	seen := make(map[digest.Digest]bool) // pages: their links may differ each time
@@ -584,7 +582,7 @@ func (r *remoteRepo) eachPage(ctx context.Context, asking func(), yield func(str
 		seen[page] = true
 		for _, tag := range tags {
 			if !yield(tag) {
-				return errEnough
+				return nil
 			}
 		}
 		next = after
