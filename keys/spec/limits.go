@@ -45,6 +45,7 @@ func (c *checker) limits(op Op, s *stageState) {
 			s.dir = path.Clean(o.Dir)
 		}
 		c.path(c.arg(o, "", 0), "the working directory", s.dir)
+		s.dir = s.dir[:min(len(s.dir), 2*maxPath)] // each operation looks at all of it: it cannot grow with each
 	case *Shell:
 		s.shell = 0
 		for i, arg := range o.Argv {

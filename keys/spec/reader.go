@@ -42,6 +42,7 @@ type reader struct {
 	off  int
 	line int
 	bol  int // where the line starts
+	ink  int // where the first thing on it starts that is no space
 
 	depth  int
 	broken bool // by a mistake that makes the shape of the tree doubtful
@@ -82,9 +83,15 @@ func newReader(file, text string) *reader {
 	r := &reader{file: file, text: text, line: 1}
 	if strings.HasPrefix(text, "\ufeff") {
 		r.off = len("\ufeff")
-		r.bol = r.off
 	}
+	r.begin()
 	return r
+}
+
+// begin notes that a line starts at off.
+func (r *reader) begin() {
+	r.bol = r.off
+	r.ink = len(r.text) - len(strings.TrimLeft(r.text[r.off:], " \t\f\r"))
 }
 
 func (r *reader) pos() Pos { return Pos{Line: r.line, Col: r.off - r.bol + 1} }
@@ -108,7 +115,7 @@ func (r *reader) at(prefix string) bool { return strings.HasPrefix(r.text[r.off:
 func (r *reader) newline() {
 	r.off++
 	r.line++
-	r.bol = r.off
+	r.begin()
 }
 
 // space skips white space, and tells whether that held a blank line.
@@ -158,7 +165,7 @@ func (r *reader) document() *node {
 // leaves tells, in a second reading, whether what comes next is out of a list by its indentation, so that the list should have ended. The
 // outermost list may have its items at the margin.
 func (r *reader) leaves(list *node) bool {
-	if !r.guess || r.depth < 2 || r.eof() || strings.TrimSpace(r.text[r.bol:r.off]) != "" {
+	if !r.guess || r.depth < 2 || r.eof() || r.off > r.ink {
 		return false
 	}
 	if r.text[r.off] == ')' {

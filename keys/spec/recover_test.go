@@ -3,6 +3,7 @@ package spec
 import (
 	"strings"
 	"testing"
+	"time"
 )
 
 // All mistakes are told at once: those of parentheses and quotes, of the grammar, and of names.
@@ -87,5 +88,22 @@ func TestRecover(t *testing.T) {
 				t.Errorf("Parse gave %v, %v", s, err)
 			}
 		})
+	}
+}
+
+// What nobody would write costs no more than what it is long: a service checks specs of others.
+func TestLongMistakes(t *testing.T) {
+	for name, text := range map[string]string{
+		"much on an indented line": "((from a)\n" + strings.Repeat(" ", 300_000) + "(run " + strings.Repeat("a ", 150_000) + "(shell b))",
+		"a directory that grows":   "((from a)" + strings.Repeat("(workdir longname)", 50_000) + ")",
+	} {
+		start := time.Now()
+		s, _ := ParsePartial("f", []byte(text))
+		if s.Check("linux") == nil && name == "a directory that grows" {
+			t.Errorf("%s: no mistake", name)
+		}
+		if took := time.Since(start); took > 10*time.Second {
+			t.Errorf("%s takes %v", name, took)
+		}
 	}
 }
