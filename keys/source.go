@@ -138,11 +138,7 @@ func CheckSources(s *spec.Spec, o Options) spec.ErrorList {
 	}
 	h := newHasher(context.Background(), o.Context, o)
 	var list spec.ErrorList
-	var stage func(st *spec.Stage)
-	stage = func(st *spec.Stage) {
-		for _, b := range st.Builds {
-			stage(b.Stage)
-		}
+	for st := range s.Stages() {
 		for _, op := range st.Ops {
 			c, ok := op.(*spec.Copy)
 			if !ok || c.From != "" {
@@ -159,7 +155,6 @@ func CheckSources(s *spec.Spec, o Options) spec.ErrorList {
 			}
 		}
 	}
-	stage(&s.Stage)
 	return list
 }
 

@@ -460,20 +460,12 @@ func checkSpec(s *spec.Spec, errs spec.ErrorList, os string, policy *build.Polic
 	}
 	errs = errs.Merge(list)
 	list = nil
-	eachStage(&s.Stage, func(st *spec.Stage) {
+	for st := range s.Stages() {
 		if _, err := registry.Normalize(st.From.Image); err != nil && st.From.Image != "" {
 			list = append(list, &spec.Error{File: s.File, Pos: st.From.Pos, Msg: err.Error()})
 		}
-	})
-	return errs.Merge(append(list, policy.Check(s, given)...))
-}
-
-// eachStage visits a stage and those in it, in the order of the text.
-func eachStage(st *spec.Stage, visit func(*spec.Stage)) {
-	for _, b := range st.Builds {
-		eachStage(b.Stage, visit)
 	}
-	visit(st)
+	return errs.Merge(append(list, policy.Check(s, given)...))
 }
 
 // step finds the step that NUMBER means, or the first one of the build that NAME means.

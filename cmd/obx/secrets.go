@@ -100,28 +100,19 @@ func dockerSecret(f string) (id, from string, env, ok bool) {
 	return id, from, env, id != "" && from != ""
 }
 
-// secretMounts are the secrets of a spec's steps, in the order of the text.
-func secretMounts(s *spec.Spec) []spec.Mount {
-	var all []spec.Mount
-	eachStage(&s.Stage, func(st *spec.Stage) {
-		for _, op := range st.Ops {
-			if run, ok := op.(*spec.Run); ok {
-				all = append(all, run.Secrets...)
-			}
-		}
-	})
-	return all
-}
-
 // checkSecrets finds, before any step runs, the secrets that no --secret gives to steps that are going to run, and warns of those that
 // are for no step. With before, only what leads to that step runs.
 func (p *project) checkSecrets(ctx context.Context, before *keys.Step) error {
 	given := p.builder.Secrets
 	wanted := map[string]bool{}
 	missing := false
-	for _, m := range secretMounts(p.spec) {
-		wanted[m.ID] = true
-		missing = missing || given[m.ID] == nil
+	for _, s := range p.plan.Steps {
+		if run, ok := s.Op.(*spec.Run); ok {
+			for _, m := range run.Secrets {
+				wanted[m.ID] = true
+				missing = missing || given[m.ID] == nil
+			}
+		}
 	}
 	var unused []string
 	for _, id := range slices.Sorted(maps.Keys(given)) {

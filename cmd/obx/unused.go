@@ -12,12 +12,12 @@ import (
 func (in *inputs) warnUnused(p *project) {
 	var images []string
 	used := map[string]bool{}
-	eachStage(&p.spec.Stage, func(st *spec.Stage) {
+	for st := range p.spec.Stages() {
 		if name, err := registry.Normalize(st.From.Image); err == nil {
 			used[name] = true
 			images = append(images, st.From.Image)
 		}
-	})
+	}
 	for _, b := range in.bases {
 		image, _, _ := strings.Cut(b, "=")
 		if name, err := registry.Normalize(image); err == nil && !used[name] {

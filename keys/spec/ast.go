@@ -1,6 +1,9 @@
 package spec
 
-import "fmt"
+import (
+	"fmt"
+	"iter"
+)
 
 // A Pos is a place in a spec's text. The zero Pos belongs to a node that a program made, which may leave every Pos out.
 type Pos struct {
@@ -37,6 +40,20 @@ type Build struct {
 	Pos   Pos
 	Name  string
 	Stage *Stage
+}
+
+// Stages visits a stage and all that are nested in it, in the order of the text: a stage comes after those in it.
+func (st *Stage) Stages() iter.Seq[*Stage] {
+	return func(yield func(*Stage) bool) { st.visit(yield) }
+}
+
+func (st *Stage) visit(yield func(*Stage) bool) bool {
+	for _, b := range st.Builds {
+		if b.Stage != nil && !b.Stage.visit(yield) {
+			return false
+		}
+	}
+	return yield(st)
 }
 
 // From names the base image of a stage, as the user wrote it.

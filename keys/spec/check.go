@@ -21,30 +21,25 @@ func (s *Spec) Check(os string) error {
 // Warnings lists what is allowed, but most likely not meant as it is written. None of it changes what a build does.
 func (s *Spec) Warnings() ErrorList {
 	c := &checker{spec: s}
-	c.warnings(&s.Stage)
+	for st := range s.Stages() {
+		for _, op := range st.Ops {
+			if o, ok := op.(*Copy); ok {
+				c.op = op
+				c.excludes(o)
+			}
+		}
+	}
 	c.errs.sort()
 	return c.errs
 }
 
-func (c *checker) warnings(st *Stage) {
-	for _, b := range st.Builds {
-		if b.Stage != nil {
-			c.warnings(b.Stage)
-		}
-	}
-	for _, op := range st.Ops {
-		o, ok := op.(*Copy)
-		if !ok {
-			continue
-		}
-		c.op = op
-		for i, name := range o.Exclude {
-			switch pos := c.arg(o, "exclude", i); {
-			case strings.Contains(name, "/"):
-				c.errorf(pos, "exclude %s excludes nothing: names are matched, at any depth, and no name has a /", quote(name))
-			case strings.ContainsAny(name, "*?["):
-				c.errorf(pos, "exclude %s excludes only what has that very name: there are no patterns", quote(name))
-			}
+func (c *checker) excludes(o *Copy) {
+	for i, name := range o.Exclude {
+		switch pos := c.arg(o, "exclude", i); {
+		case strings.Contains(name, "/"):
+			c.errorf(pos, "exclude %s excludes nothing: names are matched, at any depth, and no name has a /", quote(name))
+		case strings.ContainsAny(name, "*?["):
+			c.errorf(pos, "exclude %s excludes only what has that very name: there are no patterns", quote(name))
 		}
 	}
 }

@@ -39,7 +39,9 @@ func (s *Spec) Dockerfile(o DockerfileOptions) (string, error) {
 	default:
 		return "", fmt.Errorf("unknown escape %q of a Dockerfile: expected unix or windows", o.Escape)
 	}
-	d.images(&s.Stage)
+	for st := range s.Stages() {
+		d.taken[strings.ToLower(st.From.Image)] = 1 // FROM prefers a stage of the same name
+	}
 	d.stage("", &s.Stage, map[string]string{})
 	if err := d.errs.err(); err != nil {
 		return "", err
@@ -56,16 +58,6 @@ type dockerfile struct {
 	taken    map[string]int // names that no further stage may have, and how often they were asked for
 	out      strings.Builder
 	errs     ErrorList
-}
-
-// images takes the names of base images: FROM prefers a stage of the same name.
-func (d *dockerfile) images(st *Stage) {
-	d.taken[strings.ToLower(st.From.Image)] = 1
-	for _, b := range st.Builds {
-		if b.Stage != nil {
-			d.images(b.Stage)
-		}
-	}
 }
 
 // stage writes the nested builds of a stage, then the stage itself. Scope maps the builds before it to their stages'
@@ -271,16 +263,12 @@ func (d *dockerfile) slashes(p string) string {
 
 // excludes reports whether a copy of a spec excludes names.
 func (s *Spec) excludes() bool {
-	var in func(st *Stage) bool
-	in = func(st *Stage) bool {
-		for _, b := range st.Builds {
-			if b.Stage != nil && in(b.Stage) {
-				return true
-			}
+	for st := range s.Stages() {
+		if slices.ContainsFunc(st.Ops, func(op Op) bool { c, ok := op.(*Copy); return ok && len(c.Exclude) > 0 }) {
+			return true
 		}
-		return slices.ContainsFunc(st.Ops, func(op Op) bool { c, ok := op.(*Copy); return ok && len(c.Exclude) > 0 })
 	}
-	return in(&s.Stage)
+	return false
 }
 
 // quoted spells words as a spec would.
