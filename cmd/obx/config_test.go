@@ -18,6 +18,7 @@ func FuzzConfig(f *testing.F) {
 		"{\n  \"trust\": \"ci:x\"\n}",
 		`{"trust": ["a"], "trust": []}`,
 		`{"TRUST": ["a"]}`,
+		`{"policy": "policy.json"}`,
 		`{"file": "/etc/passwd"}`,
 		`{"caches": null} {}`,
 		`null`, `[]`, "{\n\n", "",
@@ -46,7 +47,7 @@ func FuzzConfig(f *testing.F) {
 		}
 		for name := range fields {
 			switch strings.ToLower(name) {
-			case "caches", "trust", "mirrors", "plainhttp":
+			case "caches", "trust", "mirrors", "plainhttp", "policy":
 			default:
 				t.Fatalf("the field %q passes", name)
 			}
