@@ -220,7 +220,7 @@ func (h *Health) Check(name string, look func() (detail string, err error)) {
 	h.Checks = append(h.Checks, Check{Name: name, Detail: detail, Err: err})
 }
 
-// Warn adds to the last Check what is not well with it, if that is not "".
+// Warn sets what is not well with the last Check; "" if all is.
 func (h *Health) Warn(msg string) { h.Checks[len(h.Checks)-1].Warning = msg }
 
 // Failed reports whether anything is wrong so far.

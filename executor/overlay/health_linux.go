@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,15 +22,16 @@ func Health(ctx context.Context, o Options) []executor.Check {
 	h.Check("root", privileges)
 	h.Check("overlayfs", kernel)
 	h.Check("control groups", controlGroups)
-	var found []string
-	h.Check("OCI runtime", func() (string, error) {
-		var err error
-		found, err = findRuntimes(o.Runtime)
-		return versions(ctx, found), err
-	})
+	found, err := findRuntimes(o.Runtime)
+	var all []string
+	var warning string
 	for _, file := range found {
-		h.Warn(rootfs.RuntimeWarning(rootfs.RuntimeVersion(ctx, file)))
+		version := rootfs.RuntimeVersion(ctx, file)
+		all = append(all, strings.TrimSpace(file+" "+version))
+		warning = cmp.Or(warning, rootfs.RuntimeWarning(version))
 	}
+	h.Check("OCI runtime", func() (string, error) { return strings.Join(all, ", "), err })
+	h.Warn(warning)
 	if len(found) == 0 || o.Store == nil || os.Geteuid() != 0 {
 		return h.Checks
 	}
@@ -95,14 +97,6 @@ func controlGroups() (string, error) {
 		}
 	}
 	return version, nil
-}
-
-func versions(ctx context.Context, found []string) string {
-	var all []string
-	for _, file := range found {
-		all = append(all, strings.TrimSpace(file+" "+rootfs.RuntimeVersion(ctx, file)))
-	}
-	return strings.Join(all, ", ")
 }
 
 // tryMount mounts an empty overlay on the store's file system.

@@ -55,8 +55,10 @@ func RuntimeWarning(version string) string {
 	if !isRunc || runcIsFixed("v"+v) {
 		return ""
 	}
-	return fmt.Sprintf("runc %s is older than 1.2.8, 1.3.3 and 1.4.0, which have the fixes of November 2025 (CVE-2025-31133, CVE-2025-52565, CVE-2025-52881: a step "+
-		"could get out of its container by masked paths, the console or writes to /proc); before 1.1.12, a working directory could, too (CVE-2024-21626): install a newer one, unless your distribution has put the fixes into this one", v)
+	return fmt.Sprintf("runc %s is older than 1.2.8, 1.3.3 and 1.4.0, which have the fixes of November 2025 "+
+		"(CVE-2025-31133, CVE-2025-52565, CVE-2025-52881: a step could get out of its container by masked paths, the console or writes to /proc); "+
+		"before 1.1.12, a working directory could, too (CVE-2024-21626): "+
+		"install a newer one, unless your distribution has put the fixes into this one", v)
 }
 
 // runcIsFixed reports whether a release of runc has the fixes of CVE-2025-31133, CVE-2025-52565 and CVE-2025-52881. What is no version is not judged.
