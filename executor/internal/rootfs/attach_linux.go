@@ -65,7 +65,7 @@ func Attach(dir string, a Attachment) error {
 	}
 	for _, d := range systemDirs {
 		if err := checkSystemDir(root, d); err != nil {
-			return fmt.Errorf("mount on %s: %w", d, err)
+			return fmt.Errorf("mount on /%s: %w", d, err)
 		}
 	}
 	return nil
@@ -154,7 +154,7 @@ func openTarget(root int, name string, dir bool) (int, error) {
 
 // checkSystemDir looks whether one of systemDirs is a directory of the root, and still so when all Binds are mounted.
 func checkSystemDir(root int, dir string) error {
-	fd, err := foreign.OpenBeneath(root, strings.TrimPrefix(dir, "/"), unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	fd, err := foreign.OpenBeneath(root, dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}

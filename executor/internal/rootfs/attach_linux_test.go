@@ -250,7 +250,7 @@ func (a *attacher) check(pl *Plan) {
 	for line := range strings.Lines(string(info)) {
 		if at, ok := strings.CutPrefix(strings.Fields(line)[4], rootfs+"/"); ok {
 			got = append(got, "/"+at)
-			if below("/"+at, systemDirs...) {
+			if below(at, systemDirs...) {
 				t.Errorf("something is mounted on /%s", at)
 			}
 		}
@@ -261,7 +261,7 @@ func (a *attacher) check(pl *Plan) {
 		t.Errorf("mounted on %q, want %q", got, want)
 	}
 	for _, d := range systemDirs {
-		if st, err := os.Lstat(rootfs + d); err != nil || !st.IsDir() {
+		if st, err := os.Lstat(filepath.Join(rootfs, d)); err != nil || !st.IsDir() {
 			t.Errorf("%s is %v, %v", d, st, err)
 		}
 	}

@@ -20,10 +20,9 @@ import (
 
 // A cacheMount is one cache directory in one run: an overlay on its newest generation, or the directory itself if it is shared.
 type cacheMount struct {
-	which    executor.Cache
-	target   string // as the process names it
-	resolved string // without links, set by NewPlan
-	points   points // mount points inside it
+	which  executor.Cache
+	target string // as the process names it
+	points points // mount points inside it
 
 	use    *CacheUse // nil for one that a step mounts twice and that is locked already
 	lower  []string

@@ -130,8 +130,8 @@ func MakeEmpty(dir string) error {
 func (mc *Machine) makeFloors() error {
 	for _, n := range []executor.Network{executor.NetworkNone, executor.NetworkHost} {
 		floor := mc.floor(n)
-		for _, name := range append([]string{"/", "/etc"}, systemDirs...) {
-			if err := MakeEmpty(floor + name); err != nil {
+		for _, name := range append([]string{"", "etc"}, systemDirs...) {
+			if err := MakeEmpty(filepath.Join(floor, name)); err != nil {
 				return err
 			}
 		}

@@ -32,8 +32,6 @@ type madePoint struct {
 func (p *points) ensure(at place, target string, dir bool) error {
 	isDir := at.stat.Mode&unix.S_IFMT == unix.S_IFDIR
 	switch {
-	case len(at.missing) > 0 && !isDir:
-		return startError("cannot mount on %s: /%s is not a directory", target, at.found)
 	case len(at.missing) > 0:
 		return p.make(at, dir)
 	case dir && !isDir:

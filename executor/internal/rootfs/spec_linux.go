@@ -7,7 +7,6 @@ import (
 	"os"
 	"path"
 	"path/filepath"
-	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -36,7 +35,7 @@ var (
 
 // systemDirs are where systemMounts are. The runtime reaches them by name, so they have to be directories of the root itself: not links, and
 // nothing that a step could have written to before is mounted on them or below them.
-var systemDirs = []string{"/proc", "/dev", "/sys"}
+var systemDirs = []string{"proc", "dev", "sys"}
 
 // systemMounts are what every process finds below /proc, /dev and /sys.
 var systemMounts = []specs.Mount{
@@ -85,9 +84,7 @@ func systemFiles(n executor.Network) []string {
 // run. Call Remove after it in any case.
 func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups, caches []*cacheMount) (*Plan, error) {
 	pl := &Plan{view: root, points: points{root: root}, caches: caches}
-	for _, d := range systemDirs {
-		pl.view.closed = append(pl.view.closed, strings.TrimPrefix(d, "/"))
-	}
+	pl.view.closed = systemDirs
 	hostname := p.Hostname
 	if hostname == "" {
 		hostname = defaultHostname
@@ -101,8 +98,7 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 		if err := pl.bind(Bind{Mount: i + 1}, c.target, true); err != nil {
 			return pl, err
 		}
-		c.resolved = pl.Binds[i].Target
-		pl.view.over = append(pl.view.over, overMount{strings.TrimPrefix(c.resolved, "/"), c.points.root.FD})
+		pl.view.over = append(pl.view.over, overMount{strings.TrimPrefix(pl.Binds[i].Target, "/"), c.points.root.FD})
 	}
 	pl.Files = append(pl.Files, File{Name: "hosts", Data: []byte("127.0.0.1 localhost " + hostname), Mode: 0o644})
 	for _, name := range systemFiles(p.Network) {
@@ -154,17 +150,16 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 
 // systemDir makes sure that the root has a directory of its own for one of systemDirs.
 func (pl *Plan) systemDir(dir string) error {
-	root := pl.points.root
-	st, err := root.stat(strings.TrimPrefix(dir, "/"))
+	st, err := pl.points.root.stat(dir)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return pl.points.make(place{missing: []string{path.Base(dir)}}, true)
+		return pl.points.make(place{missing: []string{dir}}, true)
 	case err != nil:
-		return fmt.Errorf("look at %s of the root: %w", dir, err)
+		return fmt.Errorf("look at /%s of the root: %w", dir, err)
 	case st.Mode&unix.S_IFMT == unix.S_IFLNK:
-		return startError("the image has a link at %s: it must be a directory, or not be there", dir)
+		return startError("the image has a link at /%s: it must be a directory, or not be there", dir)
 	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return startError("the image has a file at %s: it must be a directory, or not be there", dir)
+		return startError("the image has a file at /%s: it must be a directory, or not be there", dir)
 	}
 	return nil
 }
@@ -192,9 +187,8 @@ func (pl *Plan) bind(b Bind, target string, dir bool) error {
 		}
 	}
 	points := &pl.points
-	if i := pl.view.covering(at.found); i >= 0 && b.Target != pl.caches[i].resolved {
-		points = &pl.caches[i].points
-		at.found = strings.TrimPrefix(strings.TrimPrefix("/"+at.found, pl.caches[i].resolved), "/")
+	if i, inside := pl.view.covering(at.found); i >= 0 && at.path() != pl.view.over[i].at {
+		points, at.found = &pl.caches[i].points, inside
 	}
 	if err := points.ensure(at, target, dir); err != nil {
 		return err
@@ -220,8 +214,8 @@ func (pl *Plan) covers(name string) bool {
 	if err != nil {
 		return false
 	}
-	full := "/" + at.path()
-	return below(full, systemDirs...) || slices.ContainsFunc(pl.caches, func(c *cacheMount) bool { return below(full, c.resolved) })
+	cache, _ := pl.view.covering(at.path())
+	return cache >= 0 || below(at.path(), systemDirs...)
 }
 
 // below reports whether a clean path is one of dirs or inside it.

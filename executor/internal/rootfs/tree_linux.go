@@ -2,6 +2,7 @@ package rootfs
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -35,27 +36,24 @@ type overMount struct {
 	fd int
 }
 
-// covering is the mount that a path is on, or in; -1 if that is the root.
-func (r RootDir) covering(name string) int {
+// covering is the mount that a path is on, or in, and the path in that; -1 if that is the root.
+func (r RootDir) covering(name string) (i int, inside string) {
 	for i, m := range slices.Backward(r.over) {
 		if below(name, m.at) {
-			return i
+			return i, strings.TrimPrefix(name[len(m.at):], "/")
 		}
 	}
-	return -1
+	return -1, name
 }
 
 // openAt opens a path that resolve gave; no component of it is a link.
 func (r RootDir) openAt(name string, flags int) (int, error) {
 	root := r.FD
-	if i := r.covering(name); i >= 0 {
+	i, name := r.covering(name)
+	if i >= 0 {
 		root = r.over[i].fd
-		name = strings.TrimPrefix(strings.TrimPrefix(name, r.over[i].at), "/")
 	}
-	if name == "" {
-		name = "."
-	}
-	return foreign.OpenBeneath(root, name, flags)
+	return foreign.OpenBeneath(root, cmp.Or(name, "."), flags)
 }
 
 // stat reads the metadata of a path that resolve gave.
@@ -109,10 +107,7 @@ func (r RootDir) resolve(name string) (place, error) {
 			} else if n > 0 {
 				return at, unix.ENOENT
 			}
-			at.found = path.Dir(at.found)
-			if at.found == "." {
-				at.found = ""
-			}
+			at.found = parentOf(at.found)
 			if at.stat, err = r.stat(at.found); err != nil {
 				return at, err
 			}
@@ -133,9 +128,10 @@ func (r RootDir) resolve(name string) (place, error) {
 			continue
 		case err != nil:
 			return at, err
-		case st.Mode&unix.S_IFMT == unix.S_IFLNK && !r.lenient && r.covering(next) >= 0:
-			return at, fmt.Errorf("/%s is a link, and in a cache", next)
 		case st.Mode&unix.S_IFMT == unix.S_IFLNK:
+			if cache, _ := r.covering(next); cache >= 0 && !r.lenient {
+				return at, fmt.Errorf("/%s is a link, and in a cache", next)
+			}
 			if links++; links > maxLinks {
 				return at, unix.ELOOP
 			}
