@@ -100,7 +100,10 @@ func moveMount(m *os.File, dir int, name string) error {
 }
 
 func (b Bind) attach(root int, dir string, mounts []*os.File) error {
-	target, err := openTarget(root, strings.TrimPrefix(b.Target, "/"), b.File == "")
+	target, err := OpenPoint(root, strings.TrimPrefix(b.Target, "/"), b.File == "")
+	if err == unix.ELOOP {
+		return errors.New("another step that shares the cache has put a link there")
+	}
 	if err != nil {
 		return err
 	}
@@ -129,18 +132,15 @@ func (b Bind) attach(root int, dir string, mounts []*os.File) error {
 	return nil
 }
 
-// openTarget opens a mount point. NewPlan has made it, but what Ready has mounted may hide it, and in a cache that is shared another step may have
-// removed it: then it is made once more.
-func openTarget(root int, name string, dir bool) (int, error) {
+// OpenPoint opens a mount point by its path in a root, and makes what is missing of it. NewPlan has made those of a plan, but what Ready has
+// mounted may hide them, and in a cache that is shared another step may remove them at any time. No link is followed.
+func OpenPoint(root int, name string, dir bool) (int, error) {
 	for try := 0; ; try++ {
-		fd, err := RootDir{FD: root}.openAt(name, unix.O_PATH|unix.O_NOFOLLOW)
+		fd, err := RootDir{FD: root}.openAt(name, unix.O_PATH)
 		if err != unix.ENOENT || name == "" || try == 10 {
-			if err == unix.ELOOP {
-				err = errors.New("another step that shares the cache has put a link there")
-			}
 			return fd, err
 		}
-		parent, err := openTarget(root, parentOf(name), true)
+		parent, err := OpenPoint(root, parentOf(name), true)
 		if err != nil {
 			return -1, err
 		}

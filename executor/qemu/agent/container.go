@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
-	"path"
 	"runtime"
 	"strconv"
 	"strings"
@@ -19,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/cas/foreign"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/internal/seccomp"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 )
@@ -143,28 +143,6 @@ func (r mountRoot) open(name string) (int, error) {
 	return foreign.OpenBeneath(int(r), strings.TrimLeft(name, "/"), unix.O_PATH)
 }
 
-// ensure opens a mount point. Only below the system's own mounts it may have to be made.
-func (r mountRoot) ensure(name string, dir bool) (int, error) {
-	fd, err := r.open(name)
-	if err != unix.ENOENT {
-		return fd, err
-	}
-	parent, err := r.ensure(path.Dir(name), true)
-	if err != nil {
-		return -1, err
-	}
-	defer unix.Close(parent)
-	if dir {
-		err = unix.Mkdirat(parent, path.Base(name), 0o755)
-	} else {
-		err = unix.Mknodat(parent, path.Base(name), unix.S_IFREG|0o644, 0)
-	}
-	if err != nil {
-		return -1, err
-	}
-	return r.open(name)
-}
-
 // hide takes away all that is mounted on a directory, if something is.
 func (r mountRoot) hide(name string) (was bool, err error) {
 	for {
@@ -267,7 +245,7 @@ func (r mountRoot) bindReadOnly(from int, name string) error {
 	if err := unix.Fstat(from, &st); err != nil {
 		return err
 	}
-	to, err := r.ensure(name, st.Mode&unix.S_IFMT == unix.S_IFDIR)
+	to, err := rootfs.OpenPoint(int(r), strings.TrimPrefix(name, "/"), st.Mode&unix.S_IFMT == unix.S_IFDIR)
 	if err != nil {
 		return err
 	}
@@ -304,7 +282,7 @@ func (r mountRoot) mount(m specs.Mount) error {
 			data = append(data, o)
 		}
 	}
-	fd, err := r.ensure(m.Destination, true)
+	fd, err := rootfs.OpenPoint(int(r), strings.TrimPrefix(m.Destination, "/"), true)
 	if err != nil {
 		return err
 	}
