@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -31,17 +30,6 @@ func applyChange(ctx context.Context, target, upper string) error {
 	}
 	return nil
 }
-
-// openDir opens a directory, which must not be a link.
-func openDir(at int, name string) (int, error) {
-	fd, err := unix.Openat(at, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
-	}
-	return fd, nil
-}
-
-func procFD(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
 
 func applyDir(ctx context.Context, to, from *foreign.Cursor) error {
 	names, err := from.Names()

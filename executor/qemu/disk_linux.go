@@ -78,15 +78,15 @@ func diskFiles(dirs []string) (files, rest []string, err error) {
 // diskIn finds the file of a disk in a layer directory and reads its header, which is nil if there is none. A layer may have anything
 // in the file's place: no link is followed, and nothing but a regular file is opened.
 func diskIn(dir string, base bool) (string, *diskHeader, error) {
-	d, err := openDir(unix.AT_FDCWD, filepath.Join(dir, layers.DiskDir))
+	d, err := os.OpenFile(filepath.Join(dir, layers.DiskDir), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
 		return "", nil, nil
 	}
 	if err != nil {
 		return "", nil, err
 	}
-	defer unix.Close(d)
-	entries, err := os.ReadDir(procFD(d))
+	defer d.Close()
+	entries, err := d.ReadDir(-1)
 	if err != nil {
 		return "", nil, err
 	}
@@ -100,7 +100,7 @@ func diskIn(dir string, base bool) (string, *diskHeader, error) {
 		return "", nil, fmt.Errorf("a layer has %d disks", len(entries))
 	}
 	name := entries[0].Name()
-	fd, err := unix.Openat(d, name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	fd, err := unix.Openat(int(d.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return "", nil, &fs.PathError{Op: "open", Path: name, Err: err}
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/cas/foreign"
+	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -118,7 +119,7 @@ func (b *metaBuilder) readDir(c *foreign.Cursor) (*erofsNode, error) {
 		return nil, &fs.PathError{Op: "stat", Path: n.at.Short(), Err: err}
 	}
 	var err error
-	if n.xattrs, err = erofsXattrs(procFD(c.FD())+"/.", n.at); err != nil {
+	if n.xattrs, err = erofsXattrs(rootfs.ProcFD(c.FD())+"/.", n.at); err != nil {
 		return nil, err
 	}
 	entries, err := c.ReadDir()
@@ -171,7 +172,7 @@ func (b *metaBuilder) readEntry(c *foreign.Cursor, name string) (*erofsNode, err
 		}
 		b.links[key] = n
 	}
-	path := procFD(c.FD()) + "/" + name
+	path := rootfs.ProcFD(c.FD()) + "/" + name
 	var err error
 	if n.xattrs, err = erofsXattrs(path, n.at); err != nil {
 		return nil, err

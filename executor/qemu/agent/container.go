@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -137,8 +136,6 @@ func readyRoot(root int) error {
 // A mountRoot is the future root. Nothing in it is reached through a link.
 type mountRoot int
 
-func fdName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
-
 func (r mountRoot) open(name string) (int, error) {
 	return foreign.OpenBeneath(int(r), strings.TrimLeft(name, "/"), unix.O_PATH)
 }
@@ -153,7 +150,7 @@ func (r mountRoot) hide(name string) (was bool, err error) {
 		if err != nil {
 			return was, err
 		}
-		err = unix.Unmount(fdName(fd), unix.MNT_DETACH)
+		err = unix.Unmount(rootfs.ProcFD(fd), unix.MNT_DETACH)
 		unix.Close(fd)
 		if err == unix.EINVAL { // that says that nothing is
 			return was, nil
@@ -189,14 +186,14 @@ func (r mountRoot) hideRun() error {
 		return err
 	}
 	defer unix.Close(fd)
-	entries, err := os.ReadDir(fdName(fd))
+	entries, err := os.ReadDir(rootfs.ProcFD(fd))
 	if err != nil {
 		return err
 	}
 	links := map[string]string{}
 	for _, e := range entries {
 		if e.Type() == fs.ModeSymlink {
-			if links[e.Name()], err = os.Readlink(fdName(fd) + "/" + e.Name()); err != nil {
+			if links[e.Name()], err = os.Readlink(rootfs.ProcFD(fd) + "/" + e.Name()); err != nil {
 				return err
 			}
 		}
@@ -212,7 +209,7 @@ func (r mountRoot) hideRun() error {
 			return err
 		}
 	}
-	if err := unix.Mount("tmpfs", fdName(fd), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
+	if err := unix.Mount("tmpfs", rootfs.ProcFD(fd), "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=755"); err != nil {
 		return err
 	}
 	run, err := r.open(runDir) // what is mounted there now
@@ -220,10 +217,10 @@ func (r mountRoot) hideRun() error {
 		return err
 	}
 	defer unix.Close(run)
-	if err := os.Mkdir(fdName(run)+"/lock", 0o777); err != nil {
+	if err := os.Mkdir(rootfs.ProcFD(run)+"/lock", 0o777); err != nil {
 		return err
 	}
-	if err := os.Chmod(fdName(run)+"/lock", 0o777|os.ModeSticky); err != nil {
+	if err := os.Chmod(rootfs.ProcFD(run)+"/lock", 0o777|os.ModeSticky); err != nil {
 		return err
 	}
 	for name, target := range links {
@@ -250,7 +247,7 @@ func (r mountRoot) bindReadOnly(from int, name string) error {
 		return err
 	}
 	defer unix.Close(to)
-	if err := unix.Mount(fdName(from), fdName(to), "", unix.MS_BIND, ""); err != nil {
+	if err := unix.Mount(rootfs.ProcFD(from), rootfs.ProcFD(to), "", unix.MS_BIND, ""); err != nil {
 		return err
 	}
 	on, err := r.open(name)
@@ -263,7 +260,7 @@ func (r mountRoot) bindReadOnly(from int, name string) error {
 		return err
 	}
 	keep := uintptr(fsys.Flags) & (unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC)
-	return unix.Mount("", fdName(on), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|keep, "")
+	return unix.Mount("", rootfs.ProcFD(on), "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|keep, "")
 }
 
 var mountFlags = map[string]uintptr{
@@ -291,7 +288,7 @@ func (r mountRoot) mount(m specs.Mount) error {
 	if kind == "cgroup" {
 		kind = "cgroup2"
 	}
-	return unix.Mount(m.Source, fdName(fd), kind, flags, strings.Join(data, ","))
+	return unix.Mount(m.Source, rootfs.ProcFD(fd), kind, flags, strings.Join(data, ","))
 }
 
 // devices makes those that every process finds.
@@ -327,7 +324,7 @@ func (r mountRoot) devices(terminal bool) error {
 	if err != nil {
 		return err
 	}
-	return unix.Mount(tty, fdName(dev)+"/console", "", unix.MS_BIND, "")
+	return unix.Mount(tty, rootfs.ProcFD(dev)+"/console", "", unix.MS_BIND, "")
 }
 
 func readOnlyPath(name string) error {
