@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,13 +76,22 @@ func tookTooMuch(err error) bool {
 // A diskWatch keeps the limits of one process.
 type diskWatch struct {
 	limits executor.Limits
-	whole  *os.File            // RunHere: the file system whose growth counts; else nil
-	dirs   []*os.File          // what the process can add to
-	before []use               // what they had at the start
-	devs   map[uint64]bool     // of the file systems of dirs
-	pids   func() []string     // of the process and all that it has started
-	fs     map[uint64]*os.File // one of dirs, or whole, for each file system
-	start  map[uint64]use      // of fs
+	dirs   []watchedDir
+	fs     map[uint64]*fileSystem // of dirs, and whole, by device
+	whole  *fileSystem            // RunHere: the growth of all of it counts; else nil
+	pids   func() []string        // of the process and all that it has started
+}
+
+// A watchedDir is one that the process can add to.
+type watchedDir struct {
+	dir    *os.File
+	before use // what it had at the start
+}
+
+// A fileSystem is one that the process can add to.
+type fileSystem struct {
+	in    *os.File // something in it
+	start use
 }
 
 // limitDisk runs a process below the limits of its disk.
@@ -120,7 +130,7 @@ func (mc *Machine) limitDisk(ctx context.Context, r *Run, caches *cacheSet, run 
 }
 
 func (mc *Machine) newDiskWatch(r *Run, caches *cacheSet) (_ *diskWatch, err error) {
-	w := &diskWatch{limits: r.Process.Limits, devs: map[uint64]bool{}, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
+	w := &diskWatch{limits: r.Process.Limits}
 	defer func() {
 		if err != nil {
 			w.close()
@@ -129,23 +139,29 @@ func (mc *Machine) newDiskWatch(r *Run, caches *cacheSet) (_ *diskWatch, err err
 	w.pids = func() []string { return mc.Cgroups.pidsOf(r.Plan.Spec.Linux.CgroupsPath) }
 	names := map[string]bool{}
 	if r.changes == "" {
-		if w.whole, err = os.Open("/"); err == nil {
-			err = w.addFileSystem(w.whole)
-		}
+		err = w.addWhole("/")
 	} else {
 		names[r.changes] = true
 	}
 	for _, c := range caches.list {
-		if c.dir != "" {
-			names[c.dir] = true
-		} else {
-			names[c.shared] = true
-		}
+		names[cmp.Or(c.dir, c.shared)] = true
 	}
 	for name := range names {
 		err = errors.Join(err, w.addDir(name))
 	}
 	return w, err
+}
+
+// addWhole adds a file system of which everything counts.
+func (w *diskWatch) addWhole(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	if w.whole, err = w.fileSystemOf(d); w.whole == nil {
+		d.Close()
+	}
+	return err
 }
 
 // addDir adds a directory, but for one in a file system that counts as a whole.
@@ -154,44 +170,42 @@ func (w *diskWatch) addDir(name string) error {
 	if err != nil {
 		return err
 	}
-	dev, err := device(d)
-	if known := w.fs[dev]; err != nil || known != nil && known == w.whole {
+	in, err := w.fileSystemOf(d)
+	if in == nil || in == w.whole {
 		return errors.Join(err, d.Close())
 	}
-	w.dirs, w.before = append(w.dirs, d), append(w.before, use{})
-	w.devs[dev] = true
-	if err := w.addFileSystem(d); err != nil {
-		return err
-	}
-	w.before[len(w.before)-1], err = useBelow(d, maxDepth)
+	before, err := useBelow(d, maxDepth)
+	w.dirs = append(w.dirs, watchedDir{d, before})
 	return err
 }
 
 func (w *diskWatch) close() {
-	for _, f := range w.dirs {
-		f.Close()
+	for _, d := range w.dirs {
+		d.dir.Close()
 	}
 	if w.whole != nil {
-		w.whole.Close()
+		w.whole.in.Close()
 	}
 }
 
-func device(f *os.File) (uint64, error) {
+// fileSystemOf is the file system that a file is in, which from now on is watched.
+func (w *diskWatch) fileSystemOf(f *os.File) (*fileSystem, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return 0, fmt.Errorf("stat %s: %w", f.Name(), err)
+		return nil, fmt.Errorf("stat %s: %w", f.Name(), err)
 	}
-	return st.Dev, nil
-}
-
-func (w *diskWatch) addFileSystem(f *os.File) error {
-	dev, err := device(f)
-	if err != nil || w.fs[dev] != nil {
-		return err
+	if known := w.fs[st.Dev]; known != nil {
+		return known, nil
 	}
-	w.fs[dev] = f
-	w.start[dev], err = useOfFileSystem(f)
-	return err
+	start, err := useOfFileSystem(f)
+	if err != nil {
+		return nil, err
+	}
+	if w.fs == nil {
+		w.fs = map[uint64]*fileSystem{}
+	}
+	w.fs[st.Dev] = &fileSystem{f, start}
+	return w.fs[st.Dev], nil
 }
 
 // watch looks until a limit is exceeded, which is the error, or ctx ends. Who cannot see whether a limit is kept does not keep it: that is an
@@ -253,39 +267,37 @@ func (w *diskWatch) look() error {
 }
 
 // used is what the process has added, as far as it has names.
-func (w *diskWatch) used() (use, error) {
-	var sum use
-	for dev, f := range w.fs {
-		if f != w.whole {
-			continue
-		}
-		u, err := useOfFileSystem(f)
-		if err != nil {
+func (w *diskWatch) used() (sum use, err error) {
+	if w.whole != nil {
+		if sum, err = w.whole.growth(); err != nil {
 			return sum, err
 		}
-		sum = u.minus(w.start[dev])
 	}
-	for i, d := range w.dirs {
-		u, err := useBelow(d, maxDepth)
+	for _, d := range w.dirs {
+		u, err := useBelow(d.dir, maxDepth)
 		if err != nil {
 			return sum, err
 		}
-		sum = sum.plus(u.minus(w.before[i]))
+		sum = sum.plus(u.minus(d.before))
 	}
 	return sum, nil
 }
 
 // growth is what the file systems have more than at the start, whoever it was.
-func (w *diskWatch) growth() (use, error) {
-	var sum use
-	for dev, f := range w.fs {
-		u, err := useOfFileSystem(f)
+func (w *diskWatch) growth() (sum use, err error) {
+	for _, s := range w.fs {
+		u, err := s.growth()
 		if err != nil {
 			return sum, err
 		}
-		sum = sum.plus(u.minus(w.start[dev]))
+		sum = sum.plus(u)
 	}
 	return sum, nil
+}
+
+func (s *fileSystem) growth() (use, error) {
+	u, err := useOfFileSystem(s.in)
+	return u.minus(s.start), err
 }
 
 func useOfFileSystem(f *os.File) (use, error) {
@@ -309,7 +321,8 @@ func (w *diskWatch) unlinked() (sum use, sent bool) {
 		if st.Nlink > 0 || st.Mode&unix.S_IFMT != unix.S_IFREG {
 			return st.Mode & unix.S_IFMT
 		}
-		if i := (inode{st.Dev, st.Ino}); !seen[i] && (w.devs[st.Dev] || inOverlay(name)) { // else in memory, say
+		in := w.fs[st.Dev]
+		if i := (inode{st.Dev, st.Ino}); !seen[i] && (in != nil && in != w.whole || inOverlay(name)) { // else in memory, say
 			seen[i] = true
 			sum.add(&st)
 		}

@@ -127,13 +127,9 @@ func TestUseOfWholeFileSystem(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	top, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &diskWatch{limits: executor.Limits{Disk: 4 << 20}, whole: top, pids: func() []string { return nil }, devs: map[uint64]bool{}, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
+	w := &diskWatch{limits: executor.Limits{Disk: 4 << 20}, pids: func() []string { return nil }}
 	defer w.close()
-	if err := w.addFileSystem(top); err != nil {
+	if err := w.addWhole(dir); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.look(); err != nil {
@@ -156,10 +152,6 @@ func TestUseOfWholeFileSystem(t *testing.T) {
 
 // TestUseBesideWholeFileSystem is about the caches of such a process: they count where they are on another file system.
 func TestUseBesideWholeFileSystem(t *testing.T) {
-	root, err := os.Open("/")
-	if err != nil {
-		t.Fatal(err)
-	}
 	other := "/dev/shm"
 	if _, err := os.Stat(other); err != nil {
 		t.Skip(err)
@@ -169,9 +161,9 @@ func TestUseBesideWholeFileSystem(t *testing.T) {
 		t.Skip(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	w := &diskWatch{limits: executor.Limits{Disk: 1 << 40}, whole: root, devs: map[uint64]bool{}, fs: map[uint64]*os.File{}, start: map[uint64]use{}}
+	w := &diskWatch{limits: executor.Limits{Disk: 1 << 40}}
 	defer w.close()
-	if err := errors.Join(w.addFileSystem(root), w.addDir("/etc"), w.addDir(dir)); err != nil {
+	if err := errors.Join(w.addWhole("/"), w.addDir("/etc"), w.addDir(dir)); err != nil {
 		t.Fatal(err)
 	}
 	if len(w.dirs) != 1 || len(w.fs) != 2 {
@@ -181,13 +173,15 @@ func TestUseBesideWholeFileSystem(t *testing.T) {
 		t.Fatal(err)
 	}
 	// What is beside the whole file system counts with it, whatever others do with that meanwhile.
-	w.fs = map[uint64]*os.File{}
+	w.whole.in.Close()
+	w.whole = nil
 	if used, err := w.used(); err != nil || used.bytes < 1<<20 || used.bytes > 2<<20 {
 		t.Errorf("%v bytes, %v", used.bytes, err)
 	}
 }
 
-// TestUnlinked runs the test program as a process that has a file without a name in its memory only, and whose first thread has ended.
+// The test program, run by TestUnlinked, is a process that has a file without a name in its memory only, and whose first thread has ended. Only
+// init runs on that thread.
 func init() {
 	name := os.Getenv("OBX_TEST_HOLD")
 	if name == "" {
@@ -218,17 +212,12 @@ func TestUnlinked(t *testing.T) {
 		t.Skip("to look into processes needs root")
 	}
 	dir := t.TempDir()
-	top, err := os.Open(dir)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dev, err := device(top)
-	if err != nil {
-		t.Fatal(err)
-	}
 	var pid string
-	w := &diskWatch{limits: executor.Limits{Disk: 4 << 20}, dirs: []*os.File{top}, before: []use{{}}, devs: map[uint64]bool{dev: true}, pids: func() []string { return []string{pid} }}
+	w := &diskWatch{limits: executor.Limits{Disk: 4 << 20}, pids: func() []string { return []string{pid} }}
 	defer w.close()
+	if err := w.addDir(dir); err != nil {
+		t.Fatal(err)
+	}
 
 	t.Run("in the memory of a process whose first thread has ended", func(t *testing.T) {
 		cmd := exec.Command(os.Args[0])

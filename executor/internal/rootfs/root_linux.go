@@ -51,7 +51,7 @@ func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error
 	if err != nil {
 		err = errors.Join(err, r.drop())
 	}
-	if err != nil && tookTooMuch(err) {
+	if tookTooMuch(err) {
 		r.mc.store.EmptyTrash(ctx) // the disk may be full of it
 	}
 	return err
