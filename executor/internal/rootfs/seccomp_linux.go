@@ -21,7 +21,7 @@ type confinement struct {
 // confinements are those that this process has made, by whether the network is the host's, and FastSync: to make one takes 0.7 ms. crun installs what
 // is compiled here. runc compiles the filter once more in each step: with runc 1.1.5 and libseccomp 2.5.4, a trivial container then takes 31 ms of
 // processor time, where a filter that denied 30 calls made it 24 ms (2 processors, busy; with x32 besides, 38 ms).
-var confinements sync.Map // by whether the network is the host's, and FastSync
+var confinements sync.Map
 
 // confine gives a process's configuration the filter of its system calls.
 func confine(s *specs.Spec, p executor.Process) error {

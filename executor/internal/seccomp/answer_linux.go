@@ -19,17 +19,8 @@ type Table struct {
 
 // NewTable reads a filter for programs of an architecture, as runtime.GOARCH has it: amd64, 386, arm64, arm or riscv64.
 func NewTable(s *specs.LinuxSeccomp, programs string) Table {
-	t := Table{Numbers: numbers()[programs], Filter: s, rules: map[uint32][]specs.LinuxSyscall{}}
-	for _, call := range s.Syscalls {
-		for _, name := range call.Names {
-			if n, ok := t.Numbers[name]; ok {
-				t.rules[n] = append(t.rules[n], call)
-				if n < privateARM {
-					t.newest = max(t.newest, n)
-				}
-			}
-		}
-	}
+	t := Table{Numbers: numbers()[programs], Filter: s}
+	t.rules, t.newest = byNumber(s, t.Numbers)
 	return t
 }
 

@@ -57,18 +57,7 @@ func Compile(s *specs.LinuxSeccomp, arch string) ([]unix.SockFilter, error) {
 // answered alike as one. So most of what a step calls depends on its number alone, which the kernel (since 5.11) finds out once, to run no
 // program then.
 func compileABI(s *specs.LinuxSeccomp, numbers map[string]uint32) ([]unix.SockFilter, error) {
-	rules := map[uint32][]specs.LinuxSyscall{}
-	newest := uint32(0)
-	for _, call := range s.Syscalls {
-		for _, name := range call.Names {
-			if n, ok := numbers[name]; ok {
-				rules[n] = append(rules[n], call)
-				if n < privateARM {
-					newest = max(newest, n)
-				}
-			}
-		}
-	}
+	rules, newest := byNumber(s, numbers)
 	usual, err := action(s.DefaultAction, s.DefaultErrnoRet)
 	if err != nil {
 		return nil, err
@@ -117,6 +106,22 @@ func compileABI(s *specs.LinuxSeccomp, numbers map[string]uint32) ([]unix.SockFi
 		prog = append(prog, seg.body...)
 	}
 	return prog, nil
+}
+
+// byNumber are the rules for each call, and the last number that there is a rule for.
+func byNumber(s *specs.LinuxSeccomp, numbers map[string]uint32) (rules map[uint32][]specs.LinuxSyscall, newest uint32) {
+	rules = map[uint32][]specs.LinuxSyscall{}
+	for _, call := range s.Syscalls {
+		for _, name := range call.Names {
+			if n, ok := numbers[name]; ok {
+				rules[n] = append(rules[n], call)
+				if n < privateARM {
+					newest = max(newest, n)
+				}
+			}
+		}
+	}
+	return rules, newest
 }
 
 // compileRules is what answers one call: by the first of its rules that matches.

@@ -1,6 +1,7 @@
 package seccomp
 
 import (
+	"maps"
 	"slices"
 
 	moby "github.com/moby/profiles/seccomp"
@@ -35,11 +36,7 @@ func Filter(o Options) *specs.LinuxSeccomp {
 	own, replaced := o.rules()
 	s.Syscalls = own
 	always := map[string]bool{} // allowed whatever the arguments
-	for _, call := range docker.Syscalls {
-		if !o.meets(call.Includes, true) || o.meets(call.Excludes, false) {
-			continue
-		}
-		rule := call.LinuxSyscall
+	for _, rule := range o.applying(docker.Syscalls) {
 		rule.Names = slices.DeleteFunc(slices.Clone(rule.Names), func(name string) bool { return slices.Contains(replaced, name) })
 		if rule.Action == specs.ActAllow && len(rule.Args) == 0 {
 			for _, name := range rule.Names {
@@ -49,7 +46,7 @@ func Filter(o Options) *specs.LinuxSeccomp {
 			s.Syscalls = append(s.Syscalls, rule)
 		}
 	}
-	s.Syscalls = append(s.Syscalls, specs.LinuxSyscall{Names: sorted(always), Action: specs.ActAllow})
+	s.Syscalls = append(s.Syscalls, specs.LinuxSyscall{Names: slices.Sorted(maps.Keys(always)), Action: specs.ActAllow})
 	return s
 }
 
@@ -63,9 +60,10 @@ func (o Options) rules() (own []specs.LinuxSyscall, replaced []string) {
 	if (o.Arch == "amd64" || o.Arch == "386") && !o.HostNetwork {
 		replaced = append(replaced, "socketcall")
 		// The mask makes it another comparison than libseccomp's own for the rules of socket; see the package.
-		own = append(own, specs.LinuxSyscall{Names: []string{"socketcall"}, Action: specs.ActErrno, ErrnoRet: errno(unix.EAFNOSUPPORT), Args: []specs.LinuxSeccompArg{
-			{Index: 0, Value: 0x7fffffff, ValueTwo: socketCall, Op: specs.OpMaskedEqual},
-		}})
+		own = append(own, specs.LinuxSyscall{
+			Names: []string{"socketcall"}, Action: specs.ActErrno, ErrnoRet: errno(unix.EAFNOSUPPORT),
+			Args: []specs.LinuxSeccompArg{{Index: 0, Value: 0x7fffffff, ValueTwo: socketCall, Op: specs.OpMaskedEqual}},
+		})
 		allow("socketcall", specs.LinuxSeccompArg{Index: 0, Value: socketCall, Op: specs.OpGreaterThan})
 	}
 	for _, f := range families {
@@ -84,13 +82,14 @@ func errno(n unix.Errno) *uint {
 	return &u
 }
 
-func sorted(names map[string]bool) []string {
-	all := make([]string, 0, len(names))
-	for name := range names {
-		all = append(all, name)
+// applying are the rules of Docker's whose conditions are met.
+func (o Options) applying(docker []*moby.Syscall) (rules []specs.LinuxSyscall) {
+	for _, call := range docker {
+		if o.meets(call.Includes, true) && !o.meets(call.Excludes, false) {
+			rules = append(rules, call.LinuxSyscall)
+		}
 	}
-	slices.Sort(all)
-	return all
+	return rules
 }
 
 // meets reports whether what Docker's profile has as a condition is met: all of a condition that includes a rule, or any of one

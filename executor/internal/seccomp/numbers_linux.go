@@ -10,8 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// syscalls has the numbers of system calls: a line a call, a column an architecture. TestNumbers compares it with golang.org/x/sys, and makes it
-// anew with -update.
+// syscalls has the numbers of system calls: a line a call, a column an architecture. golang.org/x/sys has them only as constants, and only those of the
+// architecture that is compiled for: a filter needs them by name, and those of 32-bit programs too. TestNumbers compares the table with its sources, and
+// makes it anew with -update.
 //
 //go:embed syscalls.txt
 var syscalls string

@@ -2,6 +2,7 @@ package seccomp
 
 import (
 	"bufio"
+	"cmp"
 	"flag"
 	"fmt"
 	"maps"
@@ -16,13 +17,15 @@ import (
 
 var update = flag.Bool("update", false, "write the files that tests compare with")
 
+// columns are those of syscalls.txt, in their order.
+var columns = []string{"amd64", "386", "arm64", "arm", "riscv64"}
+
 // TestNumbers compares the table of system calls with golang.org/x/sys, which has it from the kernel.
 func TestNumbers(t *testing.T) {
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "golang.org/x/sys").Output()
 	if err != nil {
 		t.Fatalf("go list: %v", err)
 	}
-	columns := []string{"amd64", "386", "arm64", "arm", "riscv64"}
 	all := map[string]map[string]string{}
 	set := func(name, column, number string) {
 		if all[name] == nil {
@@ -54,11 +57,7 @@ func TestNumbers(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		fields := []string{name}
 		for _, c := range columns {
-			n := all[name][c]
-			if n == "" {
-				n = "-"
-			}
-			fields = append(fields, n)
+			fields = append(fields, cmp.Or(all[name][c], "-"))
 		}
 		write(fields...)
 	}
