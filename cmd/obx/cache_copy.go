@@ -110,8 +110,8 @@ func checkKeys(prefixes []string, all bool) error {
 
 func areKeys(prefixes []string) error {
 	for _, s := range prefixes {
-		if !isKey(s) {
-			return usage("a key is 6 to 64 hex digits", "%s is no key", s)
+		if err := checkKey(s); err != nil {
+			return err
 		}
 	}
 	return nil

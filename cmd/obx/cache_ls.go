@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -108,17 +109,26 @@ type mountRow struct {
 	Bytes    int64     `json:"bytes"`
 }
 
+// mountsOf lists the cache mounts of a store.
+func mountsOf(cmd *cobra.Command, st *cas.Store) ([]cas.MountInfo, error) {
+	all, odd := st.Mounts(cmd.Context())
+	if err := context.Cause(cmd.Context()); err != nil { // the list is not whole
+		return nil, err
+	}
+	warnOdd(cmd, odd)
+	return all, nil
+}
+
 func listMounts(cmd *cobra.Command, store string, asJSON bool) (err error) {
 	st, err := openExisting(cmd.ErrOrStderr(), store)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, st.Close()) }()
-	all, odd := st.Mounts(cmd.Context())
-	if err := cmd.Context().Err(); err != nil {
+	all, err := mountsOf(cmd, st)
+	if err != nil {
 		return err
 	}
-	warnOdd(cmd, odd)
 	rows := make([]mountRow, len(all))
 	for i, m := range all {
 		rows[i] = mountRow{m.Name, m.Domain, m.LastUsed, m.Bytes}

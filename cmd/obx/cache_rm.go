@@ -33,8 +33,8 @@ mounts by their names. What a running build uses stays, which is an error.`,
 				return usage("obx cache ls and obx cache ls --mounts list what there is", "neither a KEY nor a --mount is given")
 			}
 			for _, key := range args {
-				if !isKey(key) {
-					return usage("obx cache ls lists what is recorded", "%q is no key, nor the beginning of one with at least %d digits", key, minPrefix)
+				if err := checkKey(key); err != nil {
+					return err
 				}
 			}
 			st, err := openExisting(cmd.ErrOrStderr(), store)
@@ -59,8 +59,10 @@ func removeMounts(cmd *cobra.Command, st *cas.Store, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	all, odd := st.Mounts(cmd.Context())
-	warnOdd(cmd, odd)
+	all, err := mountsOf(cmd, st)
+	if err != nil {
+		return err
+	}
 	for _, name := range names {
 		if !slices.ContainsFunc(all, func(m cas.MountInfo) bool { return m.Name == name }) {
 			return usage("obx cache ls --mounts lists what there is", "there is no cache mount %q", name)
@@ -79,28 +81,19 @@ func removeMounts(cmd *cobra.Command, st *cas.Store, names []string) error {
 }
 
 func removeResults(cmd *cobra.Command, st *cas.Store, args []string) error {
-	all := map[string]bool{}
+	var recorded []string
 	for info, err := range st.Results() {
-		if err == nil {
-			all[info.Result.Key] = true
+		if err == nil { // what is broken is for obx cache prune
+			recorded = append(recorded, info.Result.Key)
 		}
 	}
 	var o cas.PruneOptions
 	for _, arg := range args {
-		var found []string
-		for key := range all {
-			if strings.HasPrefix(key, arg) {
-				found = append(found, key)
-			}
+		key, err := onlyKey(recorded, arg)
+		if err != nil {
+			return err
 		}
-		switch slices.Sort(found); len(found) {
-		case 0:
-			return usage("obx cache ls lists what is recorded", "no recorded key starts with %s", arg)
-		case 1:
-			o.Keys = append(o.Keys, found[0])
-		default:
-			return usage("they are: "+strings.Join(found[:min(4, len(found))], ", "), "%d recorded keys start with %s", len(found), arg)
-		}
+		o.Keys = append(o.Keys, key)
 	}
 	r, err := st.Prune(cmd.Context(), o)
 	if err != nil {

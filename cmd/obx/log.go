@@ -24,8 +24,8 @@ show keys.`,
 			if err != nil {
 				return err
 			}
-			if !isKey(args[0]) {
-				return usage("a key is 6 to 64 hex digits", "%s is no key", args[0])
+			if err := checkKey(args[0]); err != nil {
+				return err
 			}
 			st, err := openExisting(cmd.ErrOrStderr(), store)
 			if err != nil {
