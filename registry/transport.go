@@ -195,7 +195,12 @@ func isStream(ctx context.Context) bool {
 }
 
 // RoundTrip implements http.RoundTripper.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error) {
+	defer func() {
+		if err != nil && req.Body != nil {
+			req.Body.Close() // of a request that was not sent nobody else does; twice does no harm
+		}
+	}()
 	h, err := t.host(req.URL.Host)
 	if err != nil {
 		return nil, err
@@ -208,7 +213,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		if err := h.vigil.gate(); err != nil {
 			return nil, err
 		}
-		resp, err := h.roundTrip(req, p)
+		resp, err = h.roundTrip(req, p)
 		if ctx.Err() != nil || !isTransient(resp, err) {
 			if err == nil {
 				h.obeys(req.Method)
@@ -218,11 +223,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 			return resp, err
 		}
-		var uncounted time.Duration
-		if stalled := new(waitedError); errors.As(err, &stalled) && stalled.what == tookNoMore {
-			uncounted = stalled.d
-		}
-		h.vigil.fails(isTimeout(err), uncounted)
+		h.vigil.fails(isTimeout(err))
 		delay := jitter(p.backoff << min(try, 5))
 		throttled := isThrottled(resp)
 		if throttled {
@@ -250,8 +251,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 				return resp, err
 			}
 		}
-		again, ok := rewind(req)
-		if !ok {
+		if !isRewindable(req) {
 			return resp, err
 		}
 		if resp != nil {
@@ -265,7 +265,9 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 				return nil, err
 			}
 		}
-		req = again
+		if req, err = rewind(req); err != nil {
+			return nil, err
+		}
 	}
 }
 
@@ -339,7 +341,7 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 	w := newUploadWatch(p, req.ContentLength, cancel, &h.vigil)
 	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(httptrace.WroteRequestInfo) { w.sent() }}))
 	w.wrap(req)
-	if req.Body == nil || req.Body == http.NoBody {
+	if !hasBody(req) {
 		w.wait() // from the first: connections take long to fail, too
 	}
 	if p.short {
@@ -352,6 +354,9 @@ func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) 
 	if err != nil {
 		if cause := context.Cause(ctx); errors.As(cause, new(*waitedError)) {
 			err = cause
+			if cause == error(w.stall) {
+				h.vigil.adds(w.stall.d)
+			}
 		}
 		cancel(nil)
 		return nil, err
@@ -373,8 +378,6 @@ func (e *waitedError) Error() string   { return fmt.Sprintf("%s for %v", e.what,
 func (e *waitedError) Timeout() bool   { return true }
 func (e *waitedError) Temporary() bool { return true }
 
-const tookNoMore = "the host took no more bytes"
-
 // An uploadWatch ends a request whose body is not taken, or that is not answered. That the source of the body is slow does not count.
 type uploadWatch struct {
 	begin, stall, answer *waitedError
@@ -394,7 +397,7 @@ func newUploadWatch(p patience, size int64, cancel context.CancelCauseFunc, v *v
 		vigil:  v,
 		extra:  extra,
 		begin:  &waitedError{"the host took no request", 2*p.connect + p.header}, // a long one, say, or none before another one ends
-		stall:  &waitedError{tookNoMore, p.stall},
+		stall:  &waitedError{"the host took no more bytes", p.stall},
 		answer: &waitedError{"the host did not answer", p.header + extra},
 		cancel: cancel,
 	}
@@ -450,7 +453,7 @@ func (w *uploadWatch) stop() {
 
 // wrap puts the watch over the body of a request.
 func (w *uploadWatch) wrap(req *http.Request) {
-	if req.Body == nil || req.Body == http.NoBody {
+	if !hasBody(req) {
 		return
 	}
 	req.Body = &watchedUpload{req.Body, w}
@@ -562,7 +565,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 		b.ended(false)
 	case b.tooSlow && err != nil && err != io.EOF:
 		b.ended(true)
-		b.vigil.fails(true, 0)
+		b.vigil.fails(true)
 		err = fmt.Errorf("%w: %d in %v", errStalled, b.n, b.waited.Round(100*time.Millisecond))
 	}
 	return n, err
@@ -574,20 +577,22 @@ func (b *watchedBody) Close() error {
 	return err
 }
 
-func rewind(req *http.Request) (*http.Request, bool) {
-	if req.Body == nil || req.Body == http.NoBody {
-		return req, true
-	}
-	if req.GetBody == nil {
-		return nil, false
+func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
+
+func isRewindable(req *http.Request) bool { return !hasBody(req) || req.GetBody != nil }
+
+// rewind makes of a rewindable request one that can be sent again.
+func rewind(req *http.Request) (*http.Request, error) {
+	if !hasBody(req) {
+		return req, nil
 	}
 	body, err := req.GetBody()
 	if err != nil {
-		return nil, false
+		return req, err
 	}
 	again := req.Clone(req.Context())
 	again.Body = body
-	return again, true
+	return again, nil
 }
 
 // isThrottled reports that a registry asks for fewer requests. 503 alone does not: gateways say it of a registry that is gone.
@@ -662,7 +667,7 @@ func (h *host) temper(p patience, passing bool, method string) (_ patience, limi
 func (h *host) pause(method string, d, most time.Duration) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.vigil.most > 0 && d > h.vigil.left() {
+	if d > h.vigil.left() {
 		h.refusing[method] = true
 		return false
 	}

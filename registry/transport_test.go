@@ -218,10 +218,18 @@ func TestTransportPatienceIsSpentOnce(t *testing.T) {
 	}
 }
 
+func aHost(t *testing.T) *host {
+	h, err := newTransport(patience{}, "").host("registry.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
 // Many that are refused at the same time wait for one pause, and have used up only that.
 func TestTransportPausesAddUpOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &host{refusing: map[string]bool{}, waited: map[string]time.Duration{}}
+		h := aHost(t)
 		const most = 3 * time.Second
 		for range 32 {
 			if !h.pause("GET", time.Second, most) {
@@ -310,7 +318,7 @@ func TestTransportConnectionRefused(t *testing.T) {
 // A pause that is made longer is longer for those who wait already, and they do not all go on at the same moment.
 func TestHostWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &host{refusing: map[string]bool{}, waited: map[string]time.Duration{}}
+		h := aHost(t)
 		begin := time.Now()
 		h.pause("GET", time.Second, time.Hour)
 		var mu sync.Mutex
@@ -505,7 +513,7 @@ func TestPace(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
-				h := &host{}
+				h := aHost(t)
 				p := h.pace(patience{}.orDefaults(), tt.stream)
 				body := &watchedBody{
 					body: &slowReader{ctx, tt.bytes, tt.every, tt.size}, cancel: cancel, pace: p, left: p.wait,
@@ -558,4 +566,55 @@ func TestRequestIsNotTaken(t *testing.T) {
 	if waited := new(waitedError); !errors.As(err, &waited) || waited.what != "the host took no request" {
 		t.Errorf("another error, or none: %.300v, context %v", err, ctx.Err())
 	}
+}
+
+// What a request was to send is closed, whether or not it is sent: it may be a file.
+func TestTransportClosesBodies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := bubbleTransport(t, patience{backoff: time.Hour}, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })
+		var opened, open int
+		body := func() (io.ReadCloser, error) {
+			opened++
+			open++
+			return &countedBody{Reader: strings.NewReader("x"), close: func() { open-- }}, nil
+		}
+		put := func(ctx context.Context) {
+			t.Helper()
+			req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://registry.example", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Body, _ = body()
+			req.ContentLength, req.GetBody = 1, body
+			if _, err := tr.RoundTrip(req); err == nil {
+				t.Error("it is answered")
+			}
+			synctest.Wait()
+			if open != 0 {
+				t.Errorf("%d of %d are open", open, opened)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		put(ctx) // ends before it is sent again
+		put(ctx) // has ended before
+		h, err := tr.host("registry.example")
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.vigil.adds(time.Hour)
+		h.vigil.fails(true)
+		put(t.Context()) // to a host that is not asked any more
+	})
+}
+
+type countedBody struct {
+	io.Reader
+	once  sync.Once
+	close func()
+}
+
+func (b *countedBody) Close() error {
+	b.once.Do(b.close)
+	return nil
 }

@@ -13,7 +13,7 @@ const (
 
 // A vigil measures how long a host has been waited for since it last did what it was asked: the time in which anybody waits for it, however many
 // do. It ends patience with the host as a whole, so that one that answers slowly, asks for pauses and breaks connections does not cost the limit of
-// each. The zero value is ready, and tells nobody.
+// each.
 type vigil struct {
 	host  string
 	most  time.Duration
@@ -96,11 +96,17 @@ func (v *vigil) relents() {
 	v.watch()
 }
 
-// fails notes that a host has been waited for in vain, or has refused; more is for what was not counted as waiting before.
-func (v *vigil) fails(hung bool, more time.Duration) {
+// adds counts time in which a host was waited for after all.
+func (v *vigil) adds(d time.Duration) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.spent += more
+	v.spent += d
+}
+
+// fails notes that a host has been waited for in vain, or has refused.
+func (v *vigil) fails(hung bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.hung, v.tried = hung, time.Now()
 }
 
@@ -112,13 +118,13 @@ func (v *vigil) left() time.Duration {
 }
 
 // isOver reports that nobody waits any longer.
-func (v *vigil) isOver() bool { return v.most > 0 && v.left() <= 0 }
+func (v *vigil) isOver() bool { return v.left() <= 0 }
 
 // gate is an error for what is not to be sent: it would hang as all before it. Now and then one request may see whether it still does.
 func (v *vigil) gate() error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.most == 0 || v.total() < v.most || !v.hung {
+	if v.total() < v.most || !v.hung {
 		return nil
 	}
 	if time.Since(v.tried) >= tryEvery {
@@ -140,9 +146,6 @@ func (e *vainError) Error() string {
 
 // within calls cancel when patience ends, unless stop is called first. Patience that begins anew meanwhile counts.
 func (v *vigil) within(cancel func()) (stop func()) {
-	if v.most == 0 {
-		return func() {}
-	}
 	var (
 		mu    sync.Mutex
 		timer *time.Timer

@@ -134,7 +134,7 @@ func TestVigil(t *testing.T) {
 		if v.gate() != nil {
 			t.Error("a host that answers is not asked")
 		}
-		v.fails(true, 0)
+		v.fails(true)
 		if v.gate() == nil {
 			t.Error("a host that hangs is asked")
 		}

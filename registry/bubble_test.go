@@ -1,0 +1,28 @@
+package registry
+
+import (
+	"context"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"testing"
+
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// bubbleTransport reaches one server, whatever a URL names, without a network: in a bubble of synctest it has the clock of that.
+func bubbleTransport(t *testing.T, p patience, handler http.HandlerFunc) *transport {
+	t.Helper()
+	l := bufconn.Listen(64 << 10)
+	srv := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
+	go func() { _ = srv.Serve(l) }()
+	tr := newTransport(p, "")
+	tr.plain.Proxy = nil
+	tr.plain.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return l.DialContext(ctx) }
+	t.Cleanup(func() {
+		tr.plain.CloseIdleConnections()
+		srv.Close()
+	})
+	return tr
+}
