@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 )
 
 const (
@@ -19,6 +21,9 @@ const (
 
 	// connectPatience is how long a containerd that is just starting is waited for.
 	connectPatience = 5 * time.Second
+
+	// creationPatience is more than containerd takes to make a task, or to give it up.
+	creationPatience = time.Second
 )
 
 // A daemon is a containerd as one run of obx uses it.
@@ -115,8 +120,12 @@ func (d *daemon) end(ctx context.Context, run string) error {
 		return fmt.Errorf("list containers of run %s: %w", run, err)
 	}
 	var errs []error
+	deadline := time.Now()
+	if run != d.run {
+		deadline = deadline.Add(creationPatience)
+	}
 	for _, c := range all {
-		if err := remove(ctx, c); err != nil {
+		if err := d.remove(ctx, c, deadline); err != nil {
 			errs = append(errs, fmt.Errorf("remove container %s: %w", c.ID(), err))
 		}
 	}
@@ -158,11 +167,25 @@ func (o Options) check(ctx context.Context) (string, error) {
 	return d.version + " at " + o.Address, d.client.Close()
 }
 
-// remove kills what runs in a container and removes it.
-func remove(ctx context.Context, c client.Container) error {
+// remove kills what runs in a container and removes it. A task that containerd is just making is waited for until deadline: it cannot be seen, and
+// when its creation has failed, because the client was killed, it needs the run's directory to be deleted.
+func (d *daemon) remove(ctx context.Context, c client.Container, deadline time.Time) error {
 	task, err := c.Task(ctx, nil)
+	for errdefs.IsNotFound(err) && time.Now().Before(deadline) {
+		time.Sleep(20 * time.Millisecond)
+		task, err = c.Task(ctx, nil)
+	}
 	switch {
 	case errdefs.IsNotFound(err):
+		// If a client was killed while it deleted a task, the task may be gone, and containerd waits for who deletes it again: until then the shim
+		// stays, and containerd asks that for the task.
+		_, err := d.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: c.ID()})
+		if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+		if err := endShim(c.ID()); err != nil {
+			return err
+		}
 	case err != nil:
 		return err
 	default:
