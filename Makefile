@@ -8,7 +8,7 @@ OBX         := .build/obx
 AGENTS := linux-amd64 linux-arm64 linux-riscv64 openbsd-amd64 windows-amd64
 AGENT_DIR := executor/qemu/agents
 AGENT_FILES := $(AGENTS:%=$(AGENT_DIR)/%.gz)
-AGENT_SOURCES := go.mod $(shell find cas executor layers -name '*.go' ! -name '*_test.go')
+AGENT_SOURCES := go.mod $(shell find cas executor layers -regex '.*\.\(go\|s\|h\)' ! -name '*_test.go')
 AGENT_BUILD := env GOTOOLCHAIN=go1.26.8 CGO_ENABLED=0 GOFLAGS= GOAMD64=v1 GOARM64=v8.0 GORISCV64=rva20u64 GOEXPERIMENT= \
 	go build -trimpath -buildvcs=false -ldflags '-s -w -buildid='
 
@@ -66,7 +66,7 @@ define kernel
 endef
 
 deps: ## install what builds need and this machine lacks (Debian, Ubuntu)
-	$(call install,runc:runc busybox:busybox-static)
+	$(call install,busybox:busybox-static)
 
 CONTAINERD := github.com/containerd/containerd/v2
 CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
@@ -74,7 +74,7 @@ CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
 # Tests run against two registries: Debian's, and the current one of the distribution project; and a current containerd,
 # which has btrfs only with cgo.
 test-deps: deps ## install what tests need beside that
-	$(call install,docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc qemu-img:qemu-utils mcopy:mtools sfdisk:fdisk apparmor_parser:apparmor)
+	$(call install,runc:runc docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc qemu-img:qemu-utils mcopy:mtools sfdisk:fdisk apparmor_parser:apparmor)
 	$(call install,/usr/share/ovmf/OVMF.fd:ovmf /usr/share/qemu-efi-aarch64/QEMU_EFI.fd:qemu-efi-aarch64 /usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin:u-boot-qemu)
 	@test -n "$$(ls "$(TEST_CACHE)"/kernel-amd64/boot/vmlinuz-* 2>/dev/null)" || $(call kernel,linux-image-cloud-amd64,amd64)
 	$(call foreign,arm64,bookworm,linux-image-cloud-arm64)

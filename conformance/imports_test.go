@@ -22,14 +22,16 @@ var mayImport = map[string][]string{
 	"layers":                          {"cas", "cas/foreign"},
 	"registry":                        {"keys", "cas", "cas/foreign", "layers"},
 	"executor":                        {"layers"},
-	"executor/overlay":                {"executor", "executor/internal/rootfs", "layers", "cas", "cas/foreign"},
+	"executor/overlay":                {"executor", "executor/internal/cgroup", "executor/internal/rootfs", "executor/internal/sandbox", "layers", "cas", "cas/foreign"},
 	"executor/hcs":                    {"executor", "executor/internal/rootfs", "layers", "cas", "cas/foreign"},
-	"executor/internal/rootfs":        {"executor", "executor/internal/seccomp", "layers", "cas", "cas/foreign"},
+	"executor/internal/rootfs":        {"executor", "executor/internal/cgroup", "executor/internal/seccomp", "layers", "cas", "cas/foreign"},
+	"executor/internal/cgroup":        {"executor"},
+	"executor/internal/sandbox":       {"executor/internal/cgroup"},
 	"executor/internal/seccomp":       {},
 	"executor/internal/seccomp/probe": {"executor/internal/seccomp"},
 	"executor/fake":                   {"executor", "layers", "cas"},
 	"executor/qemu":                   {"executor", "executor/internal/rootfs", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
-	"executor/qemu/agent":             {"executor", "executor/internal/rootfs", "executor/internal/seccomp", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
+	"executor/qemu/agent":             {"executor", "executor/internal/rootfs", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
 	"executor/qemu/wire":              {"executor"},
 	"executor/build":                  {"keys", "keys/spec", "cas", "cas/foreign", "layers", "registry", "executor"},
 	"conformance":                     {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
@@ -37,13 +39,15 @@ var mayImport = map[string][]string{
 
 // onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.
 var onlyIn = map[string][]string{
-	"oras.land/oras-go/":                      {"registry"},
-	"github.com/klauspost/":                   {"layers", "registry"},
-	"github.com/opencontainers/runtime-spec/": {"executor/internal/rootfs", "executor/internal/seccomp", "executor/overlay", "executor/hcs", "executor/qemu/agent"},
-	"github.com/spf13/":                       {"cmd/obx"},
-	"github.com/Microsoft/hcsshim/":           {"executor/hcs"},
-	"github.com/moby/":                        {"executor/internal/seccomp"},
-	"github.com/containerd/":                  {"layers", "executor/hcs"},
+	"oras.land/oras-go/":    {"registry"},
+	"github.com/klauspost/": {"layers", "registry"},
+	"github.com/opencontainers/runtime-spec/": {
+		"executor/internal/rootfs", "executor/internal/cgroup", "executor/internal/sandbox", "executor/internal/seccomp", "executor/overlay", "executor/hcs",
+	},
+	"github.com/spf13/":             {"cmd/obx"},
+	"github.com/Microsoft/hcsshim/": {"executor/hcs"},
+	"github.com/moby/":              {"executor/internal/seccomp"},
+	"github.com/containerd/":        {"layers", "executor/hcs"},
 }
 
 type goPackage struct {

@@ -28,6 +28,7 @@ type executorKind struct {
 // executorFlags choose an executor and say how it works.
 type executorFlags struct {
 	name string
+	warn func(string) // whom to tell what is not as it should be
 	platformFlags
 }
 
@@ -66,7 +67,8 @@ func (f *executorFlags) open(ctx context.Context, p *project) error {
 	if p.plan != nil {
 		platform = p.plan.Platform
 	}
-	f.settle(platform, p.notices.warn)
+	f.warn = p.notices.warn
+	f.settle(platform)
 	e, err := kind.open(ctx, p.builder.Store, f)
 	if err != nil {
 		return fmt.Errorf("%w\n  obx healthcheck --executor %s says what is missing", err, kind.name)

@@ -11,6 +11,7 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/hcs"
+	"github.com/ocurrent/obx/executor/overlay"
 	"github.com/ocurrent/obx/executor/qemu"
 )
 
@@ -39,21 +40,21 @@ var executorKinds = []executorKind{
 		name:  "qemu",
 		about: "virtual machines",
 		open: func(_ context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
-			o, err := f.qemu.options(st)
+			o, err := f.qemu.options(st, f.warn)
 			if err != nil {
 				return nil, err
 			}
 			return qemu.New(o)
 		},
 		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
-			o, err := f.qemu.options(st)
+			o, err := f.qemu.options(st, f.warn)
 			if err != nil {
 				return []executor.Check{{Name: "options", Err: err}}
 			}
 			return qemu.Health(ctx, o)
 		},
 		install: func(ctx context.Context, st *cas.Store, f *executorFlags, say func(string)) error {
-			o, err := f.qemu.options(st)
+			o, err := f.qemu.options(st, f.warn)
 			if err != nil {
 				return err
 			}
@@ -68,17 +69,17 @@ func (f *executorFlags) hcs(st *cas.Store) hcs.Options {
 
 func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&f.runtime, "runtime", "", "run steps with the OCI runtime `NAME`, or a path (default: crun if it works here, else runc;\nof containerd: runc)")
+	flags.StringVar(&f.runtime, "runtime", "", "run steps with the sandbox `NAME`: builtin (default), or an OCI runtime: crun, runc, runsc or a path (of containerd: runc)")
 	flags.StringVar(&f.containerd, "containerd", os.Getenv("CONTAINERD_ADDRESS"), "the `SOCKET` of containerd (default $CONTAINERD_ADDRESS, else /run/containerd/containerd.sock)")
 	flags.StringVar(&f.snapshotter, "snapshotter", "", "the snapshotter `NAME` of containerd: overlayfs (default), btrfs, or another that it has")
 	f.qemu.add(cmd)
-	fixedValues(cmd, "runtime", "crun", "runc", "runsc")
+	fixedValues(cmd, "runtime", overlay.Builtin, "crun", "runc", "runsc")
 	fixedValues(cmd, "snapshotter", "overlayfs", "btrfs")
 }
 
-// settle tells the executors what they are for, and whom to tell what is not as it should be. A zero platform is this machine's.
-func (f *executorFlags) settle(p ocispec.Platform, warn func(string)) {
-	f.qemu.system, f.qemu.arch, f.qemu.warn = p.OS, p.Architecture, warn
+// settle tells the executors what they are for. A zero platform is this machine's.
+func (f *executorFlags) settle(p ocispec.Platform) {
+	f.qemu.system, f.qemu.arch = p.OS, p.Architecture
 }
 
 const defaultPlatformText = "Linux on this machine's processor"

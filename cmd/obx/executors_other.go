@@ -19,7 +19,7 @@ var executorKinds = []executorKind{overlayKind}
 
 func (f *executorFlags) addOfPlatform(*cobra.Command) {}
 
-func (*executorFlags) settle(ocispec.Platform, func(string)) {}
+func (*executorFlags) settle(ocispec.Platform) {}
 
 const defaultPlatformText = "Linux on this machine's processor"
 

@@ -42,7 +42,7 @@ func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	fixedValues(cmd, "isolation", "auto", "process", "hyperv")
 }
 
-func (*executorFlags) settle(ocispec.Platform, func(string)) {}
+func (*executorFlags) settle(ocispec.Platform) {}
 
 const defaultPlatformText = "this machine's: Windows, of its version"
 

@@ -77,8 +77,8 @@ func (d *smallDisk) must(out string, err error) {
 
 // A disk that is full in the middle of anything fails that, says so, and leaves a store in which nothing is broken; after a prune, the same works.
 func TestDiskFull(t *testing.T) {
-	if !canSandbox() {
-		t.Skip("sandboxes need root and an OCI runtime")
+	if os.Geteuid() != 0 {
+		t.Skip("sandboxes need root")
 	}
 	for _, name := range []string{"mkfs.ext4", "mount", "umount"} {
 		if _, err := exec.LookPath(name); err != nil {

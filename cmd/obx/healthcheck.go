@@ -30,7 +30,7 @@ Exit status: 0 builds can run, 3 something is missing.`,
 			if err != nil {
 				return err
 			}
-			box.settle(of, nil)
+			box.settle(of)
 			w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
 			bad := false
 			line := func(name, detail string, err error) {

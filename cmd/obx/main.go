@@ -10,7 +10,7 @@ import (
 
 func main() {
 	if overlay.IsSupervisor() {
-		overlay.Supervise(overlay.Starter{})
+		overlay.Supervise(nil)
 		return
 	}
 	os.Exit(execute(os.Args[1:]))

@@ -19,7 +19,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if overlay.IsSupervisor() { // a script's obx is this program
-		overlay.Supervise(overlay.Starter{})
+		overlay.Supervise(nil)
 		return
 	}
 	testscript.Main(m, map[string]func(){"obx": main})
@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	busybox, registry := filepath.Join(t.TempDir(), "busybox"), ""
 	private := startPrivateRegistry(t)
-	if canSandbox() {
+	if os.Geteuid() == 0 {
 		if err := conformance.WriteBusyboxLayout(busybox); err != nil {
 			t.Fatal(err)
 		}
@@ -47,9 +47,7 @@ func TestScripts(t *testing.T) {
 		},
 		Condition: func(cond string) (bool, error) {
 			switch cond {
-			case "sandbox":
-				return canSandbox(), nil
-			case "root":
+			case "sandbox", "root":
 				return os.Geteuid() == 0, nil
 			case "skopeo":
 				_, err := exec.LookPath("skopeo")
@@ -91,18 +89,6 @@ func status(ts *testscript.TestScript, neg bool, args []string) {
 	if got != args[0] {
 		ts.Fatalf("exit status %s instead of %s", got, args[0])
 	}
-}
-
-func canSandbox() bool {
-	if os.Geteuid() != 0 {
-		return false
-	}
-	for _, name := range []string{"crun", "runc"} {
-		if _, err := exec.LookPath(name); err == nil {
-			return true
-		}
-	}
-	return false
 }
 
 func setup(env *testscript.Env) error {

@@ -27,7 +27,6 @@ type qemuFlags struct {
 	of       [2]string // --qemu-guest-os and -arch
 
 	system, arch string // of the build
-	warn         func(string)
 }
 
 func (q *qemuFlags) add(cmd *cobra.Command) {
@@ -111,8 +110,8 @@ func (v *guestValue) Set(s string) error {
 	return f.Value.Set(platform)
 }
 
-func (q *qemuFlags) options(st *cas.Store) (qemu.Options, error) {
-	o := qemu.Options{Store: st, OS: q.system, Arch: q.arch, Kernel: q.kernel, Firmware: q.firmware, Accel: q.accel, CPUs: q.cpus, BootTimeout: q.boot, Guest: q.guest, Warn: q.warn}
+func (q *qemuFlags) options(st *cas.Store, warn func(string)) (qemu.Options, error) {
+	o := qemu.Options{Store: st, OS: q.system, Arch: q.arch, Kernel: q.kernel, Firmware: q.firmware, Accel: q.accel, CPUs: q.cpus, BootTimeout: q.boot, Guest: q.guest, Warn: warn}
 	if q.of[0] != "" && q.of[0] != o.OS || q.of[1] != "" && q.of[1] != o.Arch {
 		return o, usage("", "--platform and --qemu-guest-os or --qemu-guest-arch say different things")
 	}

@@ -78,8 +78,7 @@ func TestOldMounts(t *testing.T) {
 }
 
 func TestTerminal(t *testing.T) {
-	conformance.RequireRoot(t)
-	conformance.Terminal(t, maker)
+	each(t, func(t *testing.T, runtime string) { conformance.Terminal(t, maker(runtime)) })
 }
 
 // TestSupervisorKilled kills the supervisor under a step: that step fails, not as a failed command, and the next one works.
@@ -118,55 +117,90 @@ func TestSupervisorKilled(t *testing.T) {
 	}
 }
 
-// TestRuntime looks for runtimes that are missing, broken, and found out to work.
-func TestRuntime(t *testing.T) {
+// TestRuntimeIsMissing asks for one that is not there.
+func TestRuntimeIsMissing(t *testing.T) {
 	conformance.RequireRoot(t)
-	st := newStore(t)
-	if _, err := overlay.New(overlay.Options{Store: st, Runtime: "nosuchruntime"}); err == nil || !strings.Contains(err.Error(), "nosuchruntime") {
-		t.Errorf("a missing runtime: %v", err)
+	if _, err := overlay.New(overlay.Options{Store: newStore(t), Runtime: "nosuchruntime"}); err == nil || !strings.Contains(err.Error(), "nosuchruntime") {
+		t.Errorf("got %v", err)
 	}
-	t.Run("BrokenFirst", func(t *testing.T) {
-		bin := t.TempDir()
-		calls := filepath.Join(bin, "calls")
-		broken := "#!/bin/sh\necho called >> " + calls + "\necho 'is broken' >&2\nexit 1\n"
-		if err := os.WriteFile(filepath.Join(bin, "crun"), []byte(broken), 0o755); err != nil {
+}
+
+// TestBuiltinFirst has another runtime at hand, which is not called.
+func TestBuiltinFirst(t *testing.T) {
+	bin := t.TempDir()
+	putRuntimes(t, bin, "exit 1", "crun", "runc")
+	r := openBusybox(t, overlay.Options{Warn: func(s string) { t.Errorf("warned: %s", s) }})
+	if err := r.Run(t.Context(), shell("true"), io.Discard); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// putRuntimes has scripts take the place of runtimes.
+func putRuntimes(t *testing.T, bin, script string, names ...string) {
+	t.Helper()
+	for _, name := range names {
+		if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	}
+	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+}
+
+// TestLackingKernel runs TestLacking under a kernel on which the builtin sandbox does not work.
+func TestLackingKernel(t *testing.T) {
+	conformance.RequireRoot(t)
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run", "^TestLacking$", "-test.v")
+	cmd.Env = append(os.Environ(), lackingVar+"=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "--- PASS: TestLacking/Next") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestLacking looks for the runtime that is taken where the builtin sandbox does not work.
+func TestLacking(t *testing.T) {
+	if os.Getenv(lackingVar) == "" {
+		t.Skip("run by TestLackingKernel")
+	}
+	t.Run("Next", func(t *testing.T) {
+		bin := t.TempDir()
+		calls := filepath.Join(bin, "calls")
+		putRuntimes(t, bin, "echo called >> "+calls+"; echo 'is broken' >&2; exit 1", "crun")
+		st := newStore(t)
+		var warned []string
 		for range 2 {
-			r := openBusybox(t, overlay.Options{Store: st})
-			if err := r.Run(t.Context(), shell("true"), io.Discard); err != nil {
-				t.Fatal(err)
+			r := openBusybox(t, overlay.Options{Store: st, Warn: func(s string) { warned = append(warned, s) }})
+			for range 2 {
+				if err := r.Run(t.Context(), shell("true"), io.Discard); err != nil {
+					t.Fatal(err)
+				}
 			}
 		}
 		if b, err := os.ReadFile(calls); err != nil || string(b) != "called\n" {
 			t.Errorf("crun was called: %q, %v; want once", b, err)
 		}
-		r := openBusybox(t, overlay.Options{Store: st, Runtime: filepath.Join(bin, "crun")})
-		var bad *executor.StartError
-		if err := r.Run(t.Context(), shell("true"), io.Discard); err == nil || errors.As(err, &bad) {
-			t.Errorf("a broken runtime that was asked for: %v", err)
+		if len(warned) != 2 || !strings.Contains(warned[0], "runc") || !strings.Contains(warned[0], "make a program in memory") || warned[1] != warned[0] {
+			t.Errorf("warned: %q; want once for each executor, with runc and the reason", warned)
 		}
 	})
-	for name, programs := range map[string][]string{"NoneWorks": {"crun", "runc"}, "TheOnlyOneDoesNotWork": {"runc"}} {
-		t.Run(name, func(t *testing.T) {
-			if _, err := exec.LookPath("crun"); err == nil && len(programs) == 1 {
-				t.Skip("crun is installed, too")
+	t.Run("AskedFor", func(t *testing.T) {
+		bin := t.TempDir()
+		putRuntimes(t, bin, "exit 1", "crun")
+		for _, name := range []string{overlay.Builtin, filepath.Join(bin, "crun")} {
+			r := openBusybox(t, overlay.Options{Runtime: name})
+			var bad *executor.StartError
+			if err := r.Run(t.Context(), shell("true"), io.Discard); err == nil || errors.As(err, &bad) {
+				t.Errorf("%s: got %v", name, err)
 			}
-			bin := t.TempDir()
-			for _, name := range programs {
-				if err := os.WriteFile(filepath.Join(bin, name), []byte("#!/bin/sh\nexit 1\n"), 0o755); err != nil {
-					t.Fatal(err)
-				}
-			}
-			path := os.Getenv("PATH")
-			t.Setenv("PATH", bin+":"+path)
-			r := openBusybox(t, overlay.Options{Store: newStore(t)})
-			if err := r.Run(t.Context(), shell("true"), io.Discard); err == nil || !strings.Contains(err.Error(), "no OCI runtime works here") {
-				t.Errorf("got %v", err)
-			}
-		})
-	}
+		}
+	})
+	t.Run("None", func(t *testing.T) {
+		putRuntimes(t, t.TempDir(), "exit 1", "crun", "runc")
+		r := openBusybox(t, overlay.Options{})
+		if err := r.Run(t.Context(), shell("true"), io.Discard); err == nil || !strings.Contains(err.Error(), "steps cannot run here") {
+			t.Errorf("got %v", err)
+		}
+	})
 }
 
 func TestHealth(t *testing.T) {
@@ -180,13 +214,13 @@ func TestHealth(t *testing.T) {
 			t.Errorf("%s: %v", c.Name, c.Err)
 		}
 	}
-	for _, name := range []string{"root", "overlayfs", "control groups", "OCI runtime", "mount", "sandbox"} {
+	for _, name := range []string{"root", "overlayfs", "control groups", "runtime", "mount", "sandbox"} {
 		if !seen[name] {
 			t.Errorf("nothing is said of %s", name)
 		}
 	}
 	for _, c := range overlay.Health(t.Context(), overlay.Options{Store: st, Runtime: "nosuchruntime"}) {
-		if c.Name == "OCI runtime" && c.Err == nil {
+		if c.Name == "runtime" && c.Err == nil {
 			t.Error("a missing runtime is healthy")
 		}
 	}
@@ -257,7 +291,7 @@ func TestSharedHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "unshare", "--mount", "--propagation", "shared", exe,
-		"-test.run", "^TestExecutor$/^(MountPoints|Secrets|CacheShared|CacheSharedPoints|MountsInsideCaches)$|^TestRunHere$")
+		"-test.run", "^TestExecutor$/^(builtin|runc)$/^(MountPoints|Secrets|CacheShared|CacheSharedPoints|MountsInsideCaches)$|^TestRunHere$")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/cgroup"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
@@ -26,12 +27,18 @@ func Health(ctx context.Context, o Options) []executor.Check {
 	var all []string
 	var warning string
 	for _, file := range found {
+		if file == Builtin {
+			all = append(all, file)
+			continue
+		}
 		version := rootfs.RuntimeVersion(ctx, file)
 		all = append(all, strings.TrimSpace(file+" "+version))
 		warning = cmp.Or(warning, rootfs.RuntimeWarning(version))
 	}
-	h.Check("OCI runtime", func() (string, error) { return strings.Join(all, ", "), err })
-	h.Warn(warning)
+	h.Check("runtime", func() (string, error) { return strings.Join(all, ", "), err })
+	if len(found) > 0 && found[0] != Builtin {
+		h.Warn(warning)
+	}
 	if len(found) == 0 || o.Store == nil || os.Geteuid() != 0 {
 		return h.Checks
 	}
@@ -80,7 +87,7 @@ func kernel() (string, error) {
 }
 
 func controlGroups() (string, error) {
-	c, err := rootfs.FindCgroups()
+	c, err := cgroup.Find()
 	if err != nil {
 		return "", fmt.Errorf("%w: try `mount -t cgroup2 none /sys/fs/cgroup`", err)
 	}
@@ -135,7 +142,7 @@ func (e *Executor) tryAll(ctx context.Context, found []string) (string, error) {
 		}
 	}
 	if len(works) == 0 {
-		return "", fmt.Errorf("no OCI runtime works; try `apt-get install runc`: %w", errors.Join(broken...))
+		return "", noRuntime(errors.Join(broken...))
 	}
 	detail := "works with " + strings.Join(works, ", ")
 	for _, err := range broken {

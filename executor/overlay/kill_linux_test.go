@@ -7,6 +7,7 @@ import (
 )
 
 func TestKill(t *testing.T) {
-	conformance.RequireRoot(t)
-	conformance.Kill(t, maker, true)
+	each(t, func(t *testing.T, runtime string) {
+		conformance.Kill(t, maker(runtime), true, runtimeVar+"="+runtime)
+	})
 }

@@ -1,5 +1,5 @@
-// Package overlay is the Linux executor: overlayfs puts the layer directories of a store one upon the other, an OCI
-// runtime (crun or runc) is the sandbox. There is no daemon. Root file systems, and what a process finds in one, are those
+// Package overlay is the Linux executor: overlayfs puts the layer directories of a store one upon the other, package sandbox
+// or an OCI runtime (crun or runc) makes the sandbox. There is no daemon. Root file systems, and what a process finds in one, are those
 // of package rootfs: this one starts processes.
 //
 // # Who does what
@@ -14,9 +14,9 @@
 //	fsopen, fsconfig, fsmount: a mount that
 //	no namespace shows; makes mount points
 //	request, mount and pipe fds ------------->  move_mount below a tmpfs that nobody else sees,
-//	                                            config.json and secrets there too, `runc run --detach`
+//	                                            files and secrets there too; starts the container
 //	reads the pipe as it fills  <-------------  started
-//	                                            waits for the orphaned container process, unmounts
+//	                                            waits for the container's process, unmounts
 //	removes mount points again  <-------------  exited: status, out of memory
 //	Freeze: the upper directory
 //	becomes a layer by one rename
@@ -34,13 +34,19 @@ import (
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 )
 
+// Builtin is the name of the sandbox that needs no OCI runtime.
+const Builtin = "builtin"
+
 // Options of New.
 type Options struct {
 	Store *cas.Store
 
-	// Runtime is the name or path of an OCI runtime with runc's command line. "" takes the first of crun and runc that
+	// Runtime is Builtin, or the name or path of an OCI runtime with runc's command line. "" takes the first of Builtin, crun and runc that
 	// works here; which one does is remembered in the store.
 	Runtime string
+
+	// Warn, if it is not nil, gets told that another runtime than Builtin was taken, and why.
+	Warn func(string)
 
 	// OldMounts mounts as on kernels before 6.7, which have no lowerdir+ option. It is chosen by itself where needed.
 	OldMounts bool

@@ -90,12 +90,17 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 	if !b.e.options.NoAppArmor {
 		r.Plan.Confine()
 	}
+	if b.runtime == Builtin { // it needs neither
+		r.Plan.Spec.Linux.Seccomp, r.Plan.Spec.Annotations = nil, nil
+	} else {
+		r.Plan.Filter = nil
+	}
 	spec, err := json.Marshal(&r.Plan.Spec)
 	if err != nil {
 		return err
 	}
 	req := request{
-		ID: r.ID, Runtime: b.runtime, Spec: spec, Files: r.Plan.Files, Binds: r.Plan.Binds,
+		ID: r.ID, Runtime: b.runtime, Spec: spec, Filter: r.Plan.Filter, Files: r.Plan.Files, Binds: r.Plan.Binds,
 		Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath, Probe: r.Probe,
 	}
 	stdio, err := openStdio(p, out)

@@ -24,11 +24,8 @@ func New(Options) (*Executor, error) { return nil, errNotLinux }
 // IsSupervisor is false.
 func IsSupervisor() bool { return false }
 
-// A Starter starts nothing here.
-type Starter struct{}
-
 // Supervise is never called.
-func Supervise(Starter) { panic(errNotLinux) }
+func Supervise(func(root int) error) { panic(errNotLinux) }
 
 // Health says that this is not Linux.
 func Health(context.Context, Options) []executor.Check {

@@ -29,8 +29,9 @@ const (
 // A request is one run.
 type request struct {
 	ID       string          `json:"id"`      // of the container; unique
-	Runtime  string          `json:"runtime"` // path
+	Runtime  string          `json:"runtime"` // path, or Builtin
 	Spec     json.RawMessage `json:"spec"`    // config.json
+	Filter   []byte          `json:"filter"`  // of system calls, compiled, for Builtin
 	Files    []rootfs.File   `json:"files"`
 	Binds    []rootfs.Bind   `json:"binds"`
 	Terminal bool            `json:"terminal"`

@@ -13,9 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/internal/sandbox"
 )
 
-// runtimes are tried in this order: crun starts a process in a third of runc's time.
+// runtimes are tried in this order, when the builtin sandbox does not work: crun starts a process in a third of runc's time.
 var runtimes = []string{"crun", "runc"}
 
 // probeFile, in the store, has what was found out about runtimes.
@@ -32,7 +33,11 @@ type probe struct {
 }
 
 func (e *Executor) newProbe(file string) (probe, error) {
-	st, err := os.Stat(file)
+	which := file
+	if file == Builtin {
+		which = "/proc/self/exe"
+	}
+	st, err := os.Stat(which)
 	if err != nil {
 		return probe{}, err
 	}
@@ -59,6 +64,9 @@ func kernelRelease() (string, error) {
 
 // findRuntimes lists the runtimes to use, best first.
 func findRuntimes(want string) ([]string, error) {
+	if want == Builtin {
+		return []string{Builtin}, sandbox.Supported()
+	}
 	if want != "" {
 		file, err := rootfs.FindRuntime(want)
 		if err != nil {
@@ -67,6 +75,9 @@ func findRuntimes(want string) ([]string, error) {
 		return []string{file}, nil
 	}
 	var found []string
+	if sandbox.Supported() == nil {
+		found = append(found, Builtin)
+	}
 	for _, n := range runtimes {
 		if file, err := rootfs.FindRuntime("", n); err == nil {
 			found = append(found, file)
@@ -79,11 +90,10 @@ func findRuntimes(want string) ([]string, error) {
 	return found, nil
 }
 
-// untried reports whether the runtime was chosen without a probe, since there is no other. A probe takes a third of the time in which a short
-// build goes on from a shared cache.
+// untried reports whether the runtime was chosen without a probe, since there is no other.
 func (e *Executor) untried() bool { return e.options.Runtime == "" && len(e.candidates) == 1 }
 
-func noRuntime(why error) error { return fmt.Errorf("no OCI runtime works here: %w", why) }
+func noRuntime(why error) error { return fmt.Errorf("steps cannot run here: %w", why) }
 
 // runtime chooses the runtime, once.
 func (e *Executor) runtime(ctx context.Context, s *supervisor) (string, error) {
@@ -113,11 +123,16 @@ func (e *Executor) runtime(ctx context.Context, s *supervisor) (string, error) {
 				}
 				p.Err = err.Error()
 			}
-			known[file] = p
-			e.writeProbes(known)
+			if file != Builtin || p.Err == "" { // that one is soon tried again, and nothing else is as fast
+				known[file] = p
+				e.writeProbes(known)
+			}
 		}
 		if p.Err == "" {
 			e.chosen = file
+			if len(errs) > 0 && e.candidates[0] == Builtin && e.options.Warn != nil {
+				e.options.Warn(fmt.Sprintf("steps run with %s, which takes more time, since obx's own sandbox does not work here: %v", file, errs[0]))
+			}
 			return file, nil
 		}
 		errs = append(errs, fmt.Errorf("%s: %s", file, p.Err))

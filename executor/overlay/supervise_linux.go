@@ -18,7 +18,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/executor/internal/cgroup"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/internal/sandbox"
 )
 
 // supervisorName is the argv[0] of a supervisor.
@@ -28,20 +30,10 @@ const supervisorName = "obx-supervisor"
 // first of all in main, and every test in TestMain, and then calls Supervise.
 func IsSupervisor() bool { return len(os.Args) == 2 && os.Args[0] == supervisorName }
 
-// A Starter does what an OCI runtime does, in the supervisor itself. The zero one is an OCI runtime.
-type Starter struct {
-	// Ready makes a root ready that is attached, before anything is mounted in it.
-	Ready func(root int) error
-
-	// Start starts the process of the bundle in a directory, its standard input, output and errors as given, and returns it when its program is
-	// executed. With a terminal, stdin and stdout are nil, and master is the controlling end. What keeps the process from starting is told as a
-	// runtime would.
-	Start func(bundle string, stdin, stdout *os.File) (process *os.Process, master *os.File, err error)
-}
-
-// Supervise is the main function of a supervisor. It does not return.
-func Supervise(start Starter) {
-	if err := supervise(os.Args[1], start); err != nil {
+// Supervise is the main function of a supervisor. It does not return. ready, if it is not nil, makes each root ready that is attached, before
+// anything is mounted in it.
+func Supervise(ready func(root int) error) {
+	if err := supervise(os.Args[1], ready); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -51,16 +43,16 @@ func Supervise(start Starter) {
 // A supervision is the state of a supervisor: pid 1, with mounts of its own, so that it ends everything by ending.
 type supervision struct {
 	priv    string // a tmpfs
-	cgroups rootfs.Cgroups
-	starter Starter
+	cgroups cgroup.Maker
+	ready   func(root int) error
 	running sync.WaitGroup // runs and the removal of what they leave
 }
 
-func supervise(priv string, start Starter) error {
+func supervise(priv string, ready func(root int) error) error {
 	if os.Getpid() != 1 {
 		return errors.New("a supervisor is started by obx, as the first process of a namespace")
 	}
-	s := &supervision{priv: priv, starter: start}
+	s := &supervision{priv: priv, ready: ready}
 	if err := s.setUp(); err != nil {
 		return fmt.Errorf("supervisor: %w", err)
 	}
@@ -105,8 +97,11 @@ func (s *supervision) setUp() error {
 		return err
 	}
 	unix.Umask(0o022)
-	var err error
-	s.cgroups, err = rootfs.FindCgroups()
+	err := sandbox.CloseInherited()
+	if err != nil {
+		return err
+	}
+	s.cgroups.System, err = cgroup.Find()
 	return err
 }
 
@@ -145,7 +140,8 @@ type run struct {
 	fds []*os.File
 	dir string
 
-	detached error // why the root may still be mounted in dir
+	group    *cgroup.Group // of a process that was started here
+	detached error         // why the root may still be mounted in dir
 }
 
 func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
@@ -186,7 +182,11 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 		return reply{Event: broken, Error: "wait for the process: " + err.Error()}
 	}
 	e := reply{Event: exited}
-	e.OOM = r.cgroups.OOMKills(r.Cgroup) > 0
+	if r.group != nil {
+		e.OOM = r.group.OOM()
+	} else {
+		e.OOM = r.cgroups.OOMKills(r.Cgroup) > 0
+	}
 	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
 		e.Signal = int(ws.Signal())
 	} else {
@@ -200,13 +200,16 @@ func (r *run) prepare() error {
 	if err := os.Mkdir(r.dir, 0o700); err != nil {
 		return err
 	}
-	a := rootfs.Attachment{Mounts: r.fds[fdRoot:], Files: r.Files, Binds: r.Binds, Ready: r.starter.Ready}
+	a := rootfs.Attachment{Mounts: r.fds[fdRoot:], Files: r.Files, Binds: r.Binds, Ready: r.ready}
 	err := rootfs.Attach(r.dir, a)
 	for _, f := range r.fds[fdRoot:] { // before the reply, after which the maker touches what is below the mounts
 		f.Close()
 	}
 	if err != nil {
 		return err
+	}
+	if r.Runtime == Builtin {
+		return nil
 	}
 	return os.WriteFile(filepath.Join(r.dir, "config.json"), r.Spec, 0o600)
 }
@@ -217,7 +220,7 @@ const startGrace = 10 * time.Second
 // start starts the process and returns the first one of its pid namespace. If that fails, what the runtime said is
 // returned too.
 func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string, err error) {
-	if r.starter.Start != nil {
+	if r.Runtime == Builtin {
 		return r.startHere()
 	}
 	if err = r.create(cancelled); err == nil {
@@ -237,21 +240,21 @@ func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string,
 
 // startHere starts the process without a runtime.
 func (r *run) startHere() (init *os.Process, said []string, err error) {
-	stdin, stdout := r.fds[fdStdin], r.fds[fdStdout]
+	c := sandbox.Container{Filter: r.Filter, Probe: r.Probe}
+	if err := json.Unmarshal(r.Spec, &c.Spec); err != nil {
+		return nil, nil, err
+	}
+	if c.Group, err = r.cgroups.Make(r.Cgroup, c.Spec.Linux.Resources); err != nil {
+		return nil, nil, err
+	}
+	r.group = c.Group
 	if r.Terminal {
-		stdin, stdout = nil, nil
+		c.Console = r.fds[fdStdout]
+	} else {
+		c.Stdin, c.Stdout = r.fds[fdStdin], r.fds[fdStdout]
 	}
-	init, master, err := r.starter.Start(r.dir, stdin, stdout)
-	if err != nil {
+	if init, err = c.Start(); err != nil {
 		return nil, []string{err.Error()}, err
-	}
-	if master != nil {
-		defer master.Close()
-		if err := sendFDs(int(r.fds[fdStdout].Fd()), master); err != nil {
-			_ = init.Kill()
-			_, _ = init.Wait()
-			return nil, nil, err
-		}
 	}
 	return init, nil, nil
 }
@@ -366,6 +369,7 @@ func (r *run) unmount() {
 func (r *run) clean() {
 	state := filepath.Join(r.priv, stateName)
 	switch filepath.Base(r.Runtime) {
+	case Builtin:
 	case "runc", "crun":
 		_ = os.RemoveAll(filepath.Join(state, r.ID))
 	default:

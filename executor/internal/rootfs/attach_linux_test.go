@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/cgroup"
 )
 
 // inMountNamespace runs a test on a thread with mounts of its own, which vanish with it.
@@ -209,7 +210,7 @@ func (a *attacher) disturb(seed uint64) (stop func()) {
 // try reports whether all could be attached.
 func (a *attacher) try() bool {
 	box := filepath.Join(a.dir, "box")
-	pl, err := NewPlan(RootDir{FD: int(a.root.Fd())}, a.process, box, "", Cgroups{}, a.caches)
+	pl, err := NewPlan(RootDir{FD: int(a.root.Fd())}, a.process, box, "", cgroup.System{}, a.caches)
 	if err == nil {
 		mounts := []*os.File{a.root}
 		for _, c := range a.caches {
@@ -386,7 +387,7 @@ func TestAttachShared(t *testing.T) {
 		a.must(err)
 		caches := []*cacheMount{{target: "/c", mount: m, points: points{root: RootDir{FD: int(m.Fd())}}}}
 		p := executor.Process{Dir: "/", Mounts: []executor.Mount{{Target: "/c/token", Secret: &executor.Secret{Data: []byte("secret")}}}}
-		pl, err := NewPlan(RootDir{FD: int(a.root.Fd())}, p, box, "", Cgroups{}, caches)
+		pl, err := NewPlan(RootDir{FD: int(a.root.Fd())}, p, box, "", cgroup.System{}, caches)
 		a.must(err)
 		defer pl.Remove()
 		a.must(Attach(box, Attachment{Mounts: []*os.File{a.root, m}, Files: pl.Files, Binds: pl.Binds}))

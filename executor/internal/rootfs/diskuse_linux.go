@@ -136,7 +136,7 @@ func (mc *Machine) newDiskWatch(r *Run, caches *cacheSet) (_ *diskWatch, err err
 			w.close()
 		}
 	}()
-	w.pids = func() []string { return mc.Cgroups.pidsOf(r.Plan.Spec.Linux.CgroupsPath) }
+	w.pids = func() []string { return mc.Cgroups.Processes(r.Plan.Spec.Linux.CgroupsPath) }
 	names := map[string]bool{}
 	if r.changes == "" {
 		err = w.addWhole("/")
@@ -384,16 +384,6 @@ func holdsFiles(fdinfo string) bool {
 func inOverlay(name string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(name, &st) == nil && st.Type == unix.OVERLAYFS_SUPER_MAGIC
-}
-
-// pidsOf lists the processes of a group.
-func (c Cgroups) pidsOf(group string) []string {
-	for _, h := range c.Hierarchies {
-		if b, err := os.ReadFile(filepath.Join(h, group, "cgroup.procs")); err == nil {
-			return strings.Fields(string(b))
-		}
-	}
-	return nil
 }
 
 // useBelow adds up what is in a directory, and in all below it. A process may change it meanwhile: nothing is reached by more than one name, links are

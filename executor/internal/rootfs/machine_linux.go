@@ -17,6 +17,7 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/cgroup"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -64,7 +65,7 @@ type Scratch interface {
 // A Machine makes root file systems on this Linux computer. Its Close must be called after all runs.
 type Machine struct {
 	Mounter Mounter
-	Cgroups Cgroups
+	Cgroups cgroup.System
 
 	// OpenCache begins a use of a cache mount: the store's, unless it is set otherwise before the first run.
 	OpenCache func(context.Context, executor.Cache) (*CacheUse, error)
@@ -80,7 +81,7 @@ type Machine struct {
 // NewMachine makes a Machine whose files have a name that begins with prefix. It ends what killed processes have
 // left in their control groups, and removes those.
 func NewMachine(st *cas.Store, prefix string, oldMounts bool, r Runner) (*Machine, error) {
-	cg, err := FindCgroups()
+	cg, err := cgroup.Find()
 	if err != nil {
 		return nil, fmt.Errorf("find control groups: %w", err)
 	}
@@ -106,7 +107,7 @@ func NewMachine(st *cas.Store, prefix string, oldMounts bool, r Runner) (*Machin
 	for _, run := range st.DeadRuns() {
 		// A daemon that was told to start a container when its client died may leave one that it does not know of: runc's init, before
 		// there is a state that `runc delete` finds.
-		group := path.Join(cgroupTop, run)
+		group := path.Join(cgroup.Top, run)
 		cg.KillAll(group)
 		if cg.Remove(group) == nil { // else the next one tries again
 			_ = st.ForgetRun(run)
@@ -166,7 +167,7 @@ func (mc *Machine) NewID() string {
 
 // Cgroup is the control group of a container.
 func (mc *Machine) Cgroup(id string) string {
-	return path.Join(cgroupTop, mc.store.RunID(), id)
+	return path.Join(cgroup.Top, mc.store.RunID(), id)
 }
 
 // TempScratch is a scratch in the store itself.
@@ -226,9 +227,6 @@ func (mc *Machine) Try(ctx context.Context, id string, b Box) (err error) {
 
 // Close removes what the Machine has made.
 func (mc *Machine) Close() error {
-	// Another executor on the same store may still have groups of its own in there.
-	for _, h := range mc.Cgroups.Hierarchies {
-		_ = os.Remove(filepath.Join(h, cgroupTop, mc.store.RunID()))
-	}
+	mc.Cgroups.RemoveRun(mc.store.RunID()) // unless another executor on the same store still has groups there
 	return mc.store.Trash(mc.tmp)
 }

@@ -1,6 +1,7 @@
 package rootfs
 
 import (
+	"encoding/base64"
 	"fmt"
 	"runtime"
 	"sync"
@@ -15,7 +16,7 @@ import (
 // A confinement is a filter in the forms that runtimes take.
 type confinement struct {
 	filter   *specs.LinuxSeccomp
-	compiled string // for crun; "" if none can be made for this architecture
+	compiled []byte // nil if that cannot be done for this architecture
 }
 
 // confinements are those that this process has made, by whether the network is the host's, and FastSync: to make one takes 0.7 ms. crun installs what
@@ -24,7 +25,7 @@ type confinement struct {
 var confinements sync.Map
 
 // confine gives a process's configuration the filter of its system calls.
-func confine(s *specs.Spec, p executor.Process) error {
+func (pl *Plan) confine(p executor.Process) error {
 	o := seccomp.Options{HostNetwork: p.Network == executor.NetworkHost, FastSync: p.FastSync}
 	key := [2]bool{o.HostNetwork, o.FastSync}
 	made, ok := confinements.Load(key)
@@ -36,9 +37,9 @@ func confine(s *specs.Spec, p executor.Process) error {
 		made, _ = confinements.LoadOrStore(key, c)
 	}
 	c := made.(confinement)
-	s.Linux.Seccomp = c.filter
-	if c.compiled != "" {
-		s.Annotations = map[string]string{seccomp.Annotation: c.compiled}
+	pl.Spec.Linux.Seccomp, pl.Filter = c.filter, c.compiled
+	if c.compiled != nil {
+		pl.Spec.Annotations = map[string]string{seccomp.Annotation: base64.StdEncoding.EncodeToString(c.compiled)}
 	}
 	return nil
 }
@@ -59,7 +60,7 @@ func newConfinement(o seccomp.Options) (confinement, error) {
 		if err != nil {
 			return c, err
 		}
-		c.compiled = seccomp.Encode(prog)
+		c.compiled = seccomp.Bytes(prog)
 	}
 	return c, nil
 }

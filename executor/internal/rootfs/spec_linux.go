@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/internal/cgroup"
 )
 
 // specVersion is of the runtime specification: the oldest that has all that is used here, for old runtimes refuse newer ones.
@@ -50,9 +51,10 @@ var systemMounts = []specs.Mount{
 
 // A Plan is one run: what the runtime is told, and what must be there for it.
 type Plan struct {
-	Spec  specs.Spec
-	Files []File // for Attach to make
-	Binds []Bind // for Attach to mount in the root
+	Spec   specs.Spec
+	Filter []byte // of system calls, compiled; nil where that cannot be done
+	Files  []File // for Attach to make
+	Binds  []Bind // for Attach to mount in the root
 
 	view   RootDir // the root with the caches on it, as far as they have a place already
 	points points
@@ -82,7 +84,7 @@ func systemFiles(n executor.Network) []string {
 
 // NewPlan makes the plan of a run in root, and the mount points in it. bundle is the directory that the Runner will give the
 // run. Call Remove after it in any case.
-func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups, caches []*cacheMount) (*Plan, error) {
+func NewPlan(root RootDir, p executor.Process, bundle, group string, cg cgroup.System, caches []*cacheMount) (*Plan, error) {
 	pl := &Plan{view: root, points: points{root: root}, caches: caches}
 	pl.view.closed = systemDirs
 	hostname := p.Hostname
@@ -135,7 +137,7 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 			},
 			MaskedPaths:   masked,
 			ReadonlyPaths: readOnly,
-			CgroupsPath:   cgroup,
+			CgroupsPath:   group,
 			Resources:     resources(p.Limits, cg),
 		},
 	}
@@ -145,7 +147,7 @@ func NewPlan(root RootDir, p executor.Process, bundle, cgroup string, cg Cgroups
 	if cg.Unified {
 		pl.Spec.Linux.Namespaces = append(pl.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
-	return pl, confine(&pl.Spec, p)
+	return pl, pl.confine(p)
 }
 
 // systemDir makes sure that the root has a directory of its own for one of systemDirs.
@@ -257,11 +259,11 @@ func process(root RootDir, p executor.Process) *specs.Process {
 	}
 }
 
-func resources(l executor.Limits, cg Cgroups) *specs.LinuxResources {
+func resources(l executor.Limits, cg cgroup.System) *specs.LinuxResources {
 	res := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}}
 	if l.Memory > 0 {
 		res.Memory = &specs.LinuxMemory{Limit: &l.Memory}
-		if cg.swap {
+		if cg.Swap {
 			res.Memory.Swap = &l.Memory // of memory and swap together: none
 		}
 	}
@@ -270,7 +272,7 @@ func resources(l executor.Limits, cg Cgroups) *specs.LinuxResources {
 		quota := max(int64(l.CPUs*float64(period)), 1000) // the kernel takes no less
 		res.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
 	}
-	if pids := cg.pids(l); pids > 0 {
+	if pids := cg.PIDs(l); pids > 0 {
 		res.Pids = &specs.LinuxPids{Limit: &pids}
 	}
 	return res

@@ -1,7 +1,6 @@
 package seccomp
 
 import (
-	"encoding/base64"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -207,13 +206,13 @@ func Install(prog []unix.SockFilter) error {
 // Annotation is the name under which crun takes a compiled filter, which it then installs instead of one that it compiles itself.
 const Annotation = "run.oci.seccomp_bpf_data"
 
-// Encode gives a compiled filter as [Annotation] has it.
-func Encode(prog []unix.SockFilter) string {
+// Bytes gives a compiled filter as the kernel takes it.
+func Bytes(prog []unix.SockFilter) []byte {
 	b := make([]byte, 0, 8*len(prog))
 	for _, i := range prog {
 		b = binary.NativeEndian.AppendUint16(b, i.Code)
 		b = append(b, i.Jt, i.Jf)
 		b = binary.NativeEndian.AppendUint32(b, i.K)
 	}
-	return base64.StdEncoding.EncodeToString(b)
+	return b
 }

@@ -52,6 +52,11 @@ func bootOnDisk() (place, error) {
 	return at, tameSystem() // now, for files may be put into the machine before it first runs something
 }
 
+const cgroupRoot = "/sys/fs/cgroup"
+
+// controllers are those of control groups that limits need.
+var controllers = []string{"memory", "cpu", "pids"}
+
 // checkCgroups looks for what limits need.
 func checkCgroups() error {
 	b, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))

@@ -3,8 +3,8 @@
 // Command agent is obx inside a virtual machine. As the first process of a machine that has nothing but it, it makes the
 // machine ready, and runs what obx asks for by a virtio-serial port (package wire).
 //
-// What a process sees, and what a step leaves, is the business of package overlay there as it is on a host: the agent
-// gives it a store on the machine's own disk, and does in its supervisor what runc does. So steps in machines and steps in containers differ in nothing that a build can see but the kernel.
+// What a process sees, and what a step leaves, is the business of package overlay there as it is on a host: the agent gives it a store on
+// the machine's own disk. So steps in machines and steps in containers differ in nothing that a build can see but the kernel.
 //
 // It keeps nothing: the machine and its disk are gone when obx closes them.
 //
@@ -24,9 +24,9 @@ import (
 func main() {
 	switch {
 	case overlay.IsSupervisor():
-		overlay.Supervise(overlay.Starter{Ready: readyRoot, Start: startContainer})
-	case os.Args[0] == containerName:
-		containerMain()
+		// Its own, which the agent may have from its service, would keep the kernel from ending processes.
+		_ = os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0)
+		overlay.Supervise(readyRoot)
 	case mainPlain():
 	case len(os.Args) == 2 && os.Args[1] == "serve":
 		fmt.Fprintln(os.Stderr, "obx agent:", serve(true))

@@ -115,7 +115,7 @@ func (s *server) getReady(ctx context.Context) error {
 	if s.store, err = cas.Open(filepath.Join(s.at.scratch, "store")); err != nil {
 		return err
 	}
-	s.e, err = overlay.New(overlay.Options{Store: s.store, Runtime: "/proc/self/exe", NoAppArmor: true, OpenCache: s.openCache})
+	s.e, err = overlay.New(overlay.Options{Store: s.store, Runtime: overlay.Builtin, NoAppArmor: true, OpenCache: s.openCache})
 	if err != nil || s.onDisk {
 		return err
 	}

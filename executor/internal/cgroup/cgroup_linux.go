@@ -1,4 +1,4 @@
-package rootfs
+package cgroup
 
 import (
 	"bufio"
@@ -14,25 +14,25 @@ import (
 	"github.com/ocurrent/obx/executor"
 )
 
-// cgroupTop is the directory in each hierarchy below which all of obx's cgroups are: TOP/RUN/STEP.
-const cgroupTop = "/obx"
+// Top is the directory in each hierarchy below which all of obx's cgroups are: TOP/RUN/STEP.
+const Top = "/obx"
 
-// Cgroups is how this machine has its control groups.
-type Cgroups struct {
+// A System is how this machine has its control groups.
+type System struct {
 	Hierarchies []string          // mount points: of version 1, of version 2, or of both where they are used side by side
 	controllers map[string]string // their mount points
 	Unified     bool              // version 2 alone
-	swap        bool              // memory and swap can be limited together
+	Swap        bool              // memory and swap can be limited together
 }
 
-// FindCgroups reads the mounts that this process sees.
-func FindCgroups() (Cgroups, error) {
+// Find reads the mounts that this process sees.
+func Find() (System, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
-		return Cgroups{}, err
+		return System{}, err
 	}
 	defer f.Close()
-	c := Cgroups{controllers: map[string]string{}}
+	c := System{controllers: map[string]string{}}
 	var two string
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		// 30 23 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
@@ -66,10 +66,10 @@ func FindCgroups() (Cgroups, error) {
 		for name := range strings.FieldsSeq(string(b)) {
 			c.controllers[name] = two
 		}
-		c.swap = swapLimited()
+		c.Swap = swapLimited()
 	} else {
 		_, err := os.Stat(filepath.Join(c.controllers["memory"], "memory.memsw.limit_in_bytes"))
-		c.swap = err == nil
+		c.Swap = err == nil
 	}
 	if len(c.Hierarchies) == 0 {
 		return c, errors.New("no cgroup file system is mounted")
@@ -93,7 +93,7 @@ func swapLimited() bool {
 }
 
 // Check reports a limit that cannot be set here.
-func (c Cgroups) Check(l executor.Limits) error {
+func (c System) Check(l executor.Limits) error {
 	for name, wanted := range map[string]bool{"memory": l.Memory > 0, "cpu": l.CPUs > 0, "pids": l.PIDs > 0} {
 		if wanted && c.controllers[name] == "" {
 			return fmt.Errorf("a limit cannot be kept: this machine has no %s controller of control groups", name)
@@ -102,8 +102,8 @@ func (c Cgroups) Check(l executor.Limits) error {
 	return nil
 }
 
-// pids is how many processes a limit allows here; 0 for any number.
-func (c Cgroups) pids(l executor.Limits) int64 {
+// PIDs is how many processes a limit allows here; 0 for any number.
+func (c System) PIDs(l executor.Limits) int64 {
 	switch {
 	case l.PIDs != 0:
 		return max(l.PIDs, 0)
@@ -113,27 +113,42 @@ func (c Cgroups) pids(l executor.Limits) int64 {
 	return executor.DefaultPIDs
 }
 
+// Processes lists the processes of a group.
+func (c System) Processes(group string) []string {
+	for _, h := range c.Hierarchies {
+		if b, err := os.ReadFile(filepath.Join(h, group, "cgroup.procs")); err == nil {
+			return strings.Fields(string(b))
+		}
+	}
+	return nil
+}
+
 // OOMKills tells how many processes of a group the kernel has killed for want of memory.
-func (c Cgroups) OOMKills(group string) int {
+func (c System) OOMKills(group string) int {
+	n, _ := c.killsIn(filepath.Join(c.controllers["memory"], group))
+	return n
+}
+
+func (c System) killsIn(dir string) (n int, known bool) {
 	name := "memory.oom_control"
 	if c.Unified {
-		name = "memory.events"
+		name = "memory.events.local"
 	}
-	b, err := os.ReadFile(filepath.Join(c.controllers["memory"], group, name))
+	b, err := os.ReadFile(filepath.Join(dir, name))
 	if err != nil {
-		return 0
+		return 0, false
 	}
 	for line := range strings.Lines(string(b)) {
 		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "oom_kill "); ok {
-			n, _ := strconv.Atoi(v)
-			return n
+			n, err := strconv.Atoi(v)
+			return n, err == nil
 		}
 	}
-	return 0
+	return 0, false
 }
 
 // Kill kills every process of a group.
-func (c Cgroups) Kill(group string) {
+func (c System) Kill(group string) {
 	for _, h := range c.Hierarchies {
 		b, err := os.ReadFile(filepath.Join(h, group, "cgroup.procs"))
 		if err != nil {
@@ -152,7 +167,7 @@ func (c Cgroups) Kill(group string) {
 }
 
 // KillAll kills every process of a group and of all below it.
-func (c Cgroups) KillAll(group string) {
+func (c System) KillAll(group string) {
 	groups := map[string]bool{}
 	for _, h := range c.Hierarchies {
 		_ = filepath.WalkDir(filepath.Join(h, group), func(dir string, e fs.DirEntry, err error) error {
@@ -167,9 +182,17 @@ func (c Cgroups) KillAll(group string) {
 	}
 }
 
+// RemoveRun removes the group of a run, unless something is still in it.
+func (c System) RemoveRun(run string) {
+	for _, h := range c.Hierarchies {
+		_ = os.Remove(filepath.Join(h, Top, run, sharedName))
+		_ = os.Remove(filepath.Join(h, Top, run))
+	}
+}
+
 // Remove removes a group and all below it, in all hierarchies. It waits a little for those that are still busy: the kernel counts
 // a process that has just been waited for as inside a moment longer.
-func (c Cgroups) Remove(group string) error {
+func (c System) Remove(group string) error {
 	var errs []error
 	for _, h := range c.Hierarchies {
 		if err := removeTree(filepath.Join(h, group)); err != nil {

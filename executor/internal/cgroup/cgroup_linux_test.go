@@ -1,4 +1,4 @@
-package rootfs
+package cgroup
 
 import (
 	"fmt"
@@ -14,11 +14,11 @@ func TestKillAll(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("requires root, to make control groups")
 	}
-	cg, err := FindCgroups()
+	cg, err := Find()
 	if err != nil {
 		t.Fatal(err)
 	}
-	group := fmt.Sprintf("%s/test-%d", cgroupTop, os.Getpid())
+	group := fmt.Sprintf("%s/test-%d", Top, os.Getpid())
 	cmd := exec.Command("sleep", "100")
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -1,0 +1,58 @@
+// Package sandbox starts the process of a step in a container of obx's own: what an OCI runtime does, in the time of two program starts. The overlay
+// executor's supervisor uses it, on a host and in virtual machines.
+//
+// A [Container] is told what it is by the same configuration that an OCI runtime gets. Start gives back a process that is a child of the caller:
+// there is no state on disk, and nothing to delete.
+//
+// # How a container is made
+//
+// All system calls that make a container are known before it starts: which file systems are mounted where, which capabilities go, which file is
+// executed. So they are written down as a list. The list, and a loop of some thirty instructions that makes one call after the other, are an ELF
+// program (type program), which is written to a file in memory, sealed, and executed in new namespaces by os.StartProcess. The program makes itself
+// the container, and its last call is the execve of the step's command. If a call fails, it says which one and with what error, by a pipe that
+// closes when the execve succeeds.
+//
+// Why not otherwise:
+//
+//   - Go code cannot run between clone and execve, and what has to be called there (at least the mount of /proc, which shows the pid namespace of who
+//     mounts it) is more than syscall.SysProcAttr knows.
+//   - Executing this program once more, as runc does, costs 6 to 9 ms for the start of Go alone, where all of a step is to take 5.
+//   - Clone and the calls after it could be made from assembly within this process, without the program in memory: that saves 1.2 ms. But it needs
+//     names of Go's runtime that it does not promise to keep, and threads whose state has to be put back after each step. The loops here are
+//     assembly too, but they never run in this process, and know nothing of Go: Go's assembler is used as an assembler, and a new release of Go
+//     can change nothing in what they do.
+//
+// # What holds
+//
+// Against a process that may do whatever its capabilities and the filter of system calls allow, in an image and with caches of its choice:
+//
+//   - It sees and reaches no file but those of its root and of its mounts: it is in a mount namespace whose root is the root's mount (pivot_root),
+//     from which the old root is gone (umount2) before anything of the image is executed. No directory of outside is open then.
+//   - No mount lands elsewhere: places are opened beneath the root by openat2 without following any link, and mounted on as the working directory; that
+//     what was mounted before (caches, files) is in place is the business of rootfs.Attach.
+//   - It sees and signals no process of outside: a pid namespace, of which it is the first, so that all it has started ends with it. /proc is that
+//     of this namespace. There is never a process of obx in it: /proc/PID/{exe,fd,mem,root,cwd} lead to the step's own. Its first program is
+//     this package's, with nothing in it but the list; it cannot be written to, not even by root (the seals), and no command is executed through a link of
+//     /proc (RESOLVE_NO_MAGICLINKS). A script whose interpreter is such a link runs that list again, without the privileges that it needs.
+//   - It inherits no descriptor but its input and output: all others close on exec, also those that obx was started with ([CloseInherited]).
+//   - It has no capability beyond those of the configuration: the bounding set is reduced before the user changes, ambient ones are none, and the
+//     filter of package seccomp is in force from before the user changes. no_new_privs stays off, as in other builders: sudo works within.
+//   - It has a session keyring of its own, which the filter denies it to use.
+//   - It opens no devices but harmless ones, although it may make nodes: package cgroup says why. Its control groups are shown to it read-only,
+//     version 1 without the hierarchies in which it has no group of its own, version 2 in a namespace.
+//   - What of /proc and /sys is the machine's is masked or read-only, by the list that Docker has. AppArmor's profile is set where the
+//     kernel has AppArmor.
+//   - Its network is a namespace with nothing but a loopback interface, unless it asked for the host's; so are its System V objects and message
+//     queues, and its host name.
+//   - It does not outlive obx: it is in the supervisor's pid namespace, and the kernel kills that with obx. A death signal of its own would not do:
+//     setuid programs clear it.
+//
+// # Differences from runc's containers
+//
+// Processes without a limit share groups of memory and devices. /dev/net/tun cannot be opened. Mounts are in another order. A working
+// directory that is missing is made before the user changes, as runc does it.
+//
+// # What this package refuses to know
+//
+// How the root is made and its mounts attached, which capabilities and system calls are harmless, and what a step is.
+package sandbox

@@ -1,0 +1,12 @@
+//go:build linux && !(amd64 || arm64 || riscv64)
+
+package sandbox
+
+import (
+	"fmt"
+	"runtime"
+)
+
+func loopText() ([]byte, error) {
+	return nil, fmt.Errorf("obx has no sandbox of its own for %s", runtime.GOARCH)
+}
