@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -39,6 +37,9 @@ func sandboxTests() []executorTest {
 		{"Devices", testDevices},
 		{"Seccomp", testSeccomp},
 		{"SystemCalls", testSystemCalls},
+		{"Escapes", testEscapes},
+		{"OwnProgram", testOwnProgram},
+		{"Bombs", testBombs},
 		{"FastSync", testFastSync},
 		{"Signal", testSignal},
 		{"MemoryLimit", testMemoryLimit},
@@ -349,17 +350,7 @@ func Probes(t testing.TB, machine string) map[string][]byte {
 	}
 	built := map[string][]byte{}
 	for _, arch := range programs {
-		file := filepath.Join(t.TempDir(), "probe")
-		cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, "github.com/ocurrent/obx/executor/internal/seccomp/probe")
-		cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0", "GOFLAGS=")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("build the probe for %s: %v\n%s", arch, err, out)
-		}
-		b, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		built[arch] = b
+		built[arch] = buildFor(t, arch, "executor/internal/seccomp/probe")
 	}
 	return built
 }

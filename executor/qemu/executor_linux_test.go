@@ -31,7 +31,7 @@ func newExecutor(t testing.TB, o qemu.Options) *qemu.Executor {
 // as it does outside: how files go in and come out, the process's sandbox, the network, input, caches, the end of machines.
 var essential = []string{
 	"RunWritesFile", "Whiteout", "OpaqueDirectory", "ForeignLayers", "FailureDropsChanges", "TwoRunsOneFreeze", "Add", "NoLayers", "Cancel", "Timeout",
-	"OutputOrder", "Stdin", "NetworkHost", "Privileges", "SystemMounts", "Seccomp", "SystemCalls", "MemoryLimit", "HardLinks", "SpecialFiles",
+	"OutputOrder", "Stdin", "NetworkHost", "Privileges", "SystemMounts", "Seccomp", "SystemCalls", "Escapes", "OwnProgram", "MemoryLimit", "HardLinks", "SpecialFiles",
 	"MountPoints", "Secrets", "CacheKeepsChanges", "CacheShared",
 }
 
