@@ -238,6 +238,36 @@ func TestRootless(t *testing.T) {
 	}
 }
 
+// TestNamedPipe gives a user's process a named pipe as its input, which stays whose it was.
+func TestNamedPipe(t *testing.T) {
+	r := openBusybox(t, overlay.Options{Runtime: overlay.Builtin})
+	name := filepath.Join(t.TempDir(), "pipe")
+	if err := syscall.Mkfifo(name, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	pipe, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	if _, err := pipe.WriteString("typed\n"); err != nil {
+		t.Fatal(err)
+	}
+	p := shell("read x; echo $x; echo to > /dev/stdout")
+	p.Stdin, p.UID, p.GID = pipe, 1000, 1000
+	var out bytes.Buffer
+	if err := r.Run(t.Context(), p, &out); err != nil || out.String() != "typed\nto\n" {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+	st, err := os.Stat(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if uid := st.Sys().(*syscall.Stat_t).Uid; uid != 0 {
+		t.Errorf("the pipe is user %d's", uid)
+	}
+}
+
 // TestRunHere runs a process in the file system of this machine: it changes that, and nothing stays mounted.
 func TestRunHere(t *testing.T) {
 	conformance.RequireRoot(t)

@@ -110,9 +110,10 @@ func (c *Container) Start() (*os.Process, error) {
 	return nil, b.explain(f)
 }
 
+// isPipe reports a pipe without a name: one with a name is a file of somebody's.
 func isPipe(f *os.File) bool {
-	var st unix.Stat_t
-	return unix.Fstat(int(f.Fd()), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO
+	var st unix.Statfs_t
+	return unix.Fstatfs(int(f.Fd()), &st) == nil && st.Type == unix.PIPEFS_MAGIC
 }
 
 // CloseInherited has no program that this process executes inherit a descriptor that it was itself started with, but for the first three. It is
