@@ -42,10 +42,11 @@ func Supervise(ready func(root int) error) {
 
 // A supervision is the state of a supervisor: pid 1, with mounts of its own, so that it ends everything by ending.
 type supervision struct {
-	priv    string // a tmpfs
-	cgroups cgroup.Maker
-	ready   func(root int) error
-	running sync.WaitGroup // runs and the removal of what they leave
+	priv     string // a tmpfs
+	cgroups  cgroup.Maker
+	ready    func(root int) error
+	networks sandbox.Networks
+	running  sync.WaitGroup // runs and the removal of what they leave
 }
 
 func supervise(priv string, ready func(root int) error) error {
@@ -240,7 +241,7 @@ func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string,
 
 // startHere starts the process without a runtime.
 func (r *run) startHere() (init *os.Process, said []string, err error) {
-	c := sandbox.Container{Filter: r.Filter, Probe: r.Probe}
+	c := sandbox.Container{Filter: r.Filter, Networks: &r.networks, Probe: r.Probe}
 	if err := json.Unmarshal(r.Spec, &c.Spec); err != nil {
 		return nil, nil, err
 	}

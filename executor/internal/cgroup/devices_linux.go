@@ -89,13 +89,8 @@ func deviceProgram() []byte {
 	return append(p, bpf(bpfExit, 0, 0, 0, 0)...)
 }
 
-// restrictDevices has the kernel run deviceProgram for all processes of a group of version 2, beside what those above it have.
-func restrictDevices(dir string) error {
-	group, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer group.Close()
+// loadDevices loads deviceProgram.
+func loadDevices() (*os.File, error) {
 	program, license := deviceProgram(), []byte("Apache-2.0\x00")
 	load := struct {
 		kind, count           uint32
@@ -110,13 +105,26 @@ func restrictDevices(dir string) error {
 		kind: unix.BPF_PROG_TYPE_CGROUP_DEVICE, count: uint32(len(program) / 8),
 		program: unsafe.Pointer(&program[0]), license: unsafe.Pointer(&license[0]), expectedType: unix.BPF_CGROUP_DEVICE,
 	}
-	fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
-	if errno != 0 {
-		return fmt.Errorf("load the program that judges devices: %w", errno)
+	for try := 0; ; try++ {
+		fd, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_LOAD, uintptr(unsafe.Pointer(&load)), unsafe.Sizeof(load))
+		switch {
+		case errno == 0:
+			return os.NewFile(fd, "device program"), nil
+		case errno != unix.EAGAIN || try == 20: // a signal came, such as those by which Go's scheduler interrupts a thread
+			return nil, fmt.Errorf("load the program that judges devices: %w", errno)
+		}
 	}
-	defer unix.Close(int(fd))
+}
+
+// restrictDevices has the kernel run a program for all processes of a group of version 2, beside what those above it have.
+func restrictDevices(dir string, program *os.File) error {
+	group, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer group.Close()
 	attach := struct{ target, program, kind, flags uint32 }{
-		uint32(group.Fd()), uint32(fd), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI,
+		uint32(group.Fd()), uint32(program.Fd()), unix.BPF_CGROUP_DEVICE, unix.BPF_F_ALLOW_MULTI,
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_ATTACH, uintptr(unsafe.Pointer(&attach)), unsafe.Sizeof(attach)); errno != 0 {
 		return fmt.Errorf("have a program judge devices: %w", errno)

@@ -20,10 +20,18 @@ func TestDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	judge := func(dir string) error {
+		program, err := loadDevices()
+		if err != nil {
+			return err
+		}
+		defer program.Close()
+		return restrictDevices(dir, program)
+	}
 	restrict := map[string]func(dir string) error{"devices": allowDevices}
 	at := map[string]string{"devices": cg.controllers["devices"]}
 	if !cg.Unified || at["devices"] == "" {
-		at["version 2"], restrict["version 2"] = cg.Hierarchies[len(cg.Hierarchies)-1], restrictDevices
+		at["version 2"], restrict["version 2"] = cg.Hierarchies[len(cg.Hierarchies)-1], judge
 	}
 	for name, limit := range restrict {
 		t.Run(name, func(t *testing.T) {

@@ -18,8 +18,9 @@ import (
 // A Maker makes groups in which processes run without an OCI runtime.
 type Maker struct {
 	System
-	mu    sync.Mutex
-	ready map[string]bool // groups above others that are as they have to be
+	mu      sync.Mutex
+	ready   map[string]bool // groups above others that are as they have to be
+	devices *os.File        // version 2: the program that judges devices
 }
 
 // A Group is that of one process.
@@ -121,8 +122,18 @@ func (g *Group) makeUnified(all map[string]map[string]string) error {
 	if err := g.maker.enable(dir, all); err != nil {
 		return err
 	}
+	err := g.maker.once("devices", func() (err error) {
+		g.maker.devices, err = loadDevices()
+		return err
+	})
+	if err != nil {
+		return err
+	}
 	dir = filepath.Join(dir, path.Base(g.path))
-	if err := errors.Join(mkdir(dir), restrictDevices(dir)); err != nil {
+	if err := mkdir(dir); err != nil {
+		return err
+	}
+	if err := restrictDevices(dir, g.maker.devices); err != nil {
 		return err
 	}
 	g.Dirs = []Dir{{mount, dir}}

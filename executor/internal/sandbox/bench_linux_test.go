@@ -60,10 +60,12 @@ func BenchmarkContainer(b *testing.B) {
 	check(err)
 	defer null.Close()
 
+	var networks sandbox.Networks
+	defer networks.Close()
 	container := func() {
 		g, err := groups.Make(group, plan.Spec.Linux.Resources)
 		check(err)
-		c := sandbox.Container{Spec: &plan.Spec, Filter: plan.Filter, Group: g, Stdin: null, Stdout: null}
+		c := sandbox.Container{Spec: &plan.Spec, Filter: plan.Filter, Group: g, Networks: &networks, Stdin: null, Stdout: null}
 		p, err := c.Start()
 		check(err)
 		state, err := p.Wait()

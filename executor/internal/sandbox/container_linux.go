@@ -17,7 +17,8 @@ import (
 type builder struct {
 	program
 	*Container
-	root uint64 // its descriptor
+	root    uint64 // its descriptor
+	network uint64 // that of its network namespace; 0 if it has none of its own
 }
 
 var cwd = ^uint64(99) // AT_FDCWD, -100
@@ -25,14 +26,12 @@ var cwd = ^uint64(99) // AT_FDCWD, -100
 // build writes the program, in the order in which the kernel has to be asked: what needs privileges, from outside to inside, and then to lose them.
 func (b *builder) build() error {
 	s := b.Spec
+	if b.network > 0 {
+		b.do("join a network namespace", nil, unix.SYS_SETNS, b.network, unix.CLONE_NEWNET)
+	}
 	b.do("join a session keyring of its own", []unix.Errno{unix.ENOSYS, unix.EPERM}, unix.SYS_KEYCTL, unix.KEYCTL_JOIN_SESSION_KEYRING, 0)
 	b.do("set the host name", nil, unix.SYS_SETHOSTNAME, b.string(s.Hostname), uint64(len(s.Hostname)))
 	b.joinGroups()
-	for _, ns := range s.Linux.Namespaces {
-		if ns.Type == specs.NetworkNamespace {
-			b.loopbackUp()
-		}
-	}
 	if err := b.mounts(); err != nil {
 		return err
 	}
@@ -69,15 +68,6 @@ func (b *builder) joinGroups() {
 func (b *builder) writeFile(what, name, value string) {
 	fd := b.open(what, unix.SYS_OPENAT, cwd, b.string(name), unix.O_WRONLY|unix.O_CLOEXEC)
 	b.do("", nil, unix.SYS_WRITE, fd, b.bytes([]byte(value)), uint64(len(value)))
-	b.close(fd)
-}
-
-func (b *builder) loopbackUp() {
-	fd := b.open("start the loopback interface", unix.SYS_SOCKET, unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	request := make([]byte, 40) // struct ifreq
-	copy(request, "lo")
-	binary.LittleEndian.PutUint16(request[16:], unix.IFF_UP)
-	b.do("", nil, unix.SYS_IOCTL, fd, unix.SIOCSIFFLAGS, b.bytes(request))
 	b.close(fd)
 }
 
@@ -371,8 +361,7 @@ func namespaceFlags(s *specs.Spec) (flags uintptr, err error) {
 			flags |= unix.CLONE_NEWUTS
 		case specs.MountNamespace:
 			flags |= unix.CLONE_NEWNS
-		case specs.NetworkNamespace:
-			flags |= unix.CLONE_NEWNET
+		case specs.NetworkNamespace: // made beforehand; see Networks
 		case specs.CgroupNamespace: // made from inside, when it is in its group
 		default:
 			return 0, fmt.Errorf("unknown namespace %q", ns.Type)

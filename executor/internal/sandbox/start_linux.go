@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -19,6 +20,9 @@ type Container struct {
 	Spec   *specs.Spec // as an OCI runtime is given it; Linux.Seccomp is not looked at
 	Filter []byte      // of system calls, compiled: struct sock_filter, one after the other; none if empty
 	Group  *cgroup.Group
+
+	// Networks is where its network namespace comes from, if it has one of its own.
+	Networks *Networks
 
 	// Stdin and Stdout are the process's standard input, and its output and errors. With a terminal, both are nil, and Console is a socket on which
 	// the terminal's controlling end is sent, as the descriptor of a message of one byte.
@@ -64,6 +68,15 @@ func (c *Container) Start() (*os.Process, error) {
 		attr.Files = []*os.File{c.Stdin, c.Stdout, c.Stdout, theirs, programFD: nil}
 	} else { // three of them give way to the terminal
 		attr.Files = []*os.File{c.Console, c.Console, c.Console, theirs, programFD: nil, consoleFD: c.Console}
+	}
+	if slices.ContainsFunc(c.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace }) {
+		network, err := c.Networks.take()
+		if err != nil {
+			return nil, err
+		}
+		defer network.Close()
+		b.network = uint64(len(attr.Files))
+		attr.Files = append(attr.Files, network)
 	}
 	b.free = len(attr.Files)
 	for fd, f := range attr.Files[:3] {
