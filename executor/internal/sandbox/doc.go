@@ -10,7 +10,7 @@
 // executed. So they are written down as a list. The list, and a loop of some thirty instructions that makes one call after the other, are an ELF
 // program (type program), which is written to a file in memory, sealed, and executed in new namespaces by os.StartProcess. The program makes itself
 // the container, and its last call is the execve of the step's command. If a call fails, it says which one and with what error, by a pipe that
-// closes when the execve succeeds.
+// closes when the execve succeeds. Only the network namespace is made beforehand, by another thread while the container before it runs ([Networks]).
 //
 // Why not otherwise:
 //
