@@ -144,12 +144,14 @@ func TestGolden(t *testing.T) {
 	g := golden{obx: BuildOBX(t), bases: Bases(t), store: filepath.Join(t.TempDir(), "store")}
 	switch e := os.Getenv("OBX_GOLDEN"); e { // the executor to run them through
 	case "", "overlay":
+	case "runc":
+		g.flags = []string{"--runtime", "runc"}
 	case "containerd":
 		g.flags = containerdFlags(t, "overlayfs")
 	case "qemu":
 		g.flags = []string{"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", Kernel(t, "amd64")}
 	default:
-		t.Fatalf("OBX_GOLDEN is %q, neither overlay, containerd nor qemu", e)
+		t.Fatalf("OBX_GOLDEN is %q, neither overlay, runc, containerd nor qemu", e)
 	}
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {

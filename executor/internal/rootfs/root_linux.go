@@ -83,7 +83,7 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.mc.store.Trash(work)) }() // in the background
+	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
 	mount, err := r.mc.Mounter.Mount(OverlayMount{Lower: append([]string{r.mc.floor(p.Network)}, lower...), Upper: r.upper(), Work: work})
 	if err != nil {
 		return err
