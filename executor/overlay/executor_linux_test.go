@@ -238,6 +238,35 @@ func TestRootless(t *testing.T) {
 	}
 }
 
+// TestOneOfTwoCloses has two executors on one store: what one of them removes, the other does not need.
+func TestOneOfTwoCloses(t *testing.T) {
+	conformance.RequireRoot(t)
+	st := newStore(t)
+	base := conformance.Busybox(t, st)
+	run := func(e *overlay.Executor) {
+		t.Helper()
+		r, err := e.Open(t.Context(), []layers.Layer{base})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if err := r.Run(t.Context(), shell("true"), io.Discard); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stays := newExecutor(t, st)
+	goes, err := overlay.New(overlay.Options{Store: st})
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(stays)
+	run(goes)
+	if err := goes.Close(); err != nil {
+		t.Fatal(err)
+	}
+	run(stays)
+}
+
 // TestNamedPipe gives a user's process a named pipe as its input, which stays whose it was.
 func TestNamedPipe(t *testing.T) {
 	r := openBusybox(t, overlay.Options{Runtime: overlay.Builtin})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -182,11 +183,11 @@ func (c System) KillAll(group string) {
 	}
 }
 
-// RemoveRun removes the group of a run, unless something is still in it.
-func (c System) RemoveRun(run string) {
+// RemoveRun removes what an executor shared, which is told by the name of any process's group, and the group of its run, if nothing else is in it.
+func (c System) RemoveRun(group string) {
 	for _, h := range c.Hierarchies {
-		_ = os.Remove(filepath.Join(h, Top, run, sharedName))
-		_ = os.Remove(filepath.Join(h, Top, run))
+		_ = removeTree(filepath.Join(h, shared(group)))
+		_ = os.Remove(filepath.Join(h, path.Dir(group)))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -38,19 +39,12 @@ type Dir struct {
 	Path      string // absolute
 }
 
-// Join is the file through which a process joins, by writing "0": a thread of version 1 (much cheaper than a process), all of it of version 2.
-func (d Dir) Join(unified bool) string {
-	if unified {
-		return filepath.Join(d.Path, "cgroup.procs")
-	}
-	return filepath.Join(d.Path, "tasks")
+// shared is the group of an executor's processes without a limit, beside that of one of them, whose name ends with a number. It is the executor's
+// alone, since it goes with it. It is not the run's: OCI runtimes make their groups in that, with rules for devices which this one does not have.
+func shared(group string) string {
+	executor := strings.TrimRight(group, "0123456789")
+	return executor + "shared"
 }
-
-// sharedName is the group, in that of a run, of processes without a limit. It is not the run's own: OCI runtimes make their groups in that, with
-// rules for devices which this one does not have.
-const sharedName = "shared"
-
-func (g *Group) shared() string { return path.Join(path.Dir(g.path), sharedName) }
 
 // limits are the files of a group for its resources, by controller.
 func limits(r *specs.LinuxResources, unified bool) map[string]map[string]string {
@@ -155,35 +149,42 @@ func (m *Maker) enable(dir string, all map[string]map[string]string) error {
 	return nil
 }
 
-// makeEach makes groups of version 1, where they are needed.
+// makeEach makes groups of version 1: in each hierarchy that has a controller of a limit one of its own, in those of devices, of memory, for the
+// count of what is killed, and of pids, for programs that look, else the one that is shared. Controllers that are mounted together have one hierarchy, and so one group.
 func (g *Group) makeEach(all map[string]map[string]string) error {
-	if at := g.maker.controllers["devices"]; at != "" {
-		dir := filepath.Join(at, g.shared())
-		if err := g.maker.once(dir, func() error { return errors.Join(os.MkdirAll(dir, 0o755), allowDevices(dir)) }); err != nil {
+	m := g.maker
+	if m.controllers["devices"] == "" {
+		return errors.New("this machine has no devices controller of control groups")
+	}
+	files := map[string]map[string]string{} // of each hierarchy; none: the process is in the shared group
+	for _, c := range []string{"devices", "memory", "cpu", "pids"} {
+		at := m.controllers[c]
+		if at == "" || all[c] == nil && c == "cpu" {
+			continue
+		}
+		if files[at] == nil {
+			files[at] = map[string]string{}
+		}
+		maps.Copy(files[at], all[c])
+	}
+	for _, at := range slices.Sorted(maps.Keys(files)) {
+		dir, begin := filepath.Join(at, shared(g.path)), m.once
+		if len(files[at]) > 0 {
+			dir, begin = filepath.Join(at, g.path), func(_ string, do func() error) error { return do() }
+		}
+		err := begin(dir, func() error {
+			if err := os.MkdirAll(dir, 0o755); err != nil || at != m.controllers["devices"] {
+				return err
+			}
+			return allowDevices(dir)
+		})
+		if err != nil {
+			return err
+		}
+		if err := write(dir, files[at]); err != nil {
 			return err
 		}
 		g.Dirs = append(g.Dirs, Dir{at, dir})
-	} else {
-		return errors.New("this machine has no devices controller of control groups")
-	}
-	for _, c := range []string{"memory", "cpu", "pids"} {
-		at, files := g.maker.controllers[c], all[c]
-		dir := filepath.Join(at, g.path)
-		if files == nil {
-			if at == "" || c == "cpu" {
-				continue
-			}
-			dir = filepath.Join(at, g.shared()) // memory, for the count of what is killed
-		}
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-		if err := write(dir, files); err != nil {
-			return err
-		}
-		if !slices.Contains(g.Dirs, Dir{at, dir}) {
-			g.Dirs = append(g.Dirs, Dir{at, dir})
-		}
 	}
 	return nil
 }
@@ -232,7 +233,7 @@ func mkdir(dir string) error {
 // oomKills counts in the group of memory that the process is in, which others without a limit may be in as well.
 func (g *Group) oomKills() int {
 	at := g.maker.controllers["memory"]
-	for _, group := range []string{g.path, g.shared(), path.Dir(g.path)} {
+	for _, group := range []string{g.path, shared(g.path), path.Dir(g.path)} {
 		if n, ok := g.maker.killsIn(filepath.Join(at, group)); ok {
 			return n
 		}

@@ -227,6 +227,6 @@ func (mc *Machine) Try(ctx context.Context, id string, b Box) (err error) {
 
 // Close removes what the Machine has made.
 func (mc *Machine) Close() error {
-	mc.Cgroups.RemoveRun(mc.store.RunID()) // unless another executor on the same store still has groups there
+	mc.Cgroups.RemoveRun(mc.Cgroup(mc.NewID())) // unless another executor on the same store still has groups there
 	return mc.store.Trash(mc.tmp)
 }

@@ -17,6 +17,7 @@ import (
 type confinement struct {
 	filter   *specs.LinuxSeccomp
 	compiled []byte // nil if that cannot be done for this architecture
+	encoded  string // the same, for crun
 }
 
 // confinements are those that this process has made, by whether the network is the host's, and FastSync: to make one takes 0.7 ms. crun installs what
@@ -39,7 +40,7 @@ func (pl *Plan) confine(p executor.Process) error {
 	c := made.(confinement)
 	pl.Spec.Linux.Seccomp, pl.Filter = c.filter, c.compiled
 	if c.compiled != nil {
-		pl.Spec.Annotations = map[string]string{seccomp.Annotation: base64.StdEncoding.EncodeToString(c.compiled)}
+		pl.Spec.Annotations = map[string]string{seccomp.Annotation: c.encoded}
 	}
 	return nil
 }
@@ -61,6 +62,7 @@ func newConfinement(o seccomp.Options) (confinement, error) {
 			return c, err
 		}
 		c.compiled = seccomp.Bytes(prog)
+		c.encoded = base64.StdEncoding.EncodeToString(c.compiled)
 	}
 	return c, nil
 }

@@ -19,6 +19,7 @@ type builder struct {
 	*Container
 	root    uint64 // its descriptor
 	network uint64 // that of its network namespace; 0 if it has none of its own
+	pipes   []int  // which of its input and output are, without a name
 }
 
 var cwd = ^uint64(99) // AT_FDCWD, -100
@@ -49,14 +50,10 @@ func (b *builder) build() error {
 }
 
 func (b *builder) joinGroups() {
-	if b.Group == nil {
-		return
-	}
-	for _, d := range b.Group.Dirs {
-		if b.unified {
-			continue // it began there
+	if !b.Group.Unified() { // else it began there
+		for _, d := range b.Group.Dirs {
+			b.writeFile("join a control group", filepath.Join(d.Path, "tasks"), "0") // a thread: much cheaper than a process
 		}
-		b.writeFile("join a control group", d.Join(false), "0")
 	}
 	for _, ns := range b.Spec.Linux.Namespaces {
 		if ns.Type == specs.CgroupNamespace {
@@ -98,7 +95,7 @@ func (b *builder) mounts() error {
 		what := "mount on " + m.Destination
 		b.enter(what, name)
 		switch {
-		case m.Type == "cgroup" && b.unified:
+		case m.Type == "cgroup" && b.Group.Unified():
 			b.mount(what, "cgroup", ".", "cgroup2", flags, "")
 		case m.Type == "cgroup":
 			b.mountGroups(what, name, flags)
@@ -135,9 +132,6 @@ func (b *builder) mount(what, source, target, kind string, flags uint64, data st
 
 // mountGroups shows a process its groups of version 1, as far as it has any.
 func (b *builder) mountGroups(what, name string, flags uint64) {
-	if b.Group == nil {
-		return
-	}
 	b.mount(what, "tmpfs", ".", "tmpfs", flags&^unix.MS_RDONLY, "mode=755")
 	b.enter(what, name)
 	for _, d := range b.Group.Dirs {
@@ -344,7 +338,7 @@ func (b *builder) explain(f failure) error {
 
 func (b *builder) check() error {
 	s := b.Spec
-	if s.Process == nil || s.Linux == nil || s.Root == nil || s.Process.Capabilities == nil || len(s.Process.Args) == 0 {
+	if s.Process == nil || s.Linux == nil || s.Root == nil || s.Process.Capabilities == nil || len(s.Process.Args) == 0 || b.Group == nil {
 		return errors.New("the configuration of a container is not whole")
 	}
 	return nil

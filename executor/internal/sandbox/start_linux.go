@@ -17,9 +17,9 @@ import (
 
 // A Container is one process to be started.
 type Container struct {
-	Spec   *specs.Spec // as an OCI runtime is given it; Linux.Seccomp is not looked at
-	Filter []byte      // of system calls, compiled: struct sock_filter, one after the other; none if empty
-	Group  *cgroup.Group
+	Spec   *specs.Spec   // as an OCI runtime is given it; Linux.Seccomp is not looked at
+	Filter []byte        // of system calls, compiled: struct sock_filter, one after the other; none if empty
+	Group  *cgroup.Group // which it begins in, or joins
 
 	// Networks is where its network namespace comes from, if it has one of its own.
 	Networks *Networks
@@ -29,9 +29,6 @@ type Container struct {
 	Stdin, Stdout, Console *os.File
 
 	Probe bool // end with status 0 where the process would be executed
-
-	unified bool
-	pipes   []int
 }
 
 // Supported is an error on architectures that no container can be started on.
@@ -81,11 +78,10 @@ func (c *Container) Start() (*os.Process, error) {
 	b.free = len(attr.Files)
 	for fd, f := range attr.Files[:3] {
 		if isPipe(f) {
-			c.pipes = append(c.pipes, fd)
+			b.pipes = append(b.pipes, fd)
 		}
 	}
-	if c.Group != nil && c.Group.Unified() {
-		c.unified = true
+	if c.Group.Unified() {
 		dir, err := os.Open(c.Group.Dirs[0].Path)
 		if err != nil {
 			return nil, err
