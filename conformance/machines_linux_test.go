@@ -19,7 +19,8 @@ func TestMachines(t *testing.T) {
  (user (uid 1000) (gid 1000))
  (run (shell "id -u; cat /copied/file"))
  (user (uid 0) (gid 0))
- (run (cache (c (target /c))) (shell "rm /gone; echo two >> /d/one; rm -r /copied; mkdir /copied; echo $(uname -r) > /copied/kernel; touch /c/x; chmod 4755 /d/one"))`
+ (run (cache (c (target /c)))
+  (shell "rm /gone; echo two >> /d/one; rm -r /copied; mkdir /copied; echo $(uname -r) > /copied/kernel; touch /c/x; chmod 4755 /d/one"))`
 	const finished = continued + `
  (run (cache (c (target /c))) (shell "cat /d/one /d/link; ls -l /gone 2>/dev/null; ls /copied /c; stat -c '%a %h' /d/one; test -c /d/null"))`
 	build := func(steps string) string {
@@ -112,7 +113,8 @@ func TestDiskImages(t *testing.T) {
 	t.Logf("pulled %d bytes", second.pulled)
 }
 
-// TestDiskAgent publishes a disk of Debian, puts obx's agent on it, by ssh, and goes on by the agent, without the key: then steps have what they have elsewhere.
+// TestDiskAgent publishes a disk of Debian, puts obx's agent on it, by ssh, and goes on by the agent, without the key: then steps have what they have
+// elsewhere.
 func TestDiskAgent(t *testing.T) {
 	if !LongMachines() {
 		t.Skip("it boots Debian three times: `make machines` runs it")
@@ -125,10 +127,13 @@ func TestDiskAgent(t *testing.T) {
  (copy (src file) (dst /tmp/))
  (run (shell "systemctl enable obx-agent; echo kept > /tmp/kept; chmod 700 /tmp/kept; echo gone > /run/gone"))`
 	const steps = `
- (run (cache (c (target /new/cache) (buildkit_options ((sharing locked))))) (shell "hostname; echo $HOME; grep Seccomp: /proc/self/status; ls /run/obx-agent; echo x >> /new/cache/n; sleep 1000 & echo bg"))
+ (run (cache (c (target /new/cache) (buildkit_options ((sharing locked)))))
+  (shell "hostname; echo $HOME; grep Seccomp: /proc/self/status; ls /run/obx-agent; echo x >> /new/cache/n; sleep 1000 & echo bg"))
  (copy (src file) (dst /copied/))
- (run (cache (c (target /new/cache) (buildkit_options ((sharing locked))))) (shell "echo x >> /new/cache/n; cat /new/cache/n /copied/file; ps ax | grep -c '[s]leep' || true"))
- (run (secrets (s (target /run/secrets/s))) (shell "cat /run/secrets/s; ls /sys/class/net; cat /sys/fs/cgroup/memory.max /proc/self/oom_score_adj; wc -l < /proc/swaps"))
+ (run (cache (c (target /new/cache) (buildkit_options ((sharing locked)))))
+  (shell "echo x >> /new/cache/n; cat /new/cache/n /copied/file; ps ax | grep -c '[s]leep' || true"))
+ (run (secrets (s (target /run/secrets/s)))
+  (shell "cat /run/secrets/s; ls /sys/class/net; cat /sys/fs/cgroup/memory.max /proc/self/oom_score_adj; wc -l < /proc/swaps"))
  (run (shell "cat /tmp/file; stat -c '%a %n' /tmp /tmp/kept; ls /run; ls /var/lib/obx-agent; cat /proc/sys/kernel/core_pattern"))
  (user (uid 1000) (gid 1000)) (workdir /var/tmp)
  (run (shell "id -u; ls -d /new /run/secrets; cat /proc/mounts | grep -c obx-agent; echo made > made"))`
@@ -151,9 +156,13 @@ func TestDiskAgent(t *testing.T) {
 	b := machine()
 	const contained = `(build container ((from busybox) (shell /bin/sh -c) (run (shell "echo contained > /c"))))`
 	const copied = ` (user (uid 0) (gid 0)) (copy (from (build container)) (src /c) (dst /c)) (run (shell "cat /c"))`
-	got := b.silent(10, 4, `((build vm (`+contained+install+steps+copied+`)) (from busybox) (copy (from (build vm)) (src /var/tmp/made) (dst /made)))`, append(flags, "--memory", "300m")...)
+	all := `((build vm (` + contained + install + steps + copied + `)) (from busybox) (copy (from (build vm)) (src /var/tmp/made) (dst /made)))`
+	got := b.silent(10, 4, all, append(flags, "--memory", "300m")...)
 	for _, want := range []string{
-		"builder\n/root\nSeccomp:\t2\nls: cannot access '/run/obx-agent': No such file or directory\nbg\n", "x\nx\ncopied\n0\n", "secret\nlo\n314572800\n0\n1\n", "copied\n1777 /tmp\n700 /tmp/kept\nlock\nshm\ntmp\n|/bin/false\n", "1000\n", "No such file or directory\n", "\n0\n", "contained\n",
+		"builder\n/root\nSeccomp:\t2\nls: cannot access '/run/obx-agent': No such file or directory\nbg\n",
+		"x\nx\ncopied\n0\n", "secret\nlo\n314572800\n0\n1\n",
+		"copied\n1777 /tmp\n700 /tmp/kept\nlock\nshm\ntmp\n|/bin/false\n",
+		"1000\n", "No such file or directory\n", "\n0\n", "contained\n",
 	} {
 		if !strings.Contains(got.logs, want) {
 			t.Errorf("%q is not in what was printed:\n%s", want, got.logs)

@@ -153,7 +153,11 @@ func TestInKey(t *testing.T) {
 		{"the platform's operating system", on("").onPlatform(linux), on("").onPlatform(ocispec.Platform{OS: "freebsd", Architecture: "amd64"})},
 		{"the platform's architecture", on("").onPlatform(linux), on("").onPlatform(ocispec.Platform{OS: "linux", Architecture: "arm64"})},
 		{"the platform's variant", on("").onPlatform(arm("v6")), on("").onPlatform(arm("v7"))},
-		{"the os.version on Windows", on("").onPlatform(windows), on("").onPlatform(ocispec.Platform{OS: "windows", Architecture: "amd64", OSVersion: "10.0.26100.1"})},
+		{
+			"the os.version on Windows",
+			on("").onPlatform(windows),
+			on("").onPlatform(ocispec.Platform{OS: "windows", Architecture: "amd64", OSVersion: "10.0.26100.1"}),
+		},
 		{"the salt", on(run), on(run).opt(func(o *keys.Options) { o.Salt = "x" })},
 		{"the step before", on(run), on(`(run (shell "true")) ` + run)},
 		{"how often a step is done", on(run), on(run + run)},
@@ -177,7 +181,11 @@ func TestInKey(t *testing.T) {
 		{"a secret", on(run), on(`(run (secrets (k (target /k))) (shell "make"))`)},
 		{"the id of a secret", on(`(run (secrets (k (target /k))) (shell "make"))`), on(`(run (secrets (j (target /k))) (shell "make"))`)},
 		{"the target of a secret", on(`(run (secrets (k (target /k))) (shell "make"))`), on(`(run (secrets (k (target /j))) (shell "make"))`)},
-		{"the order of secrets", on(`(run (secrets (a (target /a)) (b (target /b))) (shell "make"))`), on(`(run (secrets (b (target /b)) (a (target /a))) (shell "make"))`)},
+		{
+			"the order of secrets",
+			on(`(run (secrets (a (target /a)) (b (target /b))) (shell "make"))`),
+			on(`(run (secrets (b (target /b)) (a (target /a))) (shell "make"))`),
+		},
 		{"a cache mount", on(run), on(`(run (cache (k (target /k))) (shell "make"))`)},
 		{"the id of a cache mount", on(`(run (cache (k (target /k))) (shell "make"))`), on(`(run (cache (j (target /k))) (shell "make"))`)},
 		{"the target of a cache mount", on(`(run (cache (k (target /k))) (shell "make"))`), on(`(run (cache (k (target /j))) (shell "make"))`)},
@@ -202,12 +210,28 @@ func TestInKey(t *testing.T) {
 		{"the order of sources", cp(`(copy (src a b) (dst /x/))`), cp(`(copy (src b a) (dst /x/))`)},
 		{"a source given twice", cp(`(copy (src a) (dst /x/))`), cp(`(copy (src a a) (dst /x/))`)},
 		{"two copies are not one of both", cp(`(copy (src a b) (dst /x/))`), cp(`(copy (src a) (dst /x/)) (copy (src b) (dst /x/))`)},
-		{"all of a directory is not that directory", cp(`(copy (src .) (dst /x/))`), build{spec: `((from busybox) (copy (src w) (dst /x/)))`, files: files("w/a", "A")}},
+		{
+			"all of a directory is not that directory",
+			cp(`(copy (src .) (dst /x/))`),
+			build{spec: `((from busybox) (copy (src w) (dst /x/)))`, files: files("w/a", "A")},
+		},
 		{"what exclude leaves", cp(`(copy (src .) (dst /x))`), cp(`(copy (src .) (dst /x) (exclude sub))`)},
 
-		{"the key of the build that is copied from", from("make", `(copy (from (build dev)) (src /out) (dst /x))`), from("make all", `(copy (from (build dev)) (src /out) (dst /x))`)},
-		{"the path in a build, all of it", from("make", `(copy (from (build dev)) (src /a/out) (dst /x))`), from("make", `(copy (from (build dev)) (src /b/out) (dst /x))`)},
-		{"the exclusions of a copy from a build", from("make", `(copy (from (build dev)) (src /out) (dst /x))`), from("make", `(copy (from (build dev)) (src /out) (dst /x) (exclude a))`)},
+		{
+			"the key of the build that is copied from",
+			from("make", `(copy (from (build dev)) (src /out) (dst /x))`),
+			from("make all", `(copy (from (build dev)) (src /out) (dst /x))`),
+		},
+		{
+			"the path in a build, all of it",
+			from("make", `(copy (from (build dev)) (src /a/out) (dst /x))`),
+			from("make", `(copy (from (build dev)) (src /b/out) (dst /x))`),
+		},
+		{
+			"the exclusions of a copy from a build",
+			from("make", `(copy (from (build dev)) (src /out) (dst /x))`),
+			from("make", `(copy (from (build dev)) (src /out) (dst /x) (exclude a))`),
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if a, b := row.a.key(t), row.b.key(t); a == b {
@@ -248,7 +272,11 @@ func TestNotInKey(t *testing.T) {
 		a, b build
 	}{
 		{"the name of the base", on(run).opt(busybox("busybox")), build{spec: `((from busybox:latest) ` + run + `)`}.opt(busybox("busybox:latest"))},
-		{"how the platform is spelled", on(run).onPlatform(ocispec.Platform{OS: "linux", Architecture: "arm64"}), on(run).onPlatform(ocispec.Platform{OS: "Linux", Architecture: "aarch64", Variant: "v8"})},
+		{
+			"how the platform is spelled",
+			on(run).onPlatform(ocispec.Platform{OS: "linux", Architecture: "arm64"}),
+			on(run).onPlatform(ocispec.Platform{OS: "Linux", Architecture: "aarch64", Variant: "v8"}),
+		},
 		{"the os.version outside Windows", on(run).onPlatform(linux), on(run).onPlatform(ocispec.Platform{OS: "linux", Architecture: "amd64", OSVersion: "6.1"})},
 		{"a comment operation", on(run), on(`(comment "hello") ` + run)},
 		{"comments and formatting", on(run), on("; hello\n #| block |#\n (run\n\t(shell make))")},
@@ -263,20 +291,52 @@ func TestNotInKey(t *testing.T) {
 		{"the order of variables", on(`(env A 1) (env B 2) ` + run), on(`(env B 2) (env A 1) ` + run)},
 		{"a value that was replaced", on(`(env A 2) ` + run), on(`(env A 1) (env A 2) ` + run)},
 		{"what is set after a step", on(run), on(run + ` (env A 1) (workdir /x) (user (uid 1) (gid 1)) (shell sh)`)},
-		{"buildkit_options of a cache", on(`(run (cache (k (target /k))) (shell "make"))`), on(`(run (cache (k (target /k) (buildkit_options ((sharing locked))))) (shell "make"))`)},
-		{"how many jobs hash", cp(`(copy (src .) (dst /x))`).opt(func(o *keys.Options) { o.Jobs = 1 }), cp(`(copy (src .) (dst /x))`).opt(func(o *keys.Options) { o.Jobs = 9 })},
+		{
+			"buildkit_options of a cache",
+			on(`(run (cache (k (target /k))) (shell "make"))`),
+			on(`(run (cache (k (target /k) (buildkit_options ((sharing locked))))) (shell "make"))`),
+		},
+		{
+			"how many jobs hash",
+			cp(`(copy (src .) (dst /x))`).opt(func(o *keys.Options) { o.Jobs = 1 }),
+			cp(`(copy (src .) (dst /x))`).opt(func(o *keys.Options) { o.Jobs = 9 }),
+		},
 
 		{"the time of a file", cp(`(copy (src .) (dst /x))`), with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].ModTime = time.Unix(1, 0) })},
-		{"the permissions of a file, but for execution", cp(`(copy (src .) (dst /x))`), with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].Mode = 0o600 | fs.ModeSetuid })},
-		{"which execute bit is set", with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].Mode = 0o700 }), with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].Mode = 0o645 })},
-		{"the permissions of a directory", cp(`(copy (src .) (dst /x))`), with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["d"] = &fstest.MapFile{Mode: fs.ModeDir | 0o700} })},
-		{"an executable bit for Windows", cp(`(copy (src .) (dst /x))`).onPlatform(windows), with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].Mode = 0o755 }).onPlatform(windows)},
+		{
+			"the permissions of a file, but for execution",
+			cp(`(copy (src .) (dst /x))`),
+			with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].Mode = 0o600 | fs.ModeSetuid }),
+		},
+		{
+			"which execute bit is set",
+			with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].Mode = 0o700 }),
+			with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].Mode = 0o645 }),
+		},
+		{
+			"the permissions of a directory",
+			cp(`(copy (src .) (dst /x))`),
+			with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["d"] = &fstest.MapFile{Mode: fs.ModeDir | 0o700} }),
+		},
+		{
+			"an executable bit for Windows",
+			cp(`(copy (src .) (dst /x))`).onPlatform(windows),
+			with(`(copy (src .) (dst /x))`, func(m fstest.MapFS) { m["a"].Mode = 0o755 }).onPlatform(windows),
+		},
 		{"files that are not copied", cp(`(copy (src a) (dst /x))`), with(`(copy (src a) (dst /x))`, func(m fstest.MapFS) { m["new"] = m["a"] })},
-		{"files that are excluded", cp(`(copy (src .) (dst /x) (exclude .git))`), with(`(copy (src .) (dst /x) (exclude .git))`, func(m fstest.MapFS) { m[".git/HEAD"] = m["a"] })},
+		{
+			"files that are excluded",
+			cp(`(copy (src .) (dst /x) (exclude .git))`),
+			with(`(copy (src .) (dst /x) (exclude .git))`, func(m fstest.MapFS) { m[".git/HEAD"] = m["a"] }),
+		},
 		{"exclusions without effect", cp(`(copy (src d) (dst /x))`), cp(`(copy (src d) (dst /x) (exclude .git d/one *))`)},
 		{"how a source is spelled", cp(`(copy (src a d) (dst /x/))`), cp(`(copy (src .//a /d/) (dst /x/))`)},
 		{"how all of the source directory is spelled", cp(`(copy (src .) (dst /x/))`), cp(`(copy (src "") (dst /x/))`)},
-		{"the directory that a source is in", with(`(copy (src a) (dst /x))`, func(m fstest.MapFS) { m["d/a"] = m["a"] }), with(`(copy (src d/a) (dst /x))`, func(m fstest.MapFS) { m["d/a"] = m["a"] })},
+		{
+			"the directory that a source is in",
+			with(`(copy (src a) (dst /x))`, func(m fstest.MapFS) { m["d/a"] = m["a"] }),
+			with(`(copy (src d/a) (dst /x))`, func(m fstest.MapFS) { m["d/a"] = m["a"] }),
+		},
 		{"repeated slashes in the destination", cp(`(copy (src a) (dst /x/y/))`), cp(`(copy (src a) (dst //x///y//))`)},
 		{"dots in the destination", cp(`(copy (src a) (dst /x/y))`), cp(`(copy (src a) (dst /./x/./y/.))`)},
 		{"whether the destination is relative", cp(`(copy (src a) (dst /w/x))`), cp(`(workdir /w) (copy (src a) (dst ./x))`)},
@@ -287,8 +347,16 @@ func TestNotInKey(t *testing.T) {
 		{"the name of a build", nested(run, `(copy (from (build dev)) (src /out) (dst /x))`),
 			build{spec: `((build prod ((from busybox) ` + run + `)) (from busybox) (copy (from (build prod)) (src /out) (dst /x)))`}},
 		{"a build that is not used", on(run), nested(`(run (shell "other"))`, run)},
-		{"how a path in a build is spelled", nested(run, `(copy (from (build dev)) (src /out) (dst /x))`), nested(run, `(copy (from (build dev)) (src ./out/) (dst /x))`)},
-		{"the order of exclusions", nested(run, `(copy (from (build dev)) (src /out) (dst /x) (exclude a b))`), nested(run, `(copy (from (build dev)) (src /out) (dst /x) (exclude b a b))`)},
+		{
+			"how a path in a build is spelled",
+			nested(run, `(copy (from (build dev)) (src /out) (dst /x))`),
+			nested(run, `(copy (from (build dev)) (src ./out/) (dst /x))`),
+		},
+		{
+			"the order of exclusions",
+			nested(run, `(copy (from (build dev)) (src /out) (dst /x) (exclude a b))`),
+			nested(run, `(copy (from (build dev)) (src /out) (dst /x) (exclude b a b))`),
+		},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			if a, b := row.a.key(t), row.b.key(t); a != b {
