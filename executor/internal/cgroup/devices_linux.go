@@ -14,10 +14,11 @@ import (
 // A device is a character device that processes may open.
 type device struct{ major, minor int } // minor -1: all
 
-// devices are runc's, but for /dev/net/tun, which nothing in a step can use.
+// devices are runc's, but for /dev/net/tun, which nothing in a step can use. The console (5, 1) is the host's: what is on the terminal of a
+// container as /dev/console is another.
 var devices = []device{
 	{1, 3}, {1, 5}, {1, 7}, {1, 8}, {1, 9}, // null, zero, full, random, urandom
-	{5, 0}, {5, 1}, {5, 2}, // tty, console, ptmx
+	{5, 0}, {5, 2}, // tty, ptmx
 	{136, -1}, // terminals
 }
 
