@@ -163,21 +163,10 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 	}
 	r.closeStdio() // so that the maker sees the end of the output
 	tell(reply{Event: started})
-	ended := make(chan struct{})
 	if r.Probe {
 		_ = init.Kill()
 	}
-	go func() {
-		select {
-		case <-cancelled:
-			_ = init.Kill() // the first of its pid namespace: all others die with it
-		case <-ended:
-		}
-	}()
-	// It was the runtime's child and is ours since the runtime has ended. When it can be waited for, the kernel has ended
-	// all of its pid namespace.
-	state, err := init.Wait()
-	close(ended)
+	state, err := wait(init, cancelled)
 	if err != nil {
 		r.cgroups.Kill(r.Cgroup)
 		return reply{Event: broken, Error: "wait for the process: " + err.Error()}
