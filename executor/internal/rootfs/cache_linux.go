@@ -23,6 +23,7 @@ type cacheMount struct {
 	which  executor.Cache
 	target string // as the process names it
 	points points // mount points inside it
+	given  bool   // another process may have files of it open
 
 	use    *CacheUse // nil for one that a step mounts twice and that is locked already
 	lower  []string
@@ -47,7 +48,7 @@ func (mc *Machine) openCaches(ctx context.Context, p executor.Process) (*cacheSe
 	wanted := p.Caches()
 	set := &cacheSet{mc: mc}
 	for i, m := range wanted {
-		c := &cacheMount{which: *m.Cache, target: m.Target, new: dirOwner{p.UID, p.GID}}
+		c := &cacheMount{which: *m.Cache, target: m.Target, new: dirOwner{p.UID, p.GID}, given: mayGive(p)}
 		if i > 0 && *wanted[i-1].Cache == *m.Cache && m.Cache.Sharing == "locked" {
 			c.shared = set.list[i-1].shared
 		}
@@ -148,6 +149,11 @@ func (c *cacheMount) close(mc *Machine, keep bool) error {
 		add(c.points.remove())
 	}
 	if c.mount != nil {
+		if c.dir != "" && c.given {
+			err := endWrites(c.mount)
+			keep = keep && err == nil
+			add(err)
+		}
 		add(c.mount.Close())
 	}
 	if c.dir != "" {

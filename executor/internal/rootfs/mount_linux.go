@@ -6,11 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor"
 )
 
 // maxLower is overlayfs's own limit of lower directories.
@@ -114,6 +118,36 @@ func mountNew(m OverlayMount) (*os.File, error) {
 		return nil, mountError(fs, "fsmount", m.Upper, err)
 	}
 	return os.NewFile(uintptr(fd), "overlay"), nil
+}
+
+// mayGive reports a process that can give descriptors to one that outlives it, of another step: by a socket, which both of them see in a shared cache
+// or on the host's network.
+func mayGive(p executor.Process) bool {
+	return p.Network == executor.NetworkHost || slices.ContainsFunc(p.Caches(), func(m executor.Mount) bool { return m.Cache.Sharing == "shared" })
+}
+
+// endWrites makes an overlay read-only, for all who have its files open. It is an error if one is open for writing.
+func endWrites(mount *os.File) error {
+	fs, err := unix.Fspick(int(mount.Fd()), "", unix.FSPICK_EMPTY_PATH|unix.FSPICK_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("end writes: %w", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigSetFlag(fs, "ro"); err != nil {
+		return mountError(fs, "ro", "", err)
+	}
+	for wait := time.Millisecond; ; wait *= 2 { // files that were in a message nobody took are closed a little later
+		err := unix.FsconfigReconfigure(fs)
+		switch {
+		case err == nil:
+			return nil
+		case err != unix.EBUSY:
+			return mountError(fs, "reconfigure", "", err)
+		case wait > 500*time.Millisecond:
+			return errors.New("the process has ended, but a file that it has given to another process is still open for writing")
+		}
+		time.Sleep(wait)
+	}
 }
 
 // HasLowerPlus tells an unknown option from a bad directory: a kernel that has the option takes it with "/". Before Linux 6.5

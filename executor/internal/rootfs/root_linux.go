@@ -109,6 +109,9 @@ func (mc *Machine) runIn(ctx context.Context, mount *os.File, r *Run, box Box, o
 		err = mc.limitDisk(ctx, r, caches, func(ctx context.Context) error { return box.Run(ctx, r, out) })
 	}
 	rerr := r.Plan.Remove()
+	if r.changes != "" && mayGive(r.Process) {
+		rerr = errors.Join(rerr, endWrites(mount))
+	}
 	_ = mount.Close() // before the directories below it are touched
 	return errors.Join(err, rerr, settle(&r.Plan.points), caches.close(executor.Ended(err)))
 }
