@@ -74,6 +74,38 @@ func Terminal(t *testing.T, m ExecutorMaker) {
 	}
 }
 
+// TerminalEscapes runs what a process may try that has a terminal. Nothing is typed into the user's, which is nobody else's afterwards.
+func TerminalEscapes(t *testing.T, m ExecutorMaker) {
+	b := newRig(t, m)
+	master, tty := OpenPTY(t)
+	size := unix.Winsize{Row: 33, Col: 77}
+	if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &size); err != nil {
+		t.Fatal(err)
+	}
+	screen := make(chan string)
+	go func() { screen <- Screen(t, master, "the end") }()
+	p := script("exec /escape terminal")
+	p.Terminal, p.Stdin = true, tty
+	if err := b.open(t, b.base, b.escape(t)).Run(t.Context(), p, io.Discard); err != nil {
+		t.Error(err)
+	}
+	if typed, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCINQ); err != nil || typed != 0 {
+		t.Errorf("%d bytes are typed into the user's terminal, %v", typed, err)
+	}
+	if now, err := unix.IoctlGetWinsize(int(tty.Fd()), unix.TIOCGWINSZ); err != nil || *now != size {
+		t.Errorf("the user's terminal has the size %v, %v", now, err)
+	}
+	if session, err := unix.IoctlGetInt(int(tty.Fd()), unix.TIOCGSID); err == nil {
+		t.Errorf("session %d has the user's terminal", session)
+	}
+	if _, err := tty.WriteString("the end"); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-screen; !strings.Contains(got, "held\r\n") {
+		t.Errorf("the terminal shows %q", got)
+	}
+}
+
 // Screen is what a terminal shows until some words come.
 func Screen(t testing.TB, master *os.File, words string) string {
 	t.Helper()

@@ -81,6 +81,10 @@ func TestTerminal(t *testing.T) {
 	each(t, func(t *testing.T, runtime string) { conformance.Terminal(t, maker(runtime)) })
 }
 
+func TestTerminalEscapes(t *testing.T) {
+	each(t, func(t *testing.T, runtime string) { conformance.TerminalEscapes(t, maker(runtime)) })
+}
+
 // TestSupervisorKilled kills the supervisor under a step: that step fails, not as a failed command, and the next one works.
 func TestSupervisorKilled(t *testing.T) {
 	st := newStore(t)

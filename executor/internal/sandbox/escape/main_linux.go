@@ -1,5 +1,12 @@
 // Command escape, run in a step, tries to get out of it: to reach files, processes, devices and settings that are not the step's. It prints each
-// attempt that succeeds, and "held" if none does. Its arguments are the names of abstract sockets on which somebody outside listens.
+// attempt that succeeds, and "held" if none does. Its first argument says what it tries:
+//
+//	all [SOCKET...]    what one step can try alone; somebody outside listens on those abstract sockets
+//	terminal           what a step can try that has a terminal
+//	trace HOW FILE     have the parent of the first process trace it, and outlive it: FILE grows as long as something lives
+//	give SOCKET DIR [FILE]    give descriptors to another step, of FILE one for writing, and end
+//	take SOCKET FILE   take them, and use them when FILE is there, since the other step has ended
+//	swap DIR TARGET... change what is in a directory that another step shares, again and again, into links to those targets
 package main
 
 import (
@@ -24,27 +31,57 @@ type prisoner struct {
 	root unix.Stat_t
 }
 
+// The main thread is the process's first, and stays that.
+func init() { runtime.LockOSThread() }
+
 func main() {
-	runtime.LockOSThread()
 	p := &prisoner{}
 	if err := unix.Stat("/", &p.root); err != nil {
-		fmt.Println(err)
-		os.Exit(1)
+		p.ends(err)
 	}
-	p.descriptors()
-	p.processes()
-	p.keyrings()
-	p.mounts()
-	p.namespaces()
-	p.settings()
-	p.devices()
-	p.privileges()
-	p.sockets()
-	p.chroots() // changes the root
+	args := append(os.Args[1:], "", "")
+	switch args[0] {
+	case "all":
+		p.descriptors()
+		p.processes()
+		p.keyrings()
+		p.mounts()
+		p.namespaces()
+		p.settings()
+		p.devices()
+		p.privileges()
+		p.sockets(os.Args[2:])
+		p.chroots() // changes the root
+	case "terminal":
+		p.descriptors()
+		p.terminal()
+	case "steal":
+		p.steals()
+	case "trace":
+		p.trace(args[1], args[2])
+	case "beat":
+		p.ends(beat(args[1]))
+	case "give":
+		p.give(args[1], args[2], os.Args[min(4, len(os.Args)):])
+	case "take":
+		p.take(args[1], args[2])
+	case "swap":
+		p.ends(swap(args[1], os.Args[3:]))
+	default:
+		p.ends(fmt.Errorf("what is to be tried? Not %q", args[0]))
+	}
 	if p.out {
 		os.Exit(1)
 	}
 	fmt.Println("held")
+}
+
+// ends tells what kept it from trying.
+func (p *prisoner) ends(err error) {
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(3)
+	}
 }
 
 // escaped tells of an attempt that has succeeded.
@@ -126,6 +163,12 @@ func (p *prisoner) processes() {
 				p.escaped("%s is the directory %s", fd, link)
 			}
 		}
+		for _, ns := range []string{"mnt", "pid", "net", "ipc", "uts", "user", "cgroup", "time"} {
+			its, err := os.Readlink(filepath.Join(dir, "ns", ns))
+			if own, _ := os.Readlink("/proc/self/ns/" + ns); err == nil && its != own {
+				p.escaped("%s is in another %s namespace", dir, ns)
+			}
+		}
 		maps, _ := os.ReadFile(filepath.Join(dir, "maps"))
 		if strings.Contains(string(maps), "memfd:") {
 			p.escaped("%s has a file in memory of who made the container", dir)
@@ -137,6 +180,22 @@ func (p *prisoner) processes() {
 			if _, err := os.Stat(fmt.Sprint("/proc/self/task/", pid)); err != nil {
 				p.escaped("there is a process %d", pid)
 			}
+		}
+	}
+	for _, pid := range []int{os.Getppid(), 0, -1, 1 << 21} { // who made the container is 0, if it is seen at all
+		if pid == os.Getpid() {
+			continue
+		}
+		for name, request := range map[string]uintptr{"attach": unix.PTRACE_ATTACH, "seize": unix.PTRACE_SEIZE} {
+			p.call(fmt.Sprintf("ptrace %s of %d", name, pid), unix.SYS_PTRACE, request, uintptr(pid), 0, 0)
+		}
+		word := make([]byte, 8)
+		local := []unix.Iovec{{Base: &word[0], Len: 8}}
+		_, err := unix.ProcessVMReadv(pid, local, []unix.RemoteIovec{{Base: 0x400000, Len: 8}}, 0)
+		p.fails(fmt.Sprintf("reading the memory of %d", pid), err)
+		if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+			p.escaped("process %d can be opened", pid)
+			unix.Close(fd)
 		}
 	}
 }
@@ -163,19 +222,34 @@ func (p *prisoner) mounts() {
 		attr := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID}
 		p.fails("mount_setattr of "+name, unix.MountSetattr(unix.AT_FDCWD, name, 0, &attr))
 	}
-	for _, kind := range []string{"overlay", "tmpfs", "proc", "sysfs", "cgroup2", "ext4", "nfs"} {
+	for _, kind := range []string{"overlay", "tmpfs", "proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "ext4", "nfs"} {
 		_, err := unix.Fsopen(kind, 0)
 		p.fails("fsopen of "+kind, err)
+		p.fails("mount of "+kind, unix.Mount("none", "/tmp", kind, 0, ""))
+	}
+	for _, name := range []string{"/", "/proc", "/etc/hosts"} {
+		_, err := unix.Fspick(unix.AT_FDCWD, name, 0)
+		p.fails("fspick of "+name, err)
+		h, _, err := unix.NameToHandleAt(unix.AT_FDCWD, name, 0)
+		if err != nil {
+			continue // of a file system without handles
+		}
+		if at, err := unix.Open(name, unix.O_RDONLY, 0); err == nil {
+			_, err = unix.OpenByHandleAt(at, h, unix.O_RDONLY)
+			p.fails("open_by_handle_at of "+name, err)
+			unix.Close(at)
+		}
 	}
 	p.call("move_mount", unix.SYS_MOVE_MOUNT, ^uintptr(99), str("/proc"), ^uintptr(99), str("/tmp"), 0)
 	p.fails("pivot_root", unix.PivotRoot("/", "/"))
+	p.fails("pivot_root to the working directory", unix.PivotRoot(".", "."))
 	p.call("open_by_handle_at", unix.SYS_OPEN_BY_HANDLE_AT, ^uintptr(99), uintptr(unsafe.Pointer(&[32]byte{8, 0, 0, 0, 1})), 0)
 }
 
 func (p *prisoner) namespaces() {
 	for name, flag := range map[string]int{
 		"mnt": unix.CLONE_NEWNS, "user": unix.CLONE_NEWUSER, "pid": unix.CLONE_NEWPID, "net": unix.CLONE_NEWNET, "ipc": unix.CLONE_NEWIPC,
-		"uts": unix.CLONE_NEWUTS, "cgroup": unix.CLONE_NEWCGROUP,
+		"uts": unix.CLONE_NEWUTS, "cgroup": unix.CLONE_NEWCGROUP, "time": unix.CLONE_NEWTIME,
 	} {
 		p.fails("unshare of "+name, unix.Unshare(flag))
 		for _, of := range []string{"self", "1"} {
@@ -183,6 +257,13 @@ func (p *prisoner) namespaces() {
 				p.fails("setns of "+name, unix.Setns(fd, 0))
 				unix.Close(fd)
 			}
+		}
+		if fd, err := unix.PidfdOpen(os.Getpid(), 0); err == nil {
+			p.fails("setns of "+name+" by a process", unix.Setns(fd, flag))
+			unix.Close(fd)
+		}
+		if flag == unix.CLONE_NEWTIME { // clone takes it for a part of a signal's number
+			continue
 		}
 		cmd := &syscall.SysProcAttr{Cloneflags: uintptr(flag)}
 		if proc, err := os.StartProcess("/proc/self/exe", []string{"x"}, &os.ProcAttr{Sys: cmd, Env: []string{}}); err == nil {
@@ -266,6 +347,14 @@ func (p *prisoner) devices() {
 		}
 		open(unix.S_IFCHR, major, 0)
 	}
+	for minor := range uint32(256) { // the console, the kernel's log as a terminal, serial lines; not the terminal that a process has, nor ptmx
+		if minor != 0 && minor != 2 {
+			open(unix.S_IFCHR, 5, minor)
+		}
+	}
+	for minor := range uint32(16) { // terminals of the host: the numbers are allowed, for those of the step
+		open(unix.S_IFCHR, 136, minor)
+	}
 	for _, minor := range []uint32{1, 2, 4, 6, 10, 11} { // mem, kmem, port, aio, oldmem, kmsg
 		open(unix.S_IFCHR, 1, minor)
 	}
@@ -295,14 +384,14 @@ func (p *prisoner) privileges() {
 	}
 }
 
-func (p *prisoner) sockets() {
-	for _, name := range os.Args[1:] {
+func (p *prisoner) sockets(names []string) {
+	for _, name := range names {
 		if c, err := net.Dial("unix", "@"+name); err == nil {
 			c.Close()
 			p.escaped("the abstract socket %s can be connected to", name)
 		}
 	}
-	if interfaces, err := net.Interfaces(); len(os.Args) > 1 && (err != nil || len(interfaces) != 1) {
+	if interfaces, err := net.Interfaces(); len(names) > 0 && (err != nil || len(interfaces) != 1) {
 		p.escaped("there are the interfaces %v, %v", interfaces, err)
 	}
 }
