@@ -71,8 +71,8 @@ deps: ## install what builds need and this machine lacks (Debian, Ubuntu)
 CONTAINERD := github.com/containerd/containerd/v2
 CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
 
-# Tests run against two registries: Debian's, and the current one of the distribution project; and a current containerd,
-# which has btrfs only with cgo.
+# Tests run against two registries: Debian's, and the current one of the distribution project; a current containerd, which has
+# btrfs only with cgo; and the OCI's runtimetest.
 test-deps: deps ## install what tests need beside that
 	$(call install,runc:runc docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc qemu-img:qemu-utils mcopy:mtools sfdisk:fdisk apparmor_parser:apparmor)
 	$(call install,/usr/share/ovmf/OVMF.fd:ovmf /usr/share/qemu-efi-aarch64/QEMU_EFI.fd:qemu-efi-aarch64 /usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin:u-boot-qemu)
@@ -81,6 +81,8 @@ test-deps: deps ## install what tests need beside that
 	$(call foreign,riscv64,trixie,linux-image-riscv64)
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/registry" || \
 		GOBIN="$$dir" go install github.com/distribution/distribution/v3/cmd/registry@v3.1.2
+	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/runtimetest" || \
+		{ cd conformance/testdata/runtimetest && GOBIN="$$dir" CGO_ENABLED=0 go install github.com/opencontainers/runtime-tools/cmd/runtimetest; }
 	@dir="$${XDG_CACHE_HOME:-$$HOME/.cache}/obx-test"; test -x "$$dir/containerd-shim-runc-v2" || \
 		GOBIN="$$dir" CGO_ENABLED=1 go install $(CONTAINERD)/cmd/containerd@$(CONTAINERD_VERSION) \
 		$(CONTAINERD)/cmd/containerd-shim-runc-v2@$(CONTAINERD_VERSION)

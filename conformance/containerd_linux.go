@@ -16,7 +16,7 @@ import (
 func StartContainerd(t testing.TB, snapshotter string) (address string) {
 	t.Helper()
 	RequireRoot(t)
-	program := testProgram(t, "OBX_CONTAINERD", "containerd")
+	program := Program(t, "OBX_CONTAINERD", "containerd")
 	dir, err := os.MkdirTemp("", "obx-containerd-") // short: it has sockets
 	if err != nil {
 		t.Fatal(err)

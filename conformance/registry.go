@@ -62,13 +62,13 @@ func NewDebian(t testing.TB) *Registry {
 func NewDistribution(t testing.TB) *Registry {
 	t.Helper()
 	skipRegistries(t)
-	program := testProgram(t, "OBX_DISTRIBUTION", "registry")
+	program := Program(t, "OBX_DISTRIBUTION", "registry")
 	return NewRegistry(t, program)
 }
 
-// testProgram is a program that no Debian package has: it is where a variable of the environment says, or where `make test-deps`
+// Program is a program that no Debian package has: it is where a variable of the environment says, or where `make test-deps`
 // puts it.
-func testProgram(t testing.TB, variable, name string) string {
+func Program(t testing.TB, variable, name string) string {
 	t.Helper()
 	program := os.Getenv(variable)
 	if program == "" {
