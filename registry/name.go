@@ -8,8 +8,9 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+
+	"github.com/ocurrent/obx/registry/reference"
 )
 
 // Scratch is the name of the empty base image.
@@ -74,19 +75,19 @@ func parseName(ref string) (imageName, error) {
 	if scheme, rest, ok := strings.Cut(ref, "://"); ok {
 		return imageName{}, fmt.Errorf("image name %q: a name has no scheme: write %q, not %q", ref, rest, scheme+"://"+rest)
 	}
-	r, err := reference.ParseDockerRef(ref)
+	r, err := reference.Parse(ref)
 	if err != nil {
 		return imageName{}, fmt.Errorf("image name %q: %w", ref, err)
 	}
-	n := imageName{host: reference.Domain(r), path: reference.Path(r)}
-	switch r := r.(type) {
-	case reference.Canonical:
-		n.digest = r.Digest()
+	n := imageName{host: r.Host, path: r.Path, tag: r.Tag}
+	switch {
+	case r.Digest != "":
+		n.tag, n.digest = "", r.Digest
 		if err := checkDigest(n.digest); err != nil {
 			return imageName{}, fmt.Errorf("image name %q: %w", ref, err)
 		}
-	case reference.Tagged:
-		n.tag = r.Tag()
+	case n.tag == "":
+		n.tag = "latest"
 	}
 	return n, nil
 }
@@ -95,7 +96,7 @@ func parseName(ref string) (imageName, error) {
 var pinned = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(.*)@([a-z0-9]+:[0-9a-fA-F]+)$`) })
 
 // isTag reports whether a text can be a tag.
-func isTag(s string) bool { return s != "" && reference.TagRegexp.FindString(s) == s }
+func isTag(s string) bool { return reference.IsTag(s) }
 
 func parseLayoutName(s string) (imageName, error) {
 	var n imageName

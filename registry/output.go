@@ -15,12 +15,12 @@ import (
 	"strings"
 	"time"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/registry/reference"
 )
 
 // WriteOCI writes an image as a tar of an OCI layout. Its layers have to be packed. names are references to record: app:1.0 is
@@ -58,11 +58,11 @@ func (o *output) writeDocker(ctx context.Context, w io.Writer, st *cas.Store) er
 		Layers   []string
 	}{Config: blobPath(o.config.Digest)}
 	for _, n := range o.names {
-		familiar, err := reference.ParseDockerRef(n.full)
+		r, err := reference.Parse(n.full)
 		if err != nil {
 			return err
 		}
-		item.RepoTags = append(item.RepoTags, reference.FamiliarString(familiar))
+		item.RepoTags = append(item.RepoTags, r.Familiar())
 	}
 	for _, l := range o.layers {
 		item.Layers = append(item.Layers, blobPath(l.Digest))

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -8,10 +9,10 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/registry/reference"
 )
 
 // A Target is a repository that images are published in, and the tags that they get there.
@@ -26,29 +27,14 @@ func ParseTarget(name string) (repo, tag string, err error) {
 	if !strings.Contains(name, "/") {
 		return "", "", fmt.Errorf("image name %q: it names no registry: write HOST/NAME:TAG, as registry.example/app:1.0", name)
 	}
-	named, err := reference.ParseNormalizedNamed(name)
+	n, err := reference.Parse(name)
 	if err != nil {
 		return "", "", fmt.Errorf("image name %q: %w", name, err)
 	}
-	if _, ok := named.(reference.Digested); ok {
+	if n.Digest != "" {
 		return "", "", fmt.Errorf("image name %q: what is published gets a digest of its own: name a tag", name)
 	}
-	host, path, err := parseRepoName(strings.TrimSuffix(name, ":"+tagOfName(named)))
-	if err != nil {
-		return "", "", fmt.Errorf("image name %q: %w", name, err)
-	}
-	tag = tagOfName(named)
-	if tag == "" {
-		tag = "latest"
-	}
-	return host + "/" + path, tag, nil
-}
-
-func tagOfName(named reference.Named) string {
-	if t, ok := named.(reference.Tagged); ok {
-		return t.Tag()
-	}
-	return ""
+	return n.Host + "/" + n.Path, cmp.Or(n.Tag, "latest"), nil
 }
 
 // Targets opens the repositories of names, each once. Images has the connections and logins.

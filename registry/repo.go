@@ -11,9 +11,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/registry/reference"
 )
 
 // A Repo is one repository: blobs by digest, manifests by digest and by tag. There are four: a remote one, an OCI layout in a directory or a
@@ -177,12 +178,12 @@ func parseRepoName(ref string) (host, path string, err error) {
 	if strings.HasPrefix(ref, ".") || filepath.IsAbs(ref) || !strings.Contains(ref, "/") {
 		return "", "", fmt.Errorf("it is no HOST/NAME: a directory is written oci:%s", ref)
 	}
-	named, err := reference.ParseNormalizedNamed(ref)
+	n, err := reference.Parse(ref)
 	if err != nil {
 		return "", "", err
 	}
-	if !reference.IsNameOnly(named) {
-		return "", "", fmt.Errorf("it names a tag or digest: write %s", named.Name())
+	if n.Tag != "" || n.Digest != "" {
+		return "", "", fmt.Errorf("it names a tag or digest: write %s/%s", n.Host, n.Path)
 	}
-	return reference.Domain(named), reference.Path(named), nil
+	return n.Host, n.Path, nil
 }
