@@ -4,10 +4,8 @@ import (
 	"archive/tar"
 	"bufio"
 	"context"
-	"encoding/gob"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -23,7 +21,7 @@ import (
 // attributes alone.
 const (
 	openFile = "open"     // the open ends
-	logFile  = "sequence" // the entries in their order
+	logFile  = "entries"  // the entries in their order
 	keptDir  = "replaced" // what entries have replaced, by number
 
 	layerFiles = "fs" // the files
@@ -58,16 +56,9 @@ type log struct {
 	dir   string
 	file  *os.File
 	buf   *bufio.Writer
-	enc   *gob.Encoder
+	line  []byte
 	kept  int // a directory; -1 until something is kept
 	count int
-}
-
-// A logged is a line of the log: an entry, or that something was moved.
-type logged struct {
-	Header *tar.Header
-	At     string // the file that the entry has made, or what was moved
-	Kept   int    // to there, if not 0
 }
 
 func newLog(dir string) (*log, error) {
@@ -75,9 +66,7 @@ func newLog(dir string) (*log, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &log{dir: dir, file: f, buf: bufio.NewWriterSize(f, 64<<10), kept: -1}
-	l.enc = gob.NewEncoder(l.buf)
-	return l, nil
+	return &log{dir: dir, file: f, buf: bufio.NewWriterSize(f, 64<<10), kept: -1}, nil
 }
 
 func (l *log) add(e *logged) error {
@@ -91,7 +80,8 @@ func (l *log) add(e *logged) error {
 			e.Header.Size = 1 // else a name with a slash is a directory
 		}
 	}
-	if err := l.enc.Encode(e); err != nil {
+	l.line = e.append(l.line[:0])
+	if _, err := l.buf.Write(l.line); err != nil {
 		return fmt.Errorf("write the layer's sequence: %w", err)
 	}
 	return nil
@@ -158,22 +148,17 @@ type replay struct {
 }
 
 func newReplay(layer string) (*replay, error) {
-	f, err := os.Open(filepath.Join(layer, logFile))
+	file := filepath.Join(layer, logFile)
+	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
 	r := &replay{}
 	var made entryTree
-	dec := gob.NewDecoder(bufio.NewReader(f))
-	for {
-		var e logged
-		err := dec.Decode(&e)
-		if err == io.EOF {
-			break
-		}
+	for s := (logReader{rest: b}); len(s.rest) > 0; {
+		e, err := s.line()
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		if e.Kept != 0 {
 			made.move(e.At, keptDir+"/"+strconv.Itoa(e.Kept), r.sources)

@@ -143,8 +143,8 @@ func TestUnpackKeepsLittle(t *testing.T) {
 	}{
 		{"ordinary", []tar.Header{dir("./"), dir("d"), file("d/a"), file("d/.wh.b"), file("d/a")}, "epoch fs"},
 		{"no root", []tar.Header{dir("d"), file("d/a"), symlink("d/l", "a")}, "epoch fs open"},
-		{"no parent", []tar.Header{file("d/a")}, "epoch fs open sequence"},
-		{"replaced", []tar.Header{file("d/a"), file("d/a")}, "epoch fs open replaced sequence"},
+		{"no parent", []tar.Header{file("d/a")}, "entries epoch fs open"},
+		{"replaced", []tar.Header{file("d/a"), file("d/a")}, "entries epoch fs open replaced"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			st := openStore(t)
