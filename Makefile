@@ -22,10 +22,13 @@ TIME ?= 10m
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' $(MAKEFILE_LIST) | expand -t 12
 
-build: $(OBX) ## build .build/obx
+build: $(OBX) $(OBX)-containerd ## build .build/obx, and .build/obx-containerd beside it
 
 $(OBX): $(AGENT_FILES) FORCE
 	go build -trimpath -o $@ ./cmd/obx
+
+$(OBX)-containerd: $(AGENT_FILES) FORCE
+	go build -trimpath -tags containerd -o $@ ./cmd/obx
 
 # install NEEDED: installs Debian packages; TOOL:PACKAGE and FILE:PACKAGE pairs name what to look for.
 define install
@@ -118,16 +121,18 @@ check-agents: agents ## see whether the agents are the same when they are built 
 	@tmp=$$(mktemp -d) && $(foreach a,$(AGENTS),$(call build-agent,$(a),$$tmp/agent) && \
 		{ gzip -dc $(AGENT_DIR)/$(a).gz | cmp - $$tmp/agent || { echo "the agent $(a) differs when it is built again"; exit 1; }; } &&) rm -r $$tmp
 
-lint: ## gofmt, go vet (for Linux and Windows), staticcheck
+lint: ## gofmt, go vet (for Linux and Windows, and of obx-containerd), staticcheck
 	@out=$$(gofmt -l .); test -z "$$out" || { echo "gofmt would change:"; echo "$$out"; exit 1; }
 	go vet ./...
 	GOOS=windows go vet ./...
+	go vet -tags containerd ./cmd/obx
 	go run $(STATICCHECK) ./...
 
 cross: agents ## build for the other systems
 	@for t in linux/arm64 windows/amd64 windows/arm64 darwin/arm64 freebsd/amd64; do \
 		echo "build $$t"; GOOS=$${t%/*} GOARCH=$${t#*/} go build -o /dev/null ./cmd/obx || exit 1; \
 	done
+	GOOS=linux GOARCH=arm64 go build -tags containerd -o /dev/null ./cmd/obx
 
 bench: test-disks agents ## run the benchmarks, with their floors, on a fresh file system
 	go test -run '^$$' -bench . -benchtime 3x -timeout 30m ./...

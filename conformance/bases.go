@@ -33,7 +33,19 @@ func RequireRoot(t testing.TB) {
 func BuildOBX(t testing.TB) string {
 	t.Helper()
 	bin := filepath.Join(t.TempDir(), "obx")
-	args := []string{"build", "-o", bin}
+	buildOBX(t, bin)
+	return bin
+}
+
+// buildContainerd builds the program beside an obx that runs its steps through containerd.
+func buildContainerd(t testing.TB, obx string) {
+	t.Helper()
+	buildOBX(t, obx+"-containerd", "-tags", "containerd")
+}
+
+func buildOBX(t testing.TB, bin string, flags ...string) {
+	t.Helper()
+	args := append([]string{"build", "-o", bin}, flags...)
 	if raceDetector {
 		args = append(args, "-race")
 	}
@@ -41,7 +53,6 @@ func BuildOBX(t testing.TB) string {
 	if err != nil {
 		t.Fatalf("build obx: %v\n%s", err, out)
 	}
-	return bin
 }
 
 // Environ is the environment for an obx command of BuildOBX: with the race detector it would wait a second before it

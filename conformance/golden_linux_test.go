@@ -147,6 +147,7 @@ func TestGolden(t *testing.T) {
 	case "runc":
 		g.flags = []string{"--runtime", "runc"}
 	case "containerd":
+		buildContainerd(t, g.obx)
 		g.flags = containerdFlags(t, "overlayfs")
 	case "qemu":
 		g.flags = []string{"--executor", "qemu", "--qemu-accel", "tcg", "--qemu-kernel", Kernel(t, "amd64")}

@@ -18,6 +18,7 @@ import (
 func TestInterchange(t *testing.T) {
 	f := newFleet(t, NewDebian(t))
 	overlay := []string{"--executor", "overlay"}
+	buildContainerd(t, f.obx)
 	overlayfs, btrfs := containerdFlags(t, "overlayfs"), containerdFlags(t, "btrfs")
 	for name, test := range map[string][2][]string{
 		"OverlayToContainerd": {overlay, overlayfs},

@@ -16,7 +16,11 @@ import (
 type executorKind struct {
 	name  string
 	about string // for help
-	open  func(context.Context, *cas.Store, *executorFlags) (executor.Executor, error)
+
+	// become has this process go on as another program, which has the executor; nil if this one has it. It returns only if that fails.
+	become func() error
+
+	open func(context.Context, *cas.Store, *executorFlags) (executor.Executor, error)
 
 	// health tries what the executor needs. The store is nil if it could not be opened.
 	health func(context.Context, *cas.Store, *executorFlags) []executor.Check
@@ -45,11 +49,14 @@ func (f *executorFlags) add(cmd *cobra.Command) {
 	f.addOfPlatform(cmd)
 }
 
-// kind finds the executor that is asked for.
+// kind finds the executor that is asked for. It may start another program in this one's place, so commands call it before they do anything.
 func (f *executorFlags) kind() (*executorKind, error) {
 	names := []string{"auto"}
 	for i, k := range executorKinds {
 		if f.name == k.name || f.name == "auto" {
+			if k.become != nil {
+				return nil, k.become()
+			}
 			return &executorKinds[i], nil
 		}
 		names = append(names, k.name)

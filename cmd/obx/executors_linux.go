@@ -10,7 +10,6 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
-	"github.com/ocurrent/obx/executor/hcs"
 	"github.com/ocurrent/obx/executor/overlay"
 	"github.com/ocurrent/obx/executor/qemu"
 )
@@ -26,16 +25,7 @@ type platformFlags struct {
 // executorKinds lists all executors; the first is the default.
 var executorKinds = []executorKind{
 	overlayKind,
-	{
-		name:  "containerd",
-		about: "through the containerd of this machine",
-		open: func(ctx context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
-			return hcs.New(ctx, f.hcs(st))
-		},
-		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
-			return hcs.Health(ctx, f.hcs(st))
-		},
-	},
+	containerdKind,
 	{
 		name:  "qemu",
 		about: "virtual machines",
@@ -63,9 +53,7 @@ var executorKinds = []executorKind{
 	},
 }
 
-func (f *executorFlags) hcs(st *cas.Store) hcs.Options {
-	return hcs.Options{Store: st, Address: f.containerd, Snapshotter: f.snapshotter, Runtime: f.runtime}
-}
+const containerdAbout = "through the containerd of this machine"
 
 func (f *executorFlags) addOfPlatform(cmd *cobra.Command) {
 	flags := cmd.Flags()
