@@ -104,7 +104,7 @@ func flagError(cmd *cobra.Command, err error) error {
 		if like := suggestFlag(cmd, name); like != "" && len(name) > 1 {
 			hint = like
 		}
-		if run, _, err := cmd.Root().Find([]string{"run"}); err == nil && run.Flags().Lookup(name) != nil {
+		if runCommand().Flags().Lookup(name) != nil {
 			hint = "--" + name + " is a flag of obx run"
 		}
 	case errors.As(err, &value):

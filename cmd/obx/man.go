@@ -23,11 +23,11 @@ func manCommand() *cobra.Command {
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 			return nil, cobra.ShellCompDirectiveFilterDirs
 		},
-		RunE: func(cmd *cobra.Command, args []string) error {
+		RunE: func(_ *cobra.Command, args []string) error {
 			if err := os.MkdirAll(args[0], 0o755); err != nil {
 				return usage("", "write man pages: %w", err)
 			}
-			if err := writeManPages(cmd.Root(), args[0]); err != nil {
+			if err := writeManPages(newRoot(nil), args[0]); err != nil {
 				return fmt.Errorf("write man pages: %w", err)
 			}
 			return nil

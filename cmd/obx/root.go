@@ -20,7 +20,7 @@ const (
 func execute(args []string) int {
 	ctx, stop := interruptible()
 	defer stop()
-	root := newRoot()
+	root := newRoot(args)
 	root.SetArgs(args)
 	out, err := guarded(os.Stdout), guarded(os.Stderr)
 	root.SetOut(out)
@@ -28,7 +28,9 @@ func execute(args []string) int {
 	return report(err, root.ExecuteContext(ctx))
 }
 
-func newRoot() *cobra.Command {
+// newRoot makes the command that has all others. When arguments call one of them, it makes no other: their flags, of which there are hundreds, are a tenth of
+// a run that has nothing to do.
+func newRoot(args []string) *cobra.Command {
 	var version bool
 	root := &cobra.Command{
 		Use:   "obx",
@@ -73,13 +75,26 @@ Exit status:
 	root.SetHelpCommand(helpCommand())
 	root.SetHelpCommandGroupID(groupOther)
 	root.SetCompletionCommandGroupID(groupOther)
-	root.AddCommand(
-		runCommand(), planCommand(), explainCommand(), shellCommand(),
-		checkCommand(), fmtCommand(), dockerfileCommand(),
-		logCommand(), cacheCommand(), keyCommand(), baseCommand(), loginCommand(), logoutCommand(),
-		healthcheckCommand(), versionCommand(), manCommand(),
-		progressTopic(), outputTopic(), configTopic(), policyTopic(), specTopic(),
-	)
+	commands := []struct {
+		name string
+		make func() *cobra.Command
+	}{
+		{"run", runCommand}, {"plan", planCommand}, {"explain", explainCommand}, {"shell", shellCommand},
+		{"check", checkCommand}, {"fmt", fmtCommand}, {"dockerfile", dockerfileCommand},
+		{"log", logCommand}, {"cache", cacheCommand}, {"key", keyCommand}, {"base", baseCommand}, {"login", loginCommand}, {"logout", logoutCommand},
+		{"healthcheck", healthcheckCommand}, {"version", versionCommand}, {"man", manCommand},
+		{"progress", progressTopic}, {"output", outputTopic}, {"config", configTopic}, {"policy", policyTopic}, {"spec", specTopic},
+	}
+	for _, c := range commands {
+		if len(args) > 0 && c.name == args[0] {
+			root.AddCommand(c.make())
+			root.CompletionOptions.DisableDefaultCmd = true
+			return root
+		}
+	}
+	for _, c := range commands {
+		root.AddCommand(c.make())
+	}
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {
