@@ -33,9 +33,9 @@ type Executor interface {
 }
 
 // A Preparer is an Executor that can begin in the background what its first Run needs. Calling Prepare is never needed: it
-// saves time when it is done while something else is waited for, as answers of a cache.
+// saves time when it is done while something else is waited for, as answers of a cache. An error is one that each use of the Executor would meet.
 type Preparer interface {
-	Prepare()
+	Prepare() error
 }
 
 // A BytesReader is an Executor that may open layers from their bytes alone: where ReadsBytes says so, what comes from elsewhere is not

@@ -15,7 +15,7 @@ var containerdKind = executorKind{
 	name:  "containerd",
 	about: containerdAbout,
 	open: func(ctx context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
-		return hcs.New(ctx, f.hcs(st))
+		return late("containerd", defaultPlatform(), func() (executor.Executor, error) { return hcs.New(ctx, f.hcs(st)) })
 	},
 	health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
 		return hcs.Health(ctx, f.hcs(st))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cas"
@@ -20,6 +21,7 @@ type executorKind struct {
 	// become has this process go on as another program, which has the executor; nil if this one has it. It returns only if that fails.
 	become func() error
 
+	// open finds out whether the flags are right. What the machine lacks is found when a step has to run.
 	open func(context.Context, *cas.Store, *executorFlags) (executor.Executor, error)
 
 	// health tries what the executor needs. The store is nil if it could not be opened.
@@ -78,7 +80,7 @@ func (f *executorFlags) open(ctx context.Context, p *project) error {
 	f.settle(platform)
 	e, err := kind.open(ctx, p.builder.Store, f)
 	if err != nil {
-		return fmt.Errorf("%w\n  obx healthcheck --executor %s says what is missing", err, kind.name)
+		return err
 	}
 	if has := e.Platform().OS; platform.OS != "" && !strings.EqualFold(platform.OS, has) {
 		return errors.Join(usage("", "--executor %s runs steps of %s, not of %s", kind.name, has, platform.OS), e.Close())
@@ -86,4 +88,15 @@ func (f *executorFlags) open(ctx context.Context, p *project) error {
 	p.builder.Executor = e
 	p.close = append(p.close, e.Close)
 	return nil
+}
+
+// late is the executor of a kind, made when a step has to run.
+func late(kind string, p ocispec.Platform, make func() (executor.Executor, error)) (executor.Executor, error) {
+	return executor.NewLate(p, func() (executor.Executor, error) {
+		e, err := make()
+		if err != nil {
+			err = fmt.Errorf("%w\n  obx healthcheck --executor %s says what is missing", err, kind)
+		}
+		return e, err
+	}), nil
 }

@@ -34,7 +34,7 @@ var executorKinds = []executorKind{
 			if err != nil {
 				return nil, err
 			}
-			return qemu.New(o)
+			return late("qemu", ocispec.Platform{OS: o.OS, Architecture: o.Arch}, func() (executor.Executor, error) { return qemu.New(o) })
 		},
 		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
 			o, err := f.qemu.options(st, f.warn)

@@ -15,7 +15,9 @@ var overlayKind = executorKind{
 	name:  "overlay",
 	about: "overlayfs, and a sandbox on this machine",
 	open: func(_ context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
-		return overlay.New(overlay.Options{Store: st, Runtime: f.runtime, Warn: f.warn})
+		return late("overlay", defaultPlatform(), func() (executor.Executor, error) {
+			return overlay.New(overlay.Options{Store: st, Runtime: f.runtime, Warn: f.warn})
+		})
 	},
 	health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
 		return overlay.Health(ctx, overlay.Options{Store: st, Runtime: f.runtime})

@@ -23,7 +23,7 @@ var executorKinds = []executorKind{
 		name:  "hcs",
 		about: "Windows containers, through containerd",
 		open: func(ctx context.Context, st *cas.Store, f *executorFlags) (executor.Executor, error) {
-			return hcs.New(ctx, f.hcs(st))
+			return late("hcs", defaultPlatform(), func() (executor.Executor, error) { return hcs.New(ctx, f.hcs(st)) })
 		},
 		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
 			return hcs.Health(ctx, f.hcs(st))

@@ -80,9 +80,11 @@ func (s *stage) ask(ctx context.Context, from int, ids []keys.ID) (n int, found 
 			err = c.FetchLogs(ctx, res)
 			if err == nil && res.Exit == 0 && (s.needsFiles() || from+steps < len(s.Steps)) {
 				if from+steps < len(s.Steps) {
-					s.prepare()
+					err = s.prepare()
 				}
-				err = s.fetch(ctx, st)
+				if err == nil {
+					err = s.fetch(ctx, st)
+				}
 			}
 			if errors.Is(err, registry.ErrGone) {
 				rest = ids[n : steps-1] // what is lost is lost: the next best

@@ -90,7 +90,9 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 	}
 	s.hits(ctx, 0, next, cur)
 	if next < len(s.Steps) {
-		s.prepare()
+		if err := s.prepare(); err != nil {
+			return nil, err
+		}
 	}
 	if cur == nil {
 		if cur, err = s.base(ctx, s.Stage); err != nil {
@@ -152,10 +154,11 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 }
 
 // prepare has the executor get ready, so that what its first step needs is there when the step is.
-func (s *stage) prepare() {
+func (s *stage) prepare() error {
 	if p, ok := s.Executor.(executor.Preparer); ok {
-		p.Prepare()
+		return p.Prepare()
 	}
+	return nil
 }
 
 // needsFiles reports whether something beside the stage's own steps uses the files of its result.

@@ -149,14 +149,15 @@ func runtimeError(r reply) error {
 }
 
 // Prepare starts what the first Run needs, in the background: call it when it becomes likely that something will run.
-func (e *Executor) Prepare() {
+func (e *Executor) Prepare() error {
 	s, err := e.supervisor()
 	if err != nil {
-		return // it comes again with Run
+		return err
 	}
 	e.preparing.Do(func() {
-		e.prepared.Go(func() { _, _ = e.runtime(context.Background(), s) })
+		e.prepared.Go(func() { _, _ = e.runtime(context.Background(), s) }) // an error comes again with Run
 	})
+	return nil
 }
 
 // supervisor returns the running supervisor. One that was killed is replaced.

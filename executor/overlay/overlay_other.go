@@ -32,8 +32,8 @@ func Health(context.Context, Options) []executor.Check {
 	return []executor.Check{{Name: "operating system", Detail: runtime.GOOS, Err: errNotLinux}}
 }
 
-// Prepare does nothing.
-func (*Executor) Prepare() {}
+// Prepare fails.
+func (*Executor) Prepare() error { return errNotLinux }
 
 // Platform is this machine's.
 func (*Executor) Platform() ocispec.Platform {

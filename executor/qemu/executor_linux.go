@@ -118,7 +118,7 @@ func (e *Executor) Platform() ocispec.Platform {
 }
 
 // Prepare saves a machine, if there is none, in the background.
-func (e *Executor) Prepare() {
+func (e *Executor) Prepare() error {
 	e.prepare.Do(func() {
 		e.preparing.Go(func() {
 			if !e.foreign && e.getReady(e.life) == nil {
@@ -126,6 +126,7 @@ func (e *Executor) Prepare() {
 			}
 		})
 	})
+	return nil
 }
 
 // Open begins a root file system.
