@@ -95,7 +95,9 @@ func BenchmarkStart(b *testing.B) {
 	if err := os.WriteFile(spec, []byte(steps(5, "")), 0o644); err != nil {
 		b.Fatal(err)
 	}
-	cached := []string{x.obx, "run", spec, b.TempDir(), "--store", filepath.Join(x.dir, "store"), "--base", "busybox=oci:" + x.busybox + ":latest", "--progress", "quiet"}
+	cached := []string{
+		x.obx, "run", spec, b.TempDir(), "--store", filepath.Join(x.dir, "store"), "--base", "busybox=oci:" + x.busybox + ":latest", "--progress", "quiet",
+	}
 	start(b, cached)
 	for b.Loop() {
 		b.StopTimer()

@@ -23,7 +23,9 @@ func (e *logged) append(b []byte) []byte {
 	}
 	h := e.Header
 	b = appendText(appendText(append(b, h.Typeflag), h.Name), h.Linkname)
-	for _, n := range []int64{h.Size, h.Mode, int64(h.Uid), int64(h.Gid), h.ModTime.Unix(), int64(h.ModTime.Nanosecond()), h.Devmajor, h.Devminor, int64(len(h.PAXRecords))} {
+	for _, n := range []int64{
+		h.Size, h.Mode, int64(h.Uid), int64(h.Gid), h.ModTime.Unix(), int64(h.ModTime.Nanosecond()), h.Devmajor, h.Devminor, int64(len(h.PAXRecords)),
+	} {
 		b = binary.AppendVarint(b, n)
 	}
 	for name, value := range h.PAXRecords {
