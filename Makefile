@@ -104,8 +104,9 @@ machines: test-disks agents ## run the long tests of virtual machines too: all o
 	OBX_TEST_MACHINES=all go test -timeout 45m -run 'TestMachines|TestDisk' ./conformance
 	OBX_GOLDEN=qemu go test -run TestGolden ./conformance
 
-long: test-deps ## run 10,000 random chains of layers through obx and umoci
+long: test-deps ## run 10,000 random chains of layers through obx and umoci, and 10,000 steps
 	OBX_TEST_SEQUENCES=10000 go test -timeout 1h -run TestSequences ./layers
+	OBX_TEST_STEPS=10000 go test -timeout 1h -v -run TestSoak ./executor/overlay
 
 wine: test-deps agents ## run what has to be right on Windows as Windows programs, under Wine
 	conformance/wine.sh
