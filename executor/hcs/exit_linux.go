@@ -2,6 +2,7 @@ package hcs
 
 import (
 	"errors"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -52,6 +53,26 @@ func (w *watch) exit(status uint32, killed bool) rootfs.Exit {
 		return rootfs.Exit{Signal: int(ws.Signal())}
 	}
 	return x
+}
+
+// end is called when containerd says that the process has ended. It says so of one that has its shim trace it (PTRACE_TRACEME) and stops, too: that is
+// killed, for it and all that it has started would outlive the step.
+func (w *watch) end() {
+	if w.pidfd < 0 || w.ended(0) || unix.PidfdSendSignal(w.pidfd, unix.SIGKILL, nil, 0) != nil {
+		return
+	}
+	w.ended(10 * time.Second)
+}
+
+// ended waits until the process has ended, and reports whether it has.
+func (w *watch) ended(patience time.Duration) bool {
+	fds := []unix.PollFd{{Fd: int32(w.pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, int(patience.Milliseconds()))
+		if err != unix.EINTR {
+			return err != nil || n > 0
+		}
+	}
 }
 
 func (w *watch) close() {

@@ -160,7 +160,10 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 			w, err = newWatch(pid)
 			return err
 		},
-		ended: func() { x.OOM = b.e.Cgroups.OOMKills(spec.Linux.CgroupsPath) > 0 },
+		ended: func() {
+			w.end()
+			x.OOM = b.e.Cgroups.OOMKills(spec.Linux.CgroupsPath) > 0
+		},
 	}
 	limited, stop := context.WithCancel(ctx)
 	defer stop()
