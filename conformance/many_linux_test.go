@@ -63,7 +63,7 @@ func TestManyAtOnce(t *testing.T) {
 	if total == 0 || total > limit {
 		t.Errorf("obx has %d bytes of memory, want %d at most", total, limit)
 	}
-	if out, err := m.command(`((from busybox) (shell /bin/sh -c) (run `+shared+` (shell "touch /c/go")))`).CombinedOutput(); err != nil {
+	if out, err := m.command(`((from busybox) (shell /bin/sh -c) (run ` + shared + ` (shell "touch /c/go")))`).CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	if err := <-ended; err != nil {

@@ -114,6 +114,10 @@ func TestKill(t *testing.T) {
 	wantNothing(t, address, "overlayfs")
 }
 
+func TestTerminalEscapes(t *testing.T) {
+	conformance.TerminalEscapes(t, maker(hcs.Options{Address: conformance.StartContainerd(t, "overlayfs")}))
+}
+
 func TestTerminal(t *testing.T) {
 	conformance.Terminal(t, maker(hcs.Options{Address: conformance.StartContainerd(t, "overlayfs")}))
 }
