@@ -45,6 +45,7 @@ type supervision struct {
 	priv     string // a tmpfs
 	cgroups  cgroup.Maker
 	ready    func(root int) error
+	starters sandbox.Starters
 	networks sandbox.Networks
 	running  sync.WaitGroup // runs and the removal of what they leave
 }
@@ -230,7 +231,7 @@ func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string,
 
 // startHere starts the process without a runtime.
 func (r *run) startHere() (init *os.Process, said []string, err error) {
-	c := sandbox.Container{Filter: r.Filter, Networks: &r.networks, Probe: r.Probe}
+	c := sandbox.Container{Filter: r.Filter, Starters: &r.starters, Networks: &r.networks, Probe: r.Probe}
 	if err := json.Unmarshal(r.Spec, &c.Spec); err != nil {
 		return nil, nil, err
 	}

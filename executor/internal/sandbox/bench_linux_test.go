@@ -61,11 +61,13 @@ func BenchmarkContainer(b *testing.B) {
 	defer null.Close()
 
 	var networks sandbox.Networks
+	var starters sandbox.Starters
+	defer starters.Close()
 	defer networks.Close()
 	container := func() {
 		g, err := groups.Make(group, plan.Spec.Linux.Resources)
 		check(err)
-		c := sandbox.Container{Spec: &plan.Spec, Filter: plan.Filter, Group: g, Networks: &networks, Stdin: null, Stdout: null}
+		c := sandbox.Container{Spec: &plan.Spec, Filter: plan.Filter, Group: g, Networks: &networks, Starters: &starters, Stdin: null, Stdout: null}
 		p, err := c.Start()
 		check(err)
 		state, err := p.Wait()

@@ -19,7 +19,6 @@ type builder struct {
 	*Container
 	root    uint64 // its descriptor
 	network uint64 // that of its network namespace; 0 if it has none of its own
-	pipes   []int  // which of its input and output are, without a name
 }
 
 var cwd = ^uint64(99) // AT_FDCWD, -100
@@ -27,6 +26,11 @@ var cwd = ^uint64(99) // AT_FDCWD, -100
 // build writes the program, in the order in which the kernel has to be asked: what needs privileges, from outside to inside, and then to lose them.
 func (b *builder) build() error {
 	s := b.Spec
+	if !s.Process.Terminal { // else they stay /dev/null until there is one
+		b.do("give the process its input and output", nil, unix.SYS_DUP3, firstFD, 0, 0)
+		b.do("", nil, unix.SYS_DUP3, firstFD+1, 1, 0)
+		b.do("", nil, unix.SYS_DUP3, firstFD+1, 2, 0)
+	}
 	if b.network > 0 {
 		b.do("join a network namespace", nil, unix.SYS_SETNS, b.network, unix.CLONE_NEWNET)
 	}
@@ -188,7 +192,7 @@ func (b *builder) terminal() {
 	rights := unix.UnixRights(int(master))
 	data := b.words(b.bytes([]byte{0}), 1)
 	message := b.words(0, 0, data, 1, b.bytes(rights), uint64(len(rights)), 0)
-	b.do("send the terminal", nil, unix.SYS_SENDMSG, consoleFD, message, unix.MSG_NOSIGNAL)
+	b.do("send the terminal", nil, unix.SYS_SENDMSG, firstFD, message, unix.MSG_NOSIGNAL)
 	b.do(what, nil, unix.SYS_SETSID)
 	b.do("", nil, unix.SYS_IOCTL, slave, unix.TIOCSCTTY, 0)
 	for fd := range uint64(3) {
@@ -235,8 +239,10 @@ func (b *builder) confine() error {
 	}
 	if !p.Terminal {
 		b.do("make a session", nil, unix.SYS_SETSID)
-		for _, fd := range b.pipes {
-			b.do("give the process its input and output", nil, unix.SYS_FCHOWN, uint64(fd), uint64(p.User.UID), ^uint64(0))
+		for fd, f := range []*os.File{b.Stdin, b.Stdout} {
+			if isPipe(f) {
+				b.do("give the process its input and output", nil, unix.SYS_FCHOWN, uint64(fd), uint64(p.User.UID), ^uint64(0))
+			}
 		}
 	}
 	for i, c := range p.Cwd {
@@ -245,10 +251,6 @@ func (b *builder) confine() error {
 		}
 	}
 	b.makeDir(p.Cwd)
-	for fd := reportFD; fd < b.free; fd++ {
-		b.do("close descriptors", nil, unix.SYS_FCNTL, uint64(fd), unix.F_SETFD, unix.FD_CLOEXEC)
-	}
-
 	bounding := capabilityBits(p.Capabilities.Bounding)
 	for c := range uint64(unix.CAP_LAST_CAP + 1) {
 		if bounding&(1<<c) == 0 {
@@ -344,7 +346,7 @@ func (b *builder) check() error {
 	return nil
 }
 
-func namespaceFlags(s *specs.Spec) (flags uintptr, err error) {
+func namespaceFlags(s *specs.Spec) (flags uint64, err error) {
 	for _, ns := range s.Linux.Namespaces {
 		switch ns.Type {
 		case specs.PIDNamespace:

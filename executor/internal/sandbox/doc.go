@@ -7,20 +7,24 @@
 // # How a container is made
 //
 // All system calls that make a container are known before it starts: which file systems are mounted where, which capabilities go, which file is
-// executed. So they are written down as a list. The list, and a loop of some thirty instructions that makes one call after the other, are an ELF
-// program (type program), which is written to a file in memory, sealed, and executed in new namespaces by os.StartProcess. The program makes itself
-// the container, and its last call is the execve of the step's command. If a call fails, it says which one and with what error, by a pipe that
-// closes when the execve succeeds. Only the network namespace is made beforehand, by another thread while the container before it runs ([Networks]).
+// executed. So they are written down as a list (type program), in memory that this process has in common with a starter (type Starters): a process of
+// some fifty instructions, which were written to a file in memory, sealed, and executed once. It clones itself into new namespaces. The clone makes one
+// call of the list after the other, and so itself the container; the last call is the execve of the step's command. If a call fails, it leaves in the
+// memory which one and with what error. Only the network namespace is made beforehand, by another thread while the container before it runs
+// ([Networks]).
+//
+// Until it executes the command, the clone has its parent's memory, and its parent waits (CLONE_VM, CLONE_VFORK): nothing is copied, no second program
+// is loaded. With CLONE_PARENT it is this process's child. Against a list that was a program of its own, executed by os.StartProcess for each
+// container, that saves a quarter of a container's processor time: mostly one execve, and what Go's runtime does in a child.
 //
 // Why not otherwise:
 //
 //   - Go code cannot run between clone and execve, and what has to be called there (at least the mount of /proc, which shows the pid namespace of who
 //     mounts it) is more than syscall.SysProcAttr knows.
 //   - Executing this program once more, as runc does, costs 6 to 9 ms for the start of Go alone, where all of a step is to take 5.
-//   - Clone and the calls after it could be made from assembly within this process, without the program in memory: that saves 1.2 ms. But it needs
-//     names of Go's runtime that it does not promise to keep, and threads whose state has to be put back after each step. The loops here are
-//     assembly too, but they never run in this process, and know nothing of Go: Go's assembler is used as an assembler, and a new release of Go
-//     can change nothing in what they do.
+//   - Clone and the calls after it could be made from assembly within this process, without a starter. But that needs names of Go's runtime that it does
+//     not promise to keep, and threads whose state has to be put back after each step. The instructions here are assembly too, but they never run in
+//     this process, and know nothing of Go: Go's assembler is used as an assembler, and a new release of Go can change nothing in what they do.
 //
 // # What holds
 //
@@ -32,8 +36,9 @@
 //     what was mounted before (caches, files) is in place is the business of rootfs.Attach.
 //   - It sees and signals no process of outside: a pid namespace, of which it is the first, so that all it has started ends with it. /proc is that
 //     of this namespace. There is never a process of obx in it: /proc/PID/{exe,fd,mem,root,cwd} lead to the step's own. Its first program is
-//     this package's, with nothing in it but the list; it cannot be written to, not even by root (the seals), and no command is executed through a link of
-//     /proc (RESOLVE_NO_MAGICLINKS). A script whose interpreter is such a link runs that list again, without the privileges that it needs.
+//     the starter's, which cannot be written to, not even by root (the seals), and no command is executed through a link of /proc
+//     (RESOLVE_NO_MAGICLINKS). A script whose interpreter is such a link runs the starter's instructions, which find no memory to map, and end. The
+//     memory with the list is no longer the process's when anything of the image is executed.
 //   - It inherits no descriptor but its input and output: all others close on exec, also those that obx was started with ([CloseInherited]).
 //   - It has no capability beyond those of the configuration: the bounding set is reduced before the user changes, ambient ones are none, and the
 //     filter of package seccomp is in force from before the user changes. no_new_privs stays off, as in other builders: sudo works within.
@@ -44,8 +49,8 @@
 //     kernel has AppArmor.
 //   - Its network is a namespace with nothing but a loopback interface, unless it asked for the host's; so are its System V objects and message
 //     queues, and its host name.
-//   - It does not outlive obx: it is in the supervisor's pid namespace, and the kernel kills that with obx. A death signal of its own would not do:
-//     setuid programs clear it.
+//   - It does not outlive obx: it and the starters are in the supervisor's pid namespace, and the kernel kills that with obx. A death signal of its
+//     own would not do: setuid programs clear it.
 //
 // # Differences from runc's containers
 //

@@ -2,35 +2,17 @@ package sandbox
 
 import (
 	"bytes"
-	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/bits"
-	"os"
-	"runtime"
 	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// Where a program has its parts, in its memory. It is one segment that can be read and executed, and not written to. The distances are multiples
-// of 64 KiB, the largest page, and the file has holes there.
-const (
-	baseAddress = 0x1f0000 // headers and loop
-	callAddress = 0x200000 // calls; as in loop.h
-	dataAddress = 0x210000 // what calls point to
-	maxCalls    = (dataAddress - callAddress) / callSize
-	callSize    = 8 * 8
-)
-
-const loopOffset = 64 + 2*56 // behind the headers
-
-// reportFD is what a program tells its failure by, as in loop.h. Nothing is told when its last call, execve, has succeeded: it closes then.
-const reportFD = 3
-
-// A program is a list of system calls. Building one keeps account of the file descriptors that it will have: the kernel gives out the lowest that is
-// free, and a program is one thread.
+// A program is a list of system calls, which the child of a starter makes. Building one keeps account of the file descriptors that it will have: the
+// kernel gives out the lowest that is free, and a program is one thread.
 type program struct {
 	calls []call
 	data  bytes.Buffer
@@ -100,68 +82,15 @@ func (p *program) strings(list []string) uint64 {
 	return p.words(append(all, 0)...)
 }
 
-// file makes the program a file in memory that nobody can change.
-func (p *program) file() (_ *os.File, err error) {
-	loop, err := loopText()
-	if err != nil {
-		return nil, err
-	}
+// check says whether the program can be run.
+func (p *program) check() error {
 	if p.err != nil {
-		return nil, p.err
+		return p.err
 	}
 	if len(p.calls) >= maxCalls {
-		return nil, errors.New("it needs too many system calls")
+		return errors.New("it needs too many system calls")
 	}
-	fd, err := unix.MemfdCreate("obx", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
-	if err == unix.EINVAL { // before Linux 6.3
-		fd, err = unix.MemfdCreate("obx", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("make a program in memory: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "program")
-	defer func() {
-		if err != nil {
-			f.Close()
-		}
-	}()
-	var calls []byte
-	for _, c := range p.calls {
-		for _, w := range c.words {
-			calls = binary.LittleEndian.AppendUint64(calls, w)
-		}
-	}
-	size := dataAddress - baseAddress + uint64(p.data.Len())
-	for at, b := range map[uint64][]byte{
-		baseAddress: append(headers(size), loop...), callAddress: calls, dataAddress: p.data.Bytes(),
-	} {
-		if _, err := f.WriteAt(b, int64(at-baseAddress)); err != nil {
-			return nil, fmt.Errorf("write a program to memory: %w", err)
-		}
-	}
-	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, seals); err != nil {
-		return nil, fmt.Errorf("seal a program: %w", err)
-	}
-	return f, nil
-}
-
-var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64, "riscv64": elf.EM_RISCV}
-
-// headers are those of an ELF file of a size.
-func headers(size uint64) []byte {
-	var b bytes.Buffer
-	h := elf.Header64{
-		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
-		Type:  uint16(elf.ET_EXEC), Machine: uint16(machines[runtime.GOARCH]), Version: uint32(elf.EV_CURRENT), Entry: baseAddress + loopOffset,
-		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2,
-	}
-	stack := elf.Prog64{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W)}
-	all := elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: baseAddress, Filesz: size, Memsz: size, Align: 0x10000}
-	for _, v := range []any{h, stack, all} {
-		_ = binary.Write(&b, binary.LittleEndian, v)
-	}
-	return b.Bytes()
+	return nil
 }
 
 // A failure is what a program has reported.
@@ -172,20 +101,17 @@ type failure struct {
 	last    bool         // it was the end: no program was there to execute
 }
 
-func (p *program) failure(report []byte) (f failure, err error) {
-	if len(report) != 24 {
-		return f, fmt.Errorf("the container's first program reported %d bytes", len(report))
+// failure reads what a child has left in the area: nil if there was no failure.
+func (p *program) failure(report [3]uint64) (*failure, error) {
+	if report == [3]uint64{} {
+		return nil, nil
 	}
-	var w [3]uint64
-	for i := range w {
-		w[i] = binary.LittleEndian.Uint64(report[8*i:])
-	}
-	n := int(w[1]-callAddress) / callSize
+	n := int(report[1]-callAddress) / callSize
 	if n < 0 || n >= len(p.calls) {
-		return f, fmt.Errorf("the container's first program reported a call at %#x", w[1])
+		return nil, fmt.Errorf("the container's first program reported a call at %#x", report[1])
 	}
-	f = failure{what: p.calls[n].what, errno: unix.Errno(w[0]), last: n == len(p.calls)-1}
-	for m := w[2]; m != 0; m &= m - 1 {
+	f := &failure{what: p.calls[n].what, errno: unix.Errno(report[0]), last: n == len(p.calls)-1}
+	for m := report[2]; m != 0; m &= m - 1 {
 		f.skipped = append(f.skipped, unix.Errno(bits.TrailingZeros64(m)))
 	}
 	return f, nil

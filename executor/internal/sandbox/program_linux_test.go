@@ -10,52 +10,41 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// runProgram runs a program outside of a container.
-func runProgram(t *testing.T, p *program) (output, report string, code int) {
+// runProgram runs a program outside of a container, twice by the same starter.
+func runProgram(t *testing.T, p *program) (output string, f *failure, code int) {
 	t.Helper()
-	f, err := p.file()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	pipe := func() (r, w *os.File) {
-		r, w, err := os.Pipe()
+	var starters Starters
+	defer starters.Close()
+	for range 2 {
+		out, theirs, err := os.Pipe()
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { r.Close(); w.Close() })
-		return r, w
+		defer out.Close()
+		var child *os.Process
+		child, f, err = starters.start(p, 0, 0, []*os.File{theirs})
+		theirs.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		printed, err := io.ReadAll(out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		state, err := child.Wait()
+		if err != nil {
+			t.Fatal(err)
+		}
+		output, code = string(printed), state.ExitCode()
 	}
-	out, outW := pipe()
-	rep, repW := pipe()
-	null, err := os.Open(os.DevNull)
-	if err != nil {
-		t.Fatal(err)
+	if len(starters.idle) != 1 {
+		t.Errorf("%d starters", len(starters.idle))
 	}
-	defer null.Close()
-	proc, err := os.StartProcess("/proc/self/fd/4", []string{"obx"}, &os.ProcAttr{Files: []*os.File{null, outW, outW, repW, f}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	outW.Close()
-	repW.Close()
-	said, err := io.ReadAll(rep)
-	if err != nil {
-		t.Fatal(err)
-	}
-	printed, err := io.ReadAll(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	state, err := proc.Wait()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(printed), string(said), state.ExitCode()
+	return output, f, code
 }
 
 func (p *program) print(s string) {
-	p.do("print "+s, nil, unix.SYS_WRITE, 1, p.string(s), uint64(len(s)))
+	p.do("print "+s, nil, unix.SYS_WRITE, firstFD, p.string(s), uint64(len(s)))
 }
 
 func TestProgram(t *testing.T) {
@@ -97,12 +86,14 @@ func TestProgram(t *testing.T) {
 		},
 		"all six arguments": {
 			build: func(p *program) {
-				p.do("map", nil, unix.SYS_MMAP, 0x40000000, 4096, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_FIXED, programFD, uint64(dataAddress-baseAddress))
-				p.data.WriteString("mapped")
-				p.do("print", nil, unix.SYS_WRITE, 1, 0x40000000, 6)
+				p.do("map", nil, unix.SYS_MMAP, 0x40000000, 4096, unix.PROT_READ, unix.MAP_PRIVATE|unix.MAP_FIXED,
+					p.open("open", unix.SYS_OPENAT, cwd, p.string("/proc/self/exe"), unix.O_RDONLY), 0)
+				p.do("print", nil, unix.SYS_WRITE, firstFD, 0x40000001, 3)
+				// The next has the same memory.
+				p.do("unmap", nil, unix.SYS_MUNMAP, 0x40000000, 4096)
 				exit(p, 0)
 			},
-			output: "mapped",
+			output: "ELF",
 		},
 		"descriptors": {
 			build: func(p *program) {
@@ -120,15 +111,11 @@ func TestProgram(t *testing.T) {
 		},
 		"it cannot change itself": {
 			build: func(p *program) {
-				p.do("read", nil, unix.SYS_READLINKAT, cwd, p.string("/proc/self/exe"), callAddress, 64)
+				p.do("read", nil, unix.SYS_READLINKAT, cwd, p.string("/proc/self/exe"), textAddress, 64)
 			},
 			code: 127, want: failure{what: "read", errno: unix.EFAULT, last: true},
 		},
 		"nor its file": {
-			build: func(p *program) { p.do("write", nil, unix.SYS_PWRITE64, programFD, dataAddress, 1, 0) },
-			code:  127, want: failure{what: "write", errno: unix.EPERM, last: true},
-		},
-		"nor open it for writing": {
 			build: func(p *program) {
 				fd := p.open("open", unix.SYS_OPENAT, cwd, p.string("/proc/self/exe"), unix.O_PATH)
 				p.do("truncate", nil, unix.SYS_TRUNCATE, p.string("/proc/self/exe"), 0)
@@ -140,34 +127,92 @@ func TestProgram(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			p := &program{free: 5}
 			tt.build(p)
-			output, report, code := runProgram(t, p)
+			output, got, code := runProgram(t, p)
 			if output != tt.output || code != tt.code {
 				t.Errorf("it printed %q and ended with %d; want %q, %d", output, code, tt.output, tt.code)
 			}
 			if tt.want.what == "" {
-				if report != "" {
-					t.Errorf("it reported %q", report)
+				if got != nil {
+					t.Errorf("it reported %+v", got)
 				}
 				return
 			}
-			got, err := p.failure([]byte(report))
-			if err != nil || got.what != tt.want.what || got.errno != tt.want.errno || got.last != tt.want.last || !slices.Equal(got.skipped, tt.want.skipped) {
-				t.Errorf("it reported %+v, %v; want %+v", got, err, tt.want)
+			if got == nil || got.what != tt.want.what || got.errno != tt.want.errno || got.last != tt.want.last || !slices.Equal(got.skipped, tt.want.skipped) {
+				t.Errorf("it reported %+v; want %+v", got, tt.want)
 			}
 		})
 	}
 }
 
-// TestProgramIsExecuted ends a program by the execution of another one, which is not told.
+// TestProgramIsExecuted ends a program by the execution of another one, which has nothing open but what it is given.
 func TestProgramIsExecuted(t *testing.T) {
+	if err := CloseInherited(); err != nil {
+		t.Fatal(err)
+	}
 	p := &program{free: 5}
-	p.do("close", nil, unix.SYS_FCNTL, reportFD, unix.F_SETFD, unix.FD_CLOEXEC)
+	p.do("dup", nil, unix.SYS_DUP3, firstFD, 1, 0)
 	for _, file := range []string{"/no/where/sh", "/bin/sh"} {
-		p.do("exec", notHere, unix.SYS_EXECVE, p.string(file), p.strings([]string{"sh", "-c", "echo $0 $A $1", "x", "y"}), p.strings([]string{"A=a"}))
+		args := []string{"sh", "-c", "echo $0 $A $1; for f in /proc/$$/fd/*; do echo ${f##*/}; done", "x", "y"}
+		p.do("exec", notHere, unix.SYS_EXECVE, p.string(file), p.strings(args), p.strings([]string{"A=a"}))
 	}
-	if output, report, code := runProgram(t, p); output != "x a y\n" || report != "" || code != 0 {
-		t.Errorf("got %q, %q, %d", output, report, code)
+	output, f, code := runProgram(t, p)
+	lines := strings.Fields(output)
+	if len(lines) < 6 || !slices.Equal(lines[:6], []string{"x", "a", "y", "0", "1", "2"}) || len(lines) > 7 || f != nil ||
+		code != 0 {
+		t.Errorf("got %q, %v, %d", output, f, code)
 	}
+}
+
+// TestStarterAlone executes a starter as a step may: without what it wants to find.
+func TestStarterAlone(t *testing.T) {
+	f, err := starterFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, files := range [][]*os.File{{textFD: f}, {socketFD: f, textFD: f, areaFD: f}} {
+		p, err := os.StartProcess("/proc/self/fd/4", []string{"x"}, &os.ProcAttr{Files: files})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state, err := p.Wait(); err != nil || state.ExitCode() != 127 {
+			t.Errorf("it ended with %v, %v", state, err)
+		}
+	}
+}
+
+// TestStarterDies looks whether another is taken for one that is no more.
+func TestStarterDies(t *testing.T) {
+	var starters Starters
+	defer starters.Close()
+	p := &program{free: 5}
+	p.do("exit", nil, unix.SYS_EXIT_GROUP, 3)
+	one, err := starters.take()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := one.process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	starters.idle = append(starters.idle, one)
+	if _, _, err := starters.start(p, 0, 0, nil); err == nil {
+		t.Error("a dead starter starts")
+	}
+	start := func(p *program) {
+		child, _, err := starters.start(p, 0, 0, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state, err := child.Wait(); err != nil || state.ExitCode() != 3 {
+			t.Errorf("got %v, %v", state, err)
+		}
+	}
+	start(p)
+	patricide := &program{free: 5}
+	patricide.do("kill", nil, unix.SYS_KILL, uint64(starters.idle[0].process.Pid), uint64(unix.SIGKILL))
+	patricide.do("exit", nil, unix.SYS_EXIT_GROUP, 3)
+	start(patricide)
+	start(p)
 }
 
 func TestProgramMistakes(t *testing.T) {
@@ -175,19 +220,19 @@ func TestProgramMistakes(t *testing.T) {
 	a := p.open("open", unix.SYS_OPENAT, cwd, p.string("/"), unix.O_PATH)
 	p.open("open", unix.SYS_OPENAT, cwd, p.string("/"), unix.O_PATH)
 	p.close(a)
-	if _, err := p.file(); err == nil || !strings.Contains(err.Error(), "out of turn") {
+	if err := p.check(); err == nil || !strings.Contains(err.Error(), "out of turn") {
 		t.Errorf("got %v", err)
 	}
 	p = &program{}
 	for range maxCalls {
 		p.print("x")
 	}
-	if _, err := p.file(); err == nil || !strings.Contains(err.Error(), "too many") {
+	if err := p.check(); err == nil || !strings.Contains(err.Error(), "too many") {
 		t.Errorf("got %v", err)
 	}
-	for _, report := range []string{"x", strings.Repeat("\x00", 24), strings.Repeat("\xff", 24)} {
-		if f, err := (&program{calls: make([]call, 1)}).failure([]byte(report)); err == nil {
-			t.Errorf("%q is %+v", report, f)
+	for _, report := range [][3]uint64{{1, 0, 0}, {1, ^uint64(0), 0}, {1, callAddress + callSize, 0}} {
+		if f, err := (&program{calls: make([]call, 1)}).failure(report); err == nil {
+			t.Errorf("%x is %+v", report, f)
 		}
 	}
 }

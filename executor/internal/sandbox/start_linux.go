@@ -2,12 +2,9 @@ package sandbox
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"os"
 	"slices"
 	"strconv"
-	"syscall"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -21,8 +18,8 @@ type Container struct {
 	Filter []byte        // of system calls, compiled: struct sock_filter, one after the other; none if empty
 	Group  *cgroup.Group // which it begins in, or joins
 
-	// Networks is where its network namespace comes from, if it has one of its own.
-	Networks *Networks
+	Starters *Starters // which clone it
+	Networks *Networks // where its network namespace comes from, if it has one of its own
 
 	// Stdin and Stdout are the process's standard input, and its output and errors. With a terminal, both are nil, and Console is a socket on which
 	// the terminal's controlling end is sent, as the descriptor of a message of one byte.
@@ -33,15 +30,9 @@ type Container struct {
 
 // Supported is an error on architectures that no container can be started on.
 func Supported() error {
-	_, err := loopText()
+	_, err := starterText()
 	return err
 }
-
-// What the first program finds open beside its input and output, and reportFD.
-const (
-	programFD = 4 // itself
-	consoleFD = 5
-)
 
 // Start starts the process, and returns it when its program is executed. It is the first of its pid namespace, if it has one: when it has been
 // waited for, all that it started have ended too.
@@ -54,32 +45,19 @@ func (c *Container) Start() (*os.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	report, theirs, err := os.Pipe()
-	if err != nil {
-		return nil, err
+	files := []*os.File{c.Stdin, c.Stdout}
+	if c.Console != nil {
+		files = []*os.File{c.Console}
 	}
-	defer report.Close()
-	defer theirs.Close()
-	attr := &os.ProcAttr{Env: []string{}, Sys: &syscall.SysProcAttr{Cloneflags: flags}}
-	if c.Console == nil {
-		attr.Files = []*os.File{c.Stdin, c.Stdout, c.Stdout, theirs, programFD: nil}
-	} else { // three of them give way to the terminal
-		attr.Files = []*os.File{c.Console, c.Console, c.Console, theirs, programFD: nil, consoleFD: c.Console}
-	}
+	var group uint64
 	if slices.ContainsFunc(c.Spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace }) {
 		network, err := c.Networks.take()
 		if err != nil {
 			return nil, err
 		}
 		defer network.Close()
-		b.network = uint64(len(attr.Files))
-		attr.Files = append(attr.Files, network)
-	}
-	b.free = len(attr.Files)
-	for fd, f := range attr.Files[:3] {
-		if isPipe(f) {
-			b.pipes = append(b.pipes, fd)
-		}
+		b.network = uint64(firstFD + len(files))
+		files = append(files, network)
 	}
 	if c.Group.Unified() {
 		dir, err := os.Open(c.Group.Dirs[0].Path)
@@ -87,36 +65,23 @@ func (c *Container) Start() (*os.Process, error) {
 			return nil, err
 		}
 		defer dir.Close()
-		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
+		flags |= unix.CLONE_INTO_CGROUP
+		group = uint64(firstFD + len(files))
+		files = append(files, dir)
 	}
+	b.free = firstFD + len(files)
 	if err := b.build(); err != nil {
 		return nil, err
 	}
-	program, err := b.file()
+	p, f, err := c.Starters.start(&b.program, flags, group, files)
 	if err != nil {
 		return nil, err
 	}
-	defer program.Close()
-	attr.Files[programFD] = program
-	p, err := os.StartProcess("/proc/self/fd/"+strconv.Itoa(programFD), []string{"obx"}, attr)
-	if err != nil {
-		return nil, fmt.Errorf("start a process in new namespaces: %w", err)
+	if f != nil {
+		_, werr := p.Wait()
+		return nil, errors.Join(b.explain(*f), werr)
 	}
-	theirs.Close()
-	said, err := io.ReadAll(io.LimitReader(report, 64))
-	if err == nil && len(said) == 0 {
-		return p, nil
-	}
-	_ = p.Kill()
-	_, werr := p.Wait()
-	if err != nil {
-		return nil, errors.Join(err, werr)
-	}
-	f, err := b.failure(said)
-	if err != nil {
-		return nil, err
-	}
-	return nil, b.explain(f)
+	return p, nil
 }
 
 // isPipe reports a pipe without a name: one with a name is a file of somebody's.

@@ -7,6 +7,6 @@ import (
 	"runtime"
 )
 
-func loopText() ([]byte, error) {
+func starterText() ([]byte, error) {
 	return nil, fmt.Errorf("obx has no sandbox of its own for %s", runtime.GOARCH)
 }
