@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
@@ -213,8 +214,14 @@ func (b *builder) protect() {
 	}
 	for _, name := range b.Spec.Linux.MaskedPaths {
 		what := "mask " + name
-		b.mount(what, "/dev/null", name, "", unix.MS_BIND, "", unix.ENOENT, unix.ENOTDIR)    // a file
-		b.mount(what, "tmpfs", name, "tmpfs", unix.MS_RDONLY, "", unix.ENOENT, unix.ENOTDIR) // a directory
+		// Most are not there, and calls that fail are calls, too. This process sees the same kernel, a little earlier.
+		switch st, err := os.Lstat(name); {
+		case errors.Is(err, fs.ErrNotExist):
+		case err == nil && st.IsDir():
+			b.mount(what, "tmpfs", name, "tmpfs", unix.MS_RDONLY, "", missing...)
+		default:
+			b.mount(what, "/dev/null", name, "", unix.MS_BIND, "", missing...)
+		}
 	}
 }
 
