@@ -299,6 +299,9 @@ type scratch struct {
 
 func (s *scratch) Dir() string { return s.dir }
 
+// Discard removes it now: the store's trash is on another file system.
+func (s *scratch) Discard(dir string) error { return os.RemoveAll(dir) }
+
 // Take moves the change into the store, or copies it as its layer's bytes would be.
 func (s *scratch) Take(ctx context.Context) (_ string, err error) {
 	defer func() { err = errors.Join(err, s.Drop()) }()

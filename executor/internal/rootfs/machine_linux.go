@@ -58,6 +58,9 @@ type Scratch interface {
 	// Take makes the scratch a directory in the store's TempDir, of which only "fs" matters, and ends it.
 	Take(ctx context.Context) (dir string, err error)
 
+	// Discard makes a directory in it vanish, of which nobody waits for the end.
+	Discard(dir string) error
+
 	// Drop forgets it.
 	Drop() error
 }
@@ -186,6 +189,7 @@ type tempScratch struct {
 
 func (s tempScratch) Dir() string                          { return s.dir }
 func (s tempScratch) Take(context.Context) (string, error) { return s.dir, nil }
+func (s tempScratch) Discard(dir string) error             { return s.store.Trash(dir) }
 func (s tempScratch) Drop() error                          { return s.store.Trash(s.dir) }
 
 // Open begins a root file system.

@@ -78,12 +78,13 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 			return err
 		}
 	}
-	// A volatile overlay can be mounted once: a work directory for each.
-	work, err := os.MkdirTemp(r.change.Dir(), "work-")
+	// A volatile overlay can be mounted once: a work directory for each. To remove its four directories takes as long as to start a process.
+	scratch := r.change
+	work, err := os.MkdirTemp(scratch.Dir(), "work-")
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(work)) }()
+	defer func() { err = errors.Join(err, scratch.Discard(work)) }()
 	mount, err := r.mc.Mounter.Mount(OverlayMount{Lower: append([]string{r.mc.floor(p.Network)}, lower...), Upper: r.upper(), Work: work})
 	if err != nil {
 		return err
