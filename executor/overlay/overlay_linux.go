@@ -2,7 +2,6 @@ package overlay
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -92,16 +91,11 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 	}
 	if b.runtime == Builtin { // it needs neither
 		r.Plan.Spec.Linux.Seccomp, r.Plan.Spec.Annotations = nil, nil
-	} else {
-		r.Plan.Filter = nil
-	}
-	spec, err := json.Marshal(&r.Plan.Spec)
-	if err != nil {
-		return err
 	}
 	req := request{
-		ID: r.ID, Runtime: b.runtime, Spec: spec, Filter: r.Plan.Filter, Files: r.Plan.Files, Binds: r.Plan.Binds,
+		ID: r.ID, Runtime: b.runtime, Spec: &r.Plan.Spec, Files: r.Plan.Files, Binds: r.Plan.Binds,
 		Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath, Probe: r.Probe,
+		HostNetwork: p.Network == executor.NetworkHost, FastSync: p.FastSync,
 	}
 	stdio, err := openStdio(p, out)
 	if err != nil {

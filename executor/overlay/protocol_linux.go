@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -9,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor/internal/rootfs"
@@ -28,18 +28,21 @@ const (
 
 // A request is one run.
 type request struct {
-	ID       string          `json:"id"`      // of the container; unique
-	Runtime  string          `json:"runtime"` // path, or Builtin
-	Spec     json.RawMessage `json:"spec"`    // config.json
-	Filter   []byte          `json:"filter"`  // of system calls, compiled, for Builtin
-	Files    []rootfs.File   `json:"files"`
-	Binds    []rootfs.Bind   `json:"binds"`
-	Terminal bool            `json:"terminal"`
-	Cgroup   string          `json:"cgroup"`
-	Probe    bool            `json:"probe"` // only create the container, to see whether the runtime works
+	ID       string        `json:"id"`      // of the container; unique
+	Runtime  string        `json:"runtime"` // path, or Builtin
+	Spec     *specs.Spec   `json:"spec"`    // config.json
+	Files    []rootfs.File `json:"files"`
+	Binds    []rootfs.Bind `json:"binds"`
+	Terminal bool          `json:"terminal"`
+	Cgroup   string        `json:"cgroup"`
+	Probe    bool          `json:"probe"` // only create the container, to see whether the runtime works
+
+	// Which filter of system calls Builtin installs. The supervisor is this program, and makes the same as the maker would.
+	HostNetwork bool `json:"hostNetwork"`
+	FastSync    bool `json:"fastSync"`
 }
 
-// A reply is what happened to a run. Started comes before exited; a refused or broken run has but one reply.
+// A reply is what happened to a run. Started comes before exited, where a runtime could say things before; a refused or broken run has but one reply.
 type reply struct {
 	Event event `json:"event"`
 	rootfs.Exit

@@ -41,7 +41,7 @@ func openStdio(p executor.Process, out io.Writer) (*stdio, error) {
 		return nil, fmt.Errorf("standard input: %w", err)
 	}
 	// One pipe for output and errors keeps their order.
-	pipe, stdout, err := os.Pipe()
+	pipe, stdout, err := newPipe(true)
 	if err != nil {
 		stdin.Close()
 		return nil, fmt.Errorf("output pipe: %w", err)
@@ -63,11 +63,23 @@ func openStdio(p executor.Process, out io.Writer) (*stdio, error) {
 
 // emptyInput is a pipe that nobody writes to.
 func emptyInput() (*os.File, error) {
-	r, w, err := os.Pipe()
+	r, w, err := newPipe(false)
 	if err != nil {
 		return nil, err
 	}
 	return r, w.Close()
+}
+
+// newPipe is os.Pipe, but ends that a process takes are not made ready for Go to poll, which takes three more calls for each.
+func newPipe(read bool) (r, w *os.File, err error) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return nil, nil, err
+	}
+	if read {
+		err = unix.SetNonblock(p[0], true)
+	}
+	return os.NewFile(uintptr(p[0]), "pipe"), os.NewFile(uintptr(p[1]), "pipe"), err
 }
 
 func dup(f *os.File) (*os.File, error) {

@@ -163,7 +163,9 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 		return reply{Event: refused, Error: err.Error(), Said: said}
 	}
 	r.closeStdio() // so that the maker sees the end of the output
-	tell(reply{Event: started})
+	if r.Runtime != Builtin {
+		tell(reply{Event: started})
+	}
 	if r.Probe {
 		_ = init.Kill()
 	}
@@ -173,15 +175,17 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 		return reply{Event: broken, Error: "wait for the process: " + err.Error()}
 	}
 	e := reply{Event: exited}
-	if r.group != nil {
-		e.OOM = r.group.OOM()
-	} else {
-		e.OOM = r.cgroups.OOMKills(r.Cgroup) > 0
-	}
 	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
 		e.Signal = int(ws.Signal())
 	} else {
 		e.Code = ws.ExitStatus()
+	}
+	switch {
+	case state.Success(): // nobody asks
+	case r.group != nil:
+		e.OOM = r.group.OOM()
+	default:
+		e.OOM = r.cgroups.OOMKills(r.Cgroup) > 0
 	}
 	return e
 }
@@ -202,7 +206,11 @@ func (r *run) prepare() error {
 	if r.Runtime == Builtin {
 		return nil
 	}
-	return os.WriteFile(filepath.Join(r.dir, "config.json"), r.Spec, 0o600)
+	spec, err := json.Marshal(r.Spec)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(r.dir, "config.json"), spec, 0o600)
 }
 
 // startGrace is how long a runtime may take to start a process that is not wanted any more.
@@ -231,8 +239,8 @@ func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string,
 
 // startHere starts the process without a runtime.
 func (r *run) startHere() (init *os.Process, said []string, err error) {
-	c := sandbox.Container{Filter: r.Filter, Starters: &r.starters, Networks: &r.networks, Probe: r.Probe}
-	if err := json.Unmarshal(r.Spec, &c.Spec); err != nil {
+	c := sandbox.Container{Spec: r.Spec, Starters: &r.starters, Networks: &r.networks, Probe: r.Probe}
+	if c.Filter, err = rootfs.CompiledFilter(r.HostNetwork, r.FastSync); err != nil {
 		return nil, nil, err
 	}
 	if c.Group, err = r.cgroups.Make(r.Cgroup, c.Spec.Linux.Resources); err != nil {

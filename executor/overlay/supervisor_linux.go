@@ -158,11 +158,13 @@ func (s *supervisor) run(ctx context.Context, req request, stdio *stdio, mounts 
 	defer context.AfterFunc(ctx, kill)()
 	replies := json.NewDecoder(conn)
 	var r reply
-	if err := replies.Decode(&r); err != nil {
-		return r, s.wrap(fmt.Errorf("the supervisor does not answer: %w", err))
-	}
-	if r.Event != started {
-		return r, nil // whatever is in the pipe is not the process's
+	if req.Runtime != Builtin {
+		if err := replies.Decode(&r); err != nil {
+			return r, s.wrap(fmt.Errorf("the supervisor does not answer: %w", err))
+		}
+		if r.Event != started {
+			return r, nil // whatever is in the pipe is not the process's
+		}
 	}
 	copied := make(chan error, 1)
 	go func() {
@@ -176,7 +178,11 @@ func (s *supervisor) run(ctx context.Context, req request, stdio *stdio, mounts 
 		err = s.wrap(fmt.Errorf("the supervisor does not answer: %w", err))
 	}
 	stdio.ended()
-	return r, errors.Join(err, <-copied)
+	cerr := <-copied
+	if r.Event != exited { // so nothing was written, and no terminal was made
+		cerr = nil
+	}
+	return r, errors.Join(err, cerr)
 }
 
 // A limitedWriter keeps the beginning.

@@ -215,7 +215,7 @@ func write(dir string, files map[string]string) error {
 			if slices.Contains(order, name) != first {
 				continue
 			}
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(value), 0); err != nil {
+			if err := writeFile(filepath.Join(dir, name), value); err != nil {
 				return err
 			}
 		}

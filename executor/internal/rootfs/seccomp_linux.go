@@ -27,22 +27,33 @@ var confinements sync.Map
 
 // confine gives a process's configuration the filter of its system calls.
 func (pl *Plan) confine(p executor.Process) error {
-	o := seccomp.Options{HostNetwork: p.Network == executor.NetworkHost, FastSync: p.FastSync}
-	key := [2]bool{o.HostNetwork, o.FastSync}
-	made, ok := confinements.Load(key)
-	if !ok {
-		c, err := newConfinement(o)
-		if err != nil {
-			return err
-		}
-		made, _ = confinements.LoadOrStore(key, c)
+	c, err := confinementOf(p.Network == executor.NetworkHost, p.FastSync)
+	if err != nil {
+		return err
 	}
-	c := made.(confinement)
-	pl.Spec.Linux.Seccomp, pl.Filter = c.filter, c.compiled
+	pl.Spec.Linux.Seccomp = c.filter
 	if c.compiled != nil {
 		pl.Spec.Annotations = map[string]string{seccomp.Annotation: c.encoded}
 	}
 	return nil
+}
+
+// CompiledFilter is the filter of a process's system calls as the kernel takes it; nil where that cannot be made.
+func CompiledFilter(hostNetwork, fastSync bool) ([]byte, error) {
+	c, err := confinementOf(hostNetwork, fastSync)
+	return c.compiled, err
+}
+
+func confinementOf(hostNetwork, fastSync bool) (confinement, error) {
+	key := [2]bool{hostNetwork, fastSync}
+	if made, ok := confinements.Load(key); ok {
+		return made.(confinement), nil
+	}
+	c, err := newConfinement(seccomp.Options{HostNetwork: hostNetwork, FastSync: fastSync})
+	if err == nil {
+		confinements.Store(key, c)
+	}
+	return c, err
 }
 
 func newConfinement(o seccomp.Options) (confinement, error) {

@@ -51,10 +51,9 @@ var systemMounts = []specs.Mount{
 
 // A Plan is one run: what the runtime is told, and what must be there for it.
 type Plan struct {
-	Spec   specs.Spec
-	Filter []byte // of system calls, compiled; nil where that cannot be done
-	Files  []File // for Attach to make
-	Binds  []Bind // for Attach to mount in the root
+	Spec  specs.Spec
+	Files []File // for Attach to make
+	Binds []Bind // for Attach to mount in the root
 
 	view   RootDir // the root with the caches on it, as far as they have a place already
 	points points

@@ -55,6 +55,8 @@ func BenchmarkContainer(b *testing.B) {
 	p := executor.Process{Argv: []string{"/bin/sh", "-c", ":"}, Dir: "/", Env: []string{"PATH=/bin"}}
 	plan, err := rootfs.NewPlan(rootfs.RootDir{FD: int(mount.Fd())}, p, box, group, groups.System, nil)
 	check(err)
+	filter, err := rootfs.CompiledFilter(false, false)
+	check(err)
 	check(rootfs.Attach(box, rootfs.Attachment{Mounts: []*os.File{mount}, Files: plan.Files, Binds: plan.Binds}))
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	check(err)
@@ -67,7 +69,7 @@ func BenchmarkContainer(b *testing.B) {
 	container := func() {
 		g, err := groups.Make(group, plan.Spec.Linux.Resources)
 		check(err)
-		c := sandbox.Container{Spec: &plan.Spec, Filter: plan.Filter, Group: g, Networks: &networks, Starters: &starters, Stdin: null, Stdout: null}
+		c := sandbox.Container{Spec: &plan.Spec, Filter: filter, Group: g, Networks: &networks, Starters: &starters, Stdin: null, Stdout: null}
 		p, err := c.Start()
 		check(err)
 		state, err := p.Wait()
