@@ -57,6 +57,20 @@
 // Processes without a limit share groups of memory and devices. /dev/net/tun cannot be opened. Mounts are in another order. A working
 // directory that is missing is made before the user changes, as runc does it.
 //
+// # Where the time goes
+//
+// Of the processor time of the list, measured by perf with many steps on a busy machine: the filter of system calls 19 % (the kernel compiles it for each
+// process; half of that is by the number of instructions), mounts 16 %, pivot_root 12 % (it looks at all processes of the machine), clone with its
+// namespaces 11 %, execve 12 %; the rest are some 150 calls that take a microsecond each. It is about as much as the same shell takes by itself.
+//
+// Not made, or tried without gain:
+//
+//   - A container that is made ahead, as network namespaces are: the list could wait in its middle, by recvmsg, for the part that depends on the step. It
+//     would save no processor time, but most of the list's time before a step. But its mount namespace is older than the root's mount then, so that
+//     rootfs.Attach would have to be a part of the list as well, with all that it does about caches which others change meanwhile.
+//   - A filter that a starter has already: it denies what makes a container.
+//   - One processor for Go in the supervisor (GOMAXPROCS=1): no difference.
+//
 // # What this package refuses to know
 //
 // How the root is made and its mounts attached, which capabilities and system calls are harmless, and what a step is.
