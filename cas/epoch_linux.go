@@ -4,29 +4,62 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// epoch names this boot, and the mount of dir in this boot. Both are "" when the boot cannot be told. The kernel never
-// uses a unique mount id twice: a copy of the file system is another epoch even when it is mounted in the
-// same place from the same device number. Linux before 6.8 has only ids that are used again.
-func epoch(dir string) (boot, mount string) {
+// epoch names this boot, and a mount in this boot: that of dir, unless mount says which. Both are "" when the boot cannot be told.
+func epoch(dir, mount string) (boot, epoch string) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil || len(bytes.TrimSpace(id)) == 0 {
 		return "", ""
 	}
+	here, err := mountOf(dir)
+	if err != nil {
+		return "", ""
+	}
+	if device, _, _ := strings.Cut(here, " "); strings.HasPrefix(mount, device+" ") {
+		here = mount
+	}
+	h := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s)))[:32] }
+	return h(string(id)), h(string(id) + " " + here)
+}
+
+// mountOf names the mount that a directory is on, by its device and its own number. The kernel never uses a unique mount id twice: a copy of the
+// file system is another even when it is mounted in the same place from the same device number. Linux before 6.8 has only ids that are used again.
+func mountOf(dir string) (string, error) {
 	var st unix.Statx_t
 	if err := unix.Statx(unix.AT_FDCWD, dir, 0, unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE, &st); err != nil {
-		return "", ""
+		return "", err
 	}
 	if st.Mask&(unix.STATX_MNT_ID|unix.STATX_MNT_ID_UNIQUE) == 0 {
 		st.Mnt_id = 0
 	}
-	h := func(s string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(s)))[:32] }
-	return h(string(id)), h(fmt.Sprintf("%s %d:%d %d", id, st.Dev_major, st.Dev_minor, st.Mnt_id))
+	return fmt.Sprintf("%d:%d %d", st.Dev_major, st.Dev_minor, st.Mnt_id), nil
+}
+
+// MountOf names the mount that a store in dir is on, or will be on, for OpenOn; "" where that cannot be told.
+func MountOf(dir string) string {
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return ""
+	}
+	for {
+		mount, err := mountOf(dir)
+		switch {
+		case err == nil:
+			return mount
+		case !errors.Is(err, fs.ErrNotExist) || dir == "/":
+			return ""
+		}
+		dir = filepath.Dir(dir)
+	}
 }
 
 // flush makes durable what was written to the store.

@@ -11,7 +11,10 @@ import (
 )
 
 // epoch cannot tell boots and mounts apart here: each commit is made durable at once.
-func epoch(string) (boot, mount string) { return "", "" }
+func epoch(string, string) (boot, epoch string) { return "", "" }
+
+// MountOf names nothing.
+func MountOf(string) string { return "" }
 
 // flush makes durable what was written to the store: each of files, and what it stands for.
 func (s *Store) flush(files []*os.File) error {

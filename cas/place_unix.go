@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+
+	"github.com/ocurrent/obx/cas/userns"
 )
 
 // maxLinks is the kernel's own limit for one path.
@@ -112,7 +114,7 @@ func isOpen(dir string) bool {
 // checkOwner refuses what another user than this one and root has on the way to a store.
 func checkOwner(name string, info fs.FileInfo) error {
 	uid := ownerOf(info)
-	if uid == 0 || uid == os.Geteuid() || uid == nobodyKnown() {
+	if uid == 0 || uid == os.Geteuid() || uid == userns.Nobody() {
 		return nil
 	}
 	return refusal("%s belongs to user %d, who could put something else in its place: use a directory whose parents belong to root or to user %d",

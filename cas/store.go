@@ -85,7 +85,11 @@ type closer interface{ Close() error }
 // fs.ErrPermission.
 //
 // It works on a full disk, so that the store can be pruned.
-func Open(dir string) (*Store, error) {
+func Open(dir string) (*Store, error) { return OpenOn(dir, "") }
+
+// OpenOn is Open for a process that has just left the mount namespace in which the store's mount was called so by MountOf: what others have written to
+// the store by that mount is as much of now as what this process writes.
+func OpenOn(dir, mount string) (*Store, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("open store: %w", err)
@@ -101,7 +105,7 @@ func Open(dir string) (*Store, error) {
 		trashed:  make(chan struct{}, 1),
 		warnings: placeWarnings(dir),
 	}
-	s.boot, s.epoch = epoch(dir)
+	s.boot, s.epoch = epoch(dir, mount)
 	if err := s.begin(); err != nil {
 		s.end()
 		return nil, fmt.Errorf("open store %s: %w", dir, err)

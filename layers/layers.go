@@ -25,13 +25,15 @@
 //   - The entries of a layer are a sequence, each applied to what is there by then. What one layer cannot know of the layers below is kept
 //     beside its directory, and decided where a chain is put together: a hard link to a lower file is a further link to it.
 //   - No other trusted.overlay.* attribute than the opaque mark is ever read, packed or unpacked. A directory with whiteouts gets an empty
-//     trusted.overlay.origin, so that overlayfs never lists them.
+//     trusted.overlay.origin, so that overlayfs never lists them. In a user namespace these are user.overlay.*: such a store is its user's, and
+//     its layers have the same bytes.
 //
 // The package does not know what a layer is the result of, nor where its bytes come from or go.
 package layers
 
 import (
 	"errors"
+
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )

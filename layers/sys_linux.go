@@ -194,10 +194,10 @@ func grow(buf []byte, read func([]byte) (int, error)) ([]byte, error) {
 	}
 }
 
-const (
-	opaqueXattr   = overlayXattrs + "opaque"
-	whiteoutXattr = overlayXattrs + "whiteout" // on empty files, in directories that are opaque "x"
-	originXattr   = overlayXattrs + "origin"   // empty: see checkWhiteouts
+var (
+	opaqueXattr   = OverlayXattr("opaque")
+	whiteoutXattr = OverlayXattr("whiteout") // on empty files, in directories that are opaque "x"
+	originXattr   = OverlayXattr("origin")   // empty: see checkWhiteouts
 )
 
 // A meta is what a file has besides its name, type, content and links.
@@ -252,18 +252,18 @@ func (m *meta) times() []unix.Timespec {
 // capabilities, and a new mode changes an access ACL.
 func (m *meta) setFD(fd int) error {
 	if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
-		return &fs.PathError{Op: "chown", Err: err}
+		return inNamespace("chown", err)
 	}
 	if err := unix.Fchmod(fd, m.mode); err != nil {
-		return &fs.PathError{Op: "chmod", Err: err}
+		return inNamespace("chmod", err)
 	}
 	for k, v := range m.xattrs {
 		if err := unix.Fsetxattr(fd, k, []byte(v), 0); err != nil {
-			return &fs.PathError{Op: "setxattr " + k, Err: err}
+			return inNamespace("setxattr "+k, err)
 		}
 	}
 	if err := unix.UtimesNanoAt(fd, "", m.times(), unix.AT_EMPTY_PATH); err != nil {
-		return &fs.PathError{Op: "utimensat", Err: err}
+		return inNamespace("utimensat", err)
 	}
 	return nil
 }
@@ -271,11 +271,11 @@ func (m *meta) setFD(fd int) error {
 // setAt is setFD for what cannot be opened: links, devices, pipes.
 func (m *meta) setAt(dirfd int, name string, link bool) error {
 	if err := unix.Fchownat(dirfd, name, m.uid, m.gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &fs.PathError{Op: "chown", Err: err}
+		return inNamespace("chown", err)
 	}
 	if !link {
 		if err := unix.Fchmodat(dirfd, name, m.mode, 0); err != nil {
-			return &fs.PathError{Op: "chmod", Err: err}
+			return inNamespace("chmod", err)
 		}
 	}
 	for k, v := range m.xattrs {
@@ -283,11 +283,11 @@ func (m *meta) setAt(dirfd int, name string, link bool) error {
 			continue // the kernel has none on these types, so no tree that was packed had any
 		}
 		if err := unix.Lsetxattr(fdPath(dirfd)+"/"+name, k, []byte(v), 0); err != nil {
-			return &fs.PathError{Op: "setxattr " + k, Err: err}
+			return inNamespace("setxattr "+k, err)
 		}
 	}
 	if err := unix.UtimesNanoAt(dirfd, name, m.times(), unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return &fs.PathError{Op: "utimensat", Err: err}
+		return inNamespace("utimensat", err)
 	}
 	return nil
 }

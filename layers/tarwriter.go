@@ -122,7 +122,7 @@ func paxXattrs(h *tar.Header) (map[string]string, error) {
 			}
 			v = string(b)
 		}
-		if strings.HasPrefix(key, overlayXattrs) {
+		if IsOverlayXattr(key) {
 			return nil, fmt.Errorf("extended attribute %s: a layer must not set it", key)
 		}
 		if KeepXattr(key) {

@@ -17,22 +17,21 @@ type Tree interface {
 }
 
 // KeepXattr reports whether an extended attribute is part of a layer. Labels of security modules are the host's
-// (SELinux, IMA, Smack); trusted.overlay.* is overlayfs's own.
+// (SELinux, IMA, Smack), and what IsOverlayXattr names is overlayfs's.
 func KeepXattr(key string) bool {
 	switch {
 	case key == capabilityXattr, key == "system.posix_acl_access", key == "system.posix_acl_default":
 		return true
-	case strings.HasPrefix(key, "user."):
-		return true
-	case strings.HasPrefix(key, "trusted."):
-		return !strings.HasPrefix(key, overlayXattrs)
+	case strings.HasPrefix(key, "user."), strings.HasPrefix(key, "trusted."):
+		return !IsOverlayXattr(key)
 	}
 	return false
 }
 
 const (
-	overlayXattrs   = "trusted.overlay."
-	capabilityXattr = "security.capability"
+	overlayXattrs     = "trusted.overlay."
+	userOverlayXattrs = "user.overlay."
+	capabilityXattr   = "security.capability"
 )
 
 // unixMode gives the permission and special bits as Unix and tar write them.

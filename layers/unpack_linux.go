@@ -231,7 +231,9 @@ func (u *untarrer) apply(tr *tar.Reader, h *tar.Header) error {
 		if err != nil {
 			return err
 		}
-		return u.node(parent, name, m, false, func(dirfd int) error { return unix.Mknodat(dirfd, name, mode, dev) })
+		return u.node(parent, name, m, false, func(dirfd int) error {
+			return inNamespace("mknod", unix.Mknodat(dirfd, name, mode, dev))
+		})
 	}
 	return fmt.Errorf("unknown type %q", h.Typeflag)
 }

@@ -16,6 +16,8 @@ import (
 
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
+
+	"github.com/ocurrent/obx/cas/userns"
 )
 
 // Logins are the files that logins are read from, in Docker's format, first to last. They are those of skopeo, podman and buildah, in their order:
@@ -55,7 +57,7 @@ func loginPaths() []string {
 	const name = "containers/auth.json"
 	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 		paths = append(paths, filepath.Join(dir, name))
-	} else if uid := os.Getuid(); uid >= 0 {
+	} else if uid := userns.Caller(); uid >= 0 {
 		paths = append(paths, filepath.Join("/run/containers", strconv.Itoa(uid), filepath.Base(name)))
 	}
 	home, err := os.UserHomeDir()

@@ -59,6 +59,8 @@ Exit status:
 			}
 			return cmd.Help()
 		},
+		PersistentPreRun: func(cmd *cobra.Command, _ []string) { enterNamespace(cmd) },
+
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}

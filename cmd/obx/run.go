@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -343,12 +342,4 @@ func shellQuote(s string) string {
 		return s
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
-}
-
-// needRoot is the error of a user who may not make sandboxes.
-func needRoot() error {
-	if os.Geteuid() <= 0 {
-		return nil
-	}
-	return errors.New("sandboxes need root: run it with sudo; plan, explain, check, fmt and dockerfile work for every user")
 }

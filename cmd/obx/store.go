@@ -11,6 +11,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/cas/userns"
+	"github.com/ocurrent/obx/executor/rootless"
 )
 
 const storeFlag = "store"
@@ -29,7 +31,7 @@ func storeDir(flag string) (string, error) {
 	if dir := os.Getenv("OBX_STORE"); dir != "" {
 		return dir, nil
 	}
-	if os.Geteuid() == 0 {
+	if userns.Caller() == 0 {
 		return "/var/lib/obx", nil
 	}
 	if dir := os.Getenv("XDG_DATA_HOME"); filepath.IsAbs(dir) {
@@ -42,13 +44,39 @@ func storeDir(flag string) (string, error) {
 	return filepath.Join(home, ".local", "share", "obx"), nil
 }
 
+// mountVariable is the mount of the store as it was called before the namespace of an ordinary user was entered.
+const mountVariable = "_OBX_STORE_MOUNT"
+
+// enterNamespace has a command that works on a store, and was started by an ordinary user, go on as root of a user namespace: files of results belong
+// to many users. Where there can be none, it goes on as it is, which is enough for some commands; needRoot tells the others.
+func enterNamespace(cmd *cobra.Command) {
+	f := cmd.Flags().Lookup(storeFlag)
+	if f == nil {
+		return
+	}
+	var variables []string
+	if dir, err := storeDir(f.Value.String()); err == nil {
+		variables = append(variables, mountVariable+"="+cas.MountOf(dir))
+	}
+	_ = rootless.Enter(variables...)
+}
+
+// needRoot is the error of a user who may not make sandboxes.
+func needRoot() error {
+	err := rootless.Enter()
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("an ordinary user needs a user namespace to run steps: %w", err)
+}
+
 // openStore opens the store, which is made if missing, and prints what is wrong with where it is.
 func openStore(warnings io.Writer, flag string) (*cas.Store, error) {
 	dir, err := storeDir(flag)
 	if err != nil {
 		return nil, err
 	}
-	st, err := cas.Open(dir)
+	st, err := cas.OpenOn(dir, os.Getenv(mountVariable))
 	if err != nil {
 		return nil, fmt.Errorf("open the store %s: %w", dir, err)
 	}

@@ -14,22 +14,42 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/cas/userns"
 	"github.com/ocurrent/obx/executor"
 )
 
 // Top is the directory in each hierarchy below which all of obx's cgroups are: TOP/RUN/STEP.
 const Top = "/obx"
 
-// A System is how this machine has its control groups.
+// A System is how this process may use control groups.
 type System struct {
-	Hierarchies []string          // mount points: of version 1, of version 2, or of both where they are used side by side
-	controllers map[string]string // their mount points
+	Hierarchies []string          // where groups are made: mount points of version 1, of version 2, or of both where they are used side by side
+	controllers map[string]string // their directories, which are some of Hierarchies
 	Unified     bool              // version 2 alone
 	Swap        bool              // memory and swap can be limited together
+
+	// None says why there are no groups. That is so only in a user namespace: there, processes open no devices anyway.
+	None error
 }
 
-// Find reads the mounts that this process sees.
+// Find looks for the groups that this process may make. In a user namespace these are below its own, if that was given to its user (version 2
+// only): nobody else may put processes there.
 func Find() (System, error) {
+	c, err := find()
+	if !userns.Inside() {
+		return c, err
+	}
+	if err == nil {
+		c, err = c.delegated()
+	}
+	if err != nil {
+		c = System{None: err}
+	}
+	return c, nil
+}
+
+// find reads the mounts that this process sees.
+func find() (System, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return System{}, err
@@ -82,21 +102,80 @@ func Find() (System, error) {
 
 // swapLimited reports whether groups have memory.swap.max; the root of version 2 itself never has it.
 func swapLimited() bool {
-	b, err := os.ReadFile("/proc/self/cgroup")
+	own, err := ownGroup()
 	if err != nil {
 		return false
 	}
-	for line := range strings.Lines(string(b)) {
-		if own, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			_, err := os.Stat(filepath.Join("/sys/fs/cgroup", own, "memory.swap.max"))
-			return err == nil
-		}
-	}
-	return false
+	_, err = os.Stat(filepath.Join("/sys/fs/cgroup", own, "memory.swap.max"))
+	return err == nil
 }
 
-// Check reports a limit that cannot be set here.
+// ownGroup is the group of version 2 that this process is in.
+func ownGroup() (string, error) {
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	for line := range strings.Lines(string(b)) {
+		if own, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return own, nil
+		}
+	}
+	return "", errors.New("this machine has no control groups of version 2")
+}
+
+// leaf is the group, in one that was given to a user, of the processes that were in that: a group with others below it has no processes.
+const leaf = "obx-self"
+
+// delegated is the system of who may make groups only below its own.
+func (c System) delegated() (System, error) {
+	const how = "with systemd, `systemd-run --user --scope -p Delegate=yes obx ...` gives it some"
+	if !c.Unified {
+		return c, errors.New("control groups of version 1 cannot be given to users")
+	}
+	own, err := ownGroup()
+	if err != nil {
+		return c, err
+	}
+	base := filepath.Join(c.Hierarchies[0], strings.TrimSuffix(own, "/"+leaf))
+	if err := unix.Access(filepath.Join(base, "cgroup.subtree_control"), unix.W_OK); err != nil {
+		return c, fmt.Errorf("this user has no control groups of its own (%s: %w): %s", base, err, how)
+	}
+	if path.Base(own) != leaf {
+		if err := vacate(base); err != nil {
+			return c, fmt.Errorf("%w: %s", err, how)
+		}
+	}
+	b, err := os.ReadFile(filepath.Join(base, "cgroup.controllers"))
+	if err != nil {
+		return c, err
+	}
+	c.Hierarchies, c.controllers = []string{base}, map[string]string{}
+	for name := range strings.FieldsSeq(string(b)) {
+		c.controllers[name] = base
+	}
+	return c, nil
+}
+
+// vacate puts this process, which must be the only one in a group, into a group below it.
+func vacate(base string) error {
+	if err := mkdir(filepath.Join(base, leaf)); err != nil {
+		return fmt.Errorf("make a control group: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(base, leaf, "cgroup.procs"), []byte("0"), 0); err != nil {
+		return fmt.Errorf("leave the control group %s: %w", base, err)
+	}
+	if b, err := os.ReadFile(filepath.Join(base, "cgroup.procs")); err != nil || len(b) > 0 {
+		return errors.Join(fmt.Errorf("other processes than obx are in the control group %s", base), err)
+	}
+	return nil
+}
+
+// Check reports a limit that cannot be set here. Without groups there are no limits, which is for the caller to tell.
 func (c System) Check(l executor.Limits) error {
+	if c.None != nil {
+		return nil
+	}
 	for name, wanted := range map[string]bool{"memory": l.Memory > 0, "cpu": l.CPUs > 0, "pids": l.PIDs > 0} {
 		if wanted && c.controllers[name] == "" {
 			return fmt.Errorf("a limit cannot be kept: this machine has no %s controller of control groups", name)

@@ -14,6 +14,8 @@ import (
 	"sync"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/ocurrent/obx/cas/userns"
 )
 
 // A Maker makes groups in which processes run without an OCI runtime.
@@ -26,7 +28,7 @@ type Maker struct {
 
 // A Group is that of one process.
 type Group struct {
-	Dirs  []Dir
+	Dirs  []Dir // none where there are no groups
 	maker *Maker
 	path  string
 	kills int // in memory's directory, when the process began
@@ -86,6 +88,9 @@ func limits(r *specs.LinuxResources, unified bool) map[string]map[string]string 
 // Make makes the group of a process, RUN/STEP below Top, with its limits. [System.Remove] removes it.
 func (m *Maker) Make(group string, r *specs.LinuxResources) (*Group, error) {
 	g := &Group{maker: m, path: group}
+	if m.None != nil {
+		return g, nil
+	}
 	all := limits(r, m.Unified)
 	var err error
 	if m.Unified {
@@ -116,19 +121,14 @@ func (g *Group) makeUnified(all map[string]map[string]string) error {
 	if err := g.maker.enable(dir, all); err != nil {
 		return err
 	}
-	err := g.maker.once("devices", func() (err error) {
-		g.maker.devices, err = loadDevices()
-		return err
-	})
-	if err != nil {
-		return err
-	}
 	dir = filepath.Join(dir, path.Base(g.path))
 	if err := mkdir(dir); err != nil {
 		return err
 	}
-	if err := restrictDevices(dir, g.maker.devices); err != nil {
-		return err
+	if !userns.Inside() { // there, nobody can make a device that could be opened
+		if err := g.restrictDevices(dir); err != nil {
+			return err
+		}
 	}
 	g.Dirs = []Dir{{mount, dir}}
 	for _, files := range all {
@@ -137,6 +137,18 @@ func (g *Group) makeUnified(all map[string]map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// restrictDevices has a group of version 2 open few devices.
+func (g *Group) restrictDevices(dir string) error {
+	err := g.maker.once("devices", func() (err error) {
+		g.maker.devices, err = loadDevices()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return restrictDevices(dir, g.maker.devices)
 }
 
 // enable has the groups in a group of version 2 know the controllers of limits.

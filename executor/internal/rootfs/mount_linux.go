@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/cas/userns"
 	"github.com/ocurrent/obx/executor"
 )
 
@@ -29,14 +30,24 @@ type OverlayMount struct {
 	Upper, Work string   // empty: read-only
 }
 
-// options are in force whatever the module's defaults are: a layer must not depend on them. A volatile mount never syncs: the
-// store knows which results a power cut has spoilt.
+// options are in force whatever the module's defaults are: a layer must not depend on them.
 func (m OverlayMount) options() [][2]string {
-	o := [][2]string{{"redirect_dir", "off"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"}}
+	o := [][2]string{{"redirect_dir", "nofollow"}, {"metacopy", "off"}, {"index", "off"}, {"xino", "off"}}
 	if m.Upper != "" {
 		o = append(o, [2]string{"upperdir", m.Upper}, [2]string{"workdir", m.Work})
 	}
 	return o
+}
+
+// flags are options without a value. A volatile mount never syncs: the store knows which results a power cut has spoilt.
+func (m OverlayMount) flags() (f []string) {
+	if m.Upper != "" {
+		f = append(f, "volatile")
+	}
+	if userns.Inside() {
+		f = append(f, "userxattr")
+	}
+	return f
 }
 
 // A Mounter makes overlay mounts that no mount namespace shows: they live as long as somebody has them open.
@@ -98,9 +109,9 @@ func mountNew(m OverlayMount) (*os.File, error) {
 			return nil, err
 		}
 	}
-	if m.Upper != "" {
-		if err := unix.FsconfigSetFlag(fs, "volatile"); err != nil {
-			return nil, mountError(fs, "volatile", "", err)
+	for _, f := range m.flags() {
+		if err := unix.FsconfigSetFlag(fs, f); err != nil {
+			return nil, mountError(fs, f, "", err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {
@@ -204,10 +215,12 @@ func mountOld(m OverlayMount, near string) (*os.File, error) {
 			}
 		}
 		m.Upper, m.Work = "U", "W"
-		data += ",volatile"
 	}
 	for _, o := range m.options() {
 		data += "," + o[0] + "=" + o[1]
+	}
+	for _, f := range m.flags() {
+		data += "," + f
 	}
 	if len(data) >= os.Getpagesize() {
 		return nil, fmt.Errorf("overlay: %d layers need more than a page of mount options; this needs Linux 6.7", len(m.Lower))

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/layers"
 )
 
 // points are the mount points that one run needs in one file system: its root's, or a cache's. What is missing is
@@ -246,7 +248,7 @@ func pruneDir(upper, name string, before dirAttrs) error {
 
 func isOpaque(fd int) (bool, error) {
 	var v [1]byte
-	n, err := unix.Getxattr(ProcFD(fd), "trusted.overlay.opaque", v[:])
+	n, err := unix.Getxattr(ProcFD(fd), layers.OverlayXattr("opaque"), v[:])
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
 		return false, nil
 	}

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/cas/foreign"
+	"github.com/ocurrent/obx/layers"
 )
 
 // maxLinks is how many symbolic links one path may lead through, as the kernel's own limit.
@@ -229,7 +230,7 @@ func xattrsOf(name string) (map[string]string, error) {
 	var x map[string]string
 	for key := range bytes.SplitSeq(bytes.TrimRight(list[:size], "\x00"), []byte{0}) {
 		k := string(key)
-		if k == "" || strings.HasPrefix(k, "trusted.overlay.") {
+		if k == "" || layers.IsOverlayXattr(k) {
 			continue
 		}
 		n, err := unix.Getxattr(name, k, nil)

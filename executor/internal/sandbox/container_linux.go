@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/cas/userns"
 )
 
 // A builder writes the program of one container.
@@ -104,6 +106,11 @@ func (b *builder) mounts() error {
 			b.mount(what, "cgroup", ".", "cgroup2", flags, "")
 		case m.Type == "cgroup":
 			b.mountGroups(what, name, flags)
+		case m.Type == "sysfs" && b.network == 0 && userns.Inside(): // it is made only of a network that the user namespace has
+			b.mount(what, "/sys", ".", "", unix.MS_BIND|unix.MS_REC, "")
+			b.enter(what, name)
+			readOnly := b.words(unix.MOUNT_ATTR_RDONLY|unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC, 0, 0, 0)
+			b.do("", nil, unix.SYS_MOUNT_SETATTR, cwd, b.string("."), unix.AT_RECURSIVE, readOnly, 32)
 		default:
 			b.mount(what, m.Source, ".", m.Type, flags, strings.Join(data, ","))
 		}
@@ -160,6 +167,11 @@ func (b *builder) devices() {
 		name         string
 		major, minor uint32
 	}{{"null", 1, 3}, {"zero", 1, 5}, {"full", 1, 7}, {"random", 1, 8}, {"urandom", 1, 9}, {"tty", 5, 0}} {
+		if userns.Inside() { // nobody can make one there, nor open one that is on a file system of the namespace
+			b.do("", nil, unix.SYS_MKNODAT, cwd, b.string(d.name), unix.S_IFREG|0o666, 0)
+			b.mount("", "/dev/"+d.name, d.name, "", unix.MS_BIND, "")
+			continue
+		}
 		b.do("", nil, unix.SYS_MKNODAT, cwd, b.string(d.name), unix.S_IFCHR|0o666, unix.Mkdev(d.major, d.minor))
 	}
 	links := [][2]string{

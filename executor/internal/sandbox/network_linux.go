@@ -56,12 +56,13 @@ func (n *Networks) Close() error {
 func makeNetwork() chan network {
 	made := make(chan network, 1)
 	go func() {
-		// A thread whose namespace cannot be put back ends with its goroutine.
+		// A thread whose namespace is not put back ends with its goroutine.
 		runtime.LockOSThread()
-		f, err := newNetwork()
-		if err == nil {
+		f, back, err := newNetwork()
+		if back {
 			runtime.UnlockOSThread()
-		} else {
+		}
+		if err != nil {
 			err = fmt.Errorf("make a network namespace: %w", err)
 		}
 		made <- network{f, err}
@@ -69,26 +70,24 @@ func makeNetwork() chan network {
 	return made
 }
 
-// newNetwork leaves the thread in the namespace that it was in.
-func newNetwork() (_ *os.File, err error) {
+// newNetwork reports whether the thread is back in the namespace that it was in. In a user namespace it cannot: the machine's network is not of that.
+func newNetwork() (f *os.File, back bool, err error) {
 	const own = "/proc/thread-self/ns/net"
 	before, err := os.Open(own)
 	if err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	defer before.Close()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, err
+		return nil, true, err
 	}
 	err = loopbackUp()
 	f, oerr := os.Open(own)
-	if err = errors.Join(err, oerr, unix.Setns(int(before.Fd()), unix.CLONE_NEWNET)); err != nil {
-		if f != nil {
-			f.Close()
-		}
-		return nil, err
+	back = unix.Setns(int(before.Fd()), unix.CLONE_NEWNET) == nil
+	if err = errors.Join(err, oerr); err != nil && f != nil {
+		f.Close()
 	}
-	return f, nil
+	return f, back, err
 }
 
 func loopbackUp() error {

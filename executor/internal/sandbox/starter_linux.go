@@ -8,8 +8,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"strconv"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,7 +29,7 @@ const (
 	maxData = 16 << 20
 )
 
-const textOffset = 64 + 2*56 // behind the headers
+const textOffset = 64 + 3*56 // behind the headers
 
 // Where the area has what is not the program: four words that the starter answers, the message that it receives into (struct msghdr, struct iovec, one byte,
 // and room for descriptors), and how it clones itself.
@@ -114,7 +114,7 @@ func (s *Starters) take() (*starter, error) {
 			return nil, err
 		}
 	}
-	return newStarter(s.text)
+	return newStarter(s.text, 0)
 }
 
 // Close ends those that are idle.
@@ -133,7 +133,7 @@ func (s *Starters) Close() error {
 	return errors.Join(errs...)
 }
 
-func newStarter(text *os.File) (_ *starter, err error) {
+func newStarter(text *os.File, flags uintptr) (_ *starter, err error) {
 	area, err := memFile("area", unix.MFD_NOEXEC_SEAL) // no file to execute
 	if err != nil {
 		return nil, err
@@ -160,7 +160,8 @@ func newStarter(text *os.File) (_ *starter, err error) {
 	s.put(messageAddress, 0, 0, vectorAddress, 1, controlAddress, controlSize, 0) // it waits with this, soon
 	s.put(vectorAddress, byteAddress, 1)
 	files := []*os.File{null, null, null, socketFD: theirs, textFD: text, areaFD: area}
-	if s.process, err = os.StartProcess("/proc/self/fd/"+strconv.Itoa(textFD), []string{"obx-starter"}, &os.ProcAttr{Env: []string{}, Files: files}); err != nil {
+	attr := &os.ProcAttr{Env: []string{}, Files: files, Sys: &syscall.SysProcAttr{Cloneflags: flags}}
+	if s.process, err = os.StartProcess(procFD(textFD), []string{"obx-starter"}, attr); err != nil {
 		return nil, errors.Join(err, s.end())
 	}
 	return s, nil
@@ -228,7 +229,10 @@ func (s *starter) word(address int) uint64 {
 }
 
 // starterFile makes the program of starters a file in memory that nobody can change.
-func starterFile() (_ *os.File, err error) {
+func starterFile() (*os.File, error) { return textFile(nil) }
+
+// textFile is that program, with what its area has from callAddress on; nil for an area of its own.
+func textFile(calls []byte) (_ *os.File, err error) {
 	text, err := starterText()
 	if err != nil {
 		return nil, err
@@ -242,7 +246,10 @@ func starterFile() (_ *os.File, err error) {
 			f.Close()
 		}
 	}()
-	if _, err := f.Write(append(headers(uint64(textOffset+len(text))), text...)); err != nil {
+	if _, err := f.Write(append(headers(uint64(textOffset+len(text)), uint64(len(calls))), text...)); err != nil {
+		return nil, fmt.Errorf("write a program to memory: %w", err)
+	}
+	if _, err := f.WriteAt(calls, callAddress-textAddress); err != nil {
 		return nil, fmt.Errorf("write a program to memory: %w", err)
 	}
 	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
@@ -265,17 +272,25 @@ func memFile(name string, flags int) (*os.File, error) {
 
 var machines = map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64, "riscv64": elf.EM_RISCV}
 
-// headers are those of an ELF file of a size.
-func headers(size uint64) []byte {
+// headers are those of an ELF file, of the sizes of its text and of its area from callAddress on.
+func headers(size, calls uint64) []byte {
 	var b bytes.Buffer
 	h := elf.Header64{
 		Ident: [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
 		Type:  uint16(elf.ET_EXEC), Machine: uint16(machines[runtime.GOARCH]), Version: uint32(elf.EV_CURRENT), Entry: textAddress + textOffset,
-		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2,
+		Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 3,
 	}
 	stack := elf.Prog64{Type: uint32(elf.PT_GNU_STACK), Flags: uint32(elf.PF_R | elf.PF_W)}
 	all := elf.Prog64{Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_X), Vaddr: textAddress, Filesz: size, Memsz: size, Align: 0x10000}
-	for _, v := range []any{h, stack, all} {
+	area := elf.Prog64{Type: uint32(elf.PT_NULL)}
+	if calls > 0 {
+		const before = callAddress - areaAddress
+		area = elf.Prog64{
+			Type: uint32(elf.PT_LOAD), Flags: uint32(elf.PF_R | elf.PF_W), Off: areaAddress - textAddress, Vaddr: areaAddress,
+			Filesz: before + calls, Memsz: before + calls, Align: 0x10000,
+		}
+	}
+	for _, v := range []any{h, stack, all, area} {
 		_ = binary.Write(&b, binary.LittleEndian, v)
 	}
 	return b.Bytes()

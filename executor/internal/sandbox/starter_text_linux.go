@@ -15,6 +15,8 @@ import (
 // matter, a bit each. The last is for errors below 64 only. After any other error the child puts three words into the area, behind the one that its
 // parent fills: the error, the call's address and all errors that did not matter; then it exits.
 //
+// Executed with an argument it does none of that, but makes the calls of the list itself: see Exec.
+//
 // Nothing is on the stack, since parent and child have the same.
 //
 //lint:ignore U1000 starterAddress is where it is used

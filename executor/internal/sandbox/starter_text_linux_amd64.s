@@ -3,6 +3,8 @@
 
 // starterCode is not called: a file has a copy of its instructions. See starter_text_linux.go.
 TEXT ·starterCode(SB), NOSPLIT|NOFRAME, $0-0
+	CMPQ 0(SP), $1      // how many arguments there are
+	JNE  child
 	MOVQ $9, AX         // mmap
 	MOVQ $AREA, DI
 	MOVQ $AREASIZE, SI

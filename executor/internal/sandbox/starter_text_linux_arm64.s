@@ -3,6 +3,9 @@
 
 // starterCode is not called: a file has a copy of its instructions. See starter_text_linux.go.
 TEXT ·starterCode(SB), NOSPLIT|NOFRAME, $0-0
+	MOVD 0(RSP), R0    // how many arguments there are
+	CMP  $1, R0
+	BNE  child
 	MOVD $222, R8      // mmap
 	MOVD $AREA, R0
 	MOVD $AREASIZE, R1

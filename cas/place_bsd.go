@@ -1,6 +1,0 @@
-//go:build unix && !linux
-
-package cas
-
-// nobodyKnown is no user: there are no user namespaces.
-func nobodyKnown() int { return -1 }
