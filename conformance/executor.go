@@ -37,6 +37,9 @@ type ExecutorMaker struct {
 	// interfaces. What others write into a shared cache they see when they begin.
 	Machine bool
 
+	// Unlimited says that processes have no limits of memory, processors and processes.
+	Unlimited bool
+
 	// Only names the subtests to run; nil runs all.
 	Only []string
 }
@@ -53,6 +56,9 @@ func Executor(t *testing.T, m ExecutorMaker) {
 			continue
 		}
 		t.Run(test.name, func(t *testing.T) {
+			if m.Unlimited && slices.Contains(limitTests, test.name) {
+				t.Skip("processes have no such limits here")
+			}
 			t.Parallel()
 			own := *shared
 			own.domain = strings.ToLower(test.name)
@@ -60,6 +66,9 @@ func Executor(t *testing.T, m ExecutorMaker) {
 		})
 	}
 }
+
+// limitTests are those of limits that control groups keep.
+var limitTests = []string{"MemoryLimit", "ProcessLimit", "DefaultProcessLimit", "CPULimit", "Bombs"}
 
 type executorTest struct {
 	name string

@@ -347,14 +347,24 @@ func testBombs(t *testing.T, b *rig) {
 	}
 }
 
-// buildFor builds a command of this module for Linux on an architecture.
-func buildFor(t testing.TB, arch, command string) []byte {
-	t.Helper()
-	file := filepath.Join(t.TempDir(), "program")
+func buildProgram(file, arch, command string) error {
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", file, "github.com/ocurrent/obx/"+command)
 	cmd.Env = append(os.Environ(), "GOOS=linux", "GOARCH="+arch, "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s for %s: %v\n%s", command, arch, err, out)
+		return fmt.Errorf("build %s for %s: %w\n%s", command, arch, err, out)
+	}
+	return nil
+}
+
+// buildFor builds a command of this module for Linux on an architecture.
+func buildFor(t testing.TB, arch, command string) []byte {
+	t.Helper()
+	file := filepath.Join(os.Getenv(builtVariable), filepath.Base(command))
+	if os.Getenv(builtVariable) == "" {
+		file = filepath.Join(t.TempDir(), "program")
+		if err := buildProgram(file, arch, command); err != nil {
+			t.Fatal(err)
+		}
 	}
 	b, err := os.ReadFile(file)
 	if err != nil {

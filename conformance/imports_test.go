@@ -37,7 +37,7 @@ var mayImport = map[string][]string{
 	"executor/qemu/agent":             {"executor", "executor/internal/rootfs", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
 	"executor/qemu/wire":              {"executor"},
 	"executor/build":                  {"keys", "keys/spec", "cas", "cas/foreign", "layers", "registry", "executor"},
-	"conformance":                     {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake"},
+	"conformance":                     {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake", "executor/rootless", "cas/userns"},
 }
 
 // onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.

@@ -231,16 +231,8 @@ func TestHealth(t *testing.T) {
 	conformance.Leftovers(t, st.Dir(), st.RunID())
 }
 
-// TestRootless asks as an ordinary user.
-func TestRootless(t *testing.T) {
-	conformance.RequireRoot(t)
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), rootlessVar+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
-	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "needs root") || !strings.Contains(string(out), "sudo") {
-		t.Errorf("got %q, %v", out, err)
-	}
-}
+// TestRootless runs the suite as an ordinary user.
+func TestRootless(t *testing.T) { conformance.RunRootless(t, "^TestExecutor$/^builtin$") }
 
 // TestOneOfTwoCloses has two executors on one store: what one of them removes, the other does not need.
 func TestOneOfTwoCloses(t *testing.T) {

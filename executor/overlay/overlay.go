@@ -45,7 +45,7 @@ type Options struct {
 	// works here; which one does is remembered in the store.
 	Runtime string
 
-	// Warn, if it is not nil, gets told that another runtime than Builtin was taken, and why.
+	// Warn, if it is not nil, gets told that another runtime than Builtin was taken, and which limits do not hold.
 	Warn func(string)
 
 	// OldMounts mounts as on kernels before 6.7, which have no lowerdir+ option. It is chosen by itself where needed.

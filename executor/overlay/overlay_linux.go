@@ -30,7 +30,7 @@ type Executor struct {
 	closed bool
 }
 
-var errNotRoot = errors.New("running steps needs root, to mount overlayfs and to make namespaces: run obx with sudo")
+var errNotRoot = errors.New("running steps needs root, or root of a user namespace (package rootless), to mount overlayfs and to make namespaces")
 
 // New makes an executor. It removes what killed ones have left outside the store. The process must be root's, and its main
 // function must begin by asking IsSupervisor.
@@ -47,6 +47,7 @@ func New(o Options) (*Executor, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make an executor: %w", err)
 	}
+	e.Warn = o.Warn
 	if o.OpenCache != nil {
 		e.OpenCache = o.OpenCache
 	}

@@ -14,6 +14,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/ocurrent/obx/cas/userns"
 	"github.com/ocurrent/obx/executor"
 )
@@ -187,12 +189,29 @@ func (c System) Check(l executor.Limits) error {
 // PIDs is how many processes a limit allows here; 0 for any number.
 func (c System) PIDs(l executor.Limits) int64 {
 	switch {
-	case l.PIDs != 0:
+	case c.None == nil && l.PIDs != 0:
 		return max(l.PIDs, 0)
-	case c.controllers["pids"] == "":
+	case c.None != nil || c.controllers["pids"] == "":
 		return 0
 	}
 	return executor.DefaultPIDs
+}
+
+// Rlimits are what a process has in place of groups. It is a bound against fork bombs: the kernel counts all processes of one user in the user
+// namespace, which other steps have, too.
+func (c System) Rlimits(l executor.Limits) []specs.POSIXRlimit {
+	if c.None == nil || l.PIDs < 0 {
+		return nil
+	}
+	return []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: executor.DefaultPIDs, Hard: executor.DefaultPIDs}}
+}
+
+// Ignores says which limits do not hold, and why; "" if all do.
+func (c System) Ignores(l executor.Limits) string {
+	if c.None == nil || l.Memory == 0 && l.CPUs == 0 && l.PIDs <= 0 {
+		return ""
+	}
+	return fmt.Sprintf("limits of memory, processors and processes do not hold for steps: %v", c.None)
 }
 
 // Processes lists the processes of a group.

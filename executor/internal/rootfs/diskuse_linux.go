@@ -137,6 +137,9 @@ func (mc *Machine) newDiskWatch(r *Run, caches *cacheSet) (_ *diskWatch, err err
 		}
 	}()
 	w.pids = func() []string { return mc.Cgroups.Processes(r.Plan.Spec.Linux.CgroupsPath) }
+	if mc.Cgroups.None != nil {
+		w.pids = inRoot(int(r.Mounts[0].Fd()))
+	}
 	names := map[string]bool{}
 	if r.changes == "" {
 		err = w.addWhole("/")
@@ -348,6 +351,31 @@ func (w *diskWatch) unlinked() (sum use, sent bool) {
 		}
 	}
 	return sum, sent
+}
+
+// inRoot finds the processes of a container that has no control group: those in the pid namespace of the first whose root is in a mount.
+func inRoot(mount int) func() []string {
+	var namespace string
+	return func() (pids []string) {
+		var root, at unix.Stat_t
+		if unix.Fstat(mount, &root) != nil {
+			return nil
+		}
+		eachName("/proc", func(pid string) {
+			of := filepath.Join("/proc", pid)
+			ns, err := os.Readlink(filepath.Join(of, "ns/pid"))
+			if err != nil { // no process, or none of this user's namespace
+				return
+			}
+			if namespace == "" && unix.Stat(filepath.Join(of, "root"), &at) == nil && at.Dev == root.Dev {
+				namespace = ns
+			}
+			if ns == namespace {
+				pids = append(pids, pid)
+			}
+		})
+		return pids
+	}
 }
 
 // eachName is for the names in a directory of a process, which may have ended.

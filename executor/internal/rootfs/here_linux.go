@@ -15,7 +15,7 @@ import (
 // but for the files; what it changes is changed for good. For the host's network, the Runner has to take away first what is mounted on /sys: the
 // same cannot be mounted there twice.
 func (mc *Machine) RunHere(ctx context.Context, p executor.Process, out io.Writer) error {
-	if err := mc.Cgroups.Check(p.Limits); err != nil {
+	if err := mc.checkLimits(p.Limits); err != nil {
 		return err
 	}
 	id := mc.NewID()

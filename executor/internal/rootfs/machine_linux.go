@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -72,6 +73,10 @@ type Machine struct {
 
 	// OpenCache begins a use of a cache mount: the store's, unless it is set otherwise before the first run.
 	OpenCache func(context.Context, executor.Cache) (*CacheUse, error)
+
+	// Warn, if it is not nil, gets told which limits do not hold.
+	Warn   func(string)
+	warned sync.Once
 
 	store  *cas.Store
 	runner Runner
@@ -158,6 +163,14 @@ func (mc *Machine) floor(n executor.Network) string {
 // Platform is this computer's.
 func (mc *Machine) Platform() ocispec.Platform {
 	return ocispec.Platform{OS: runtime.GOOS, Architecture: runtime.GOARCH}
+}
+
+// checkLimits is an error if a limit cannot be set here that root could set elsewhere.
+func (mc *Machine) checkLimits(l executor.Limits) error {
+	if said := mc.Cgroups.Ignores(l); said != "" && mc.Warn != nil {
+		mc.warned.Do(func() { mc.Warn(said) })
+	}
+	return mc.Cgroups.Check(l)
 }
 
 // TempDir is a directory of the Machine's own, on the store's file system.

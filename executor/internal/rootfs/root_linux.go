@@ -61,7 +61,7 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 	if err := r.closeTree(); err != nil {
 		return err
 	}
-	if err := r.mc.Cgroups.Check(p.Limits); err != nil {
+	if err := r.mc.checkLimits(p.Limits); err != nil {
 		return err
 	}
 	id := r.mc.NewID()

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/cas/userns"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/cgroup"
 )
@@ -85,6 +86,9 @@ func systemFiles(n executor.Network) []string {
 // run. Call Remove after it in any case.
 func NewPlan(root RootDir, p executor.Process, bundle, group string, cg cgroup.System, caches []*cacheMount) (*Plan, error) {
 	pl := &Plan{view: root, points: points{root: root}, caches: caches}
+	if !userns.HasUser(p.UID) || !userns.HasGroup(p.GID) {
+		return pl, startError("this user namespace does not have the user %d:%d: obx needs more subordinate ids (obx healthcheck), or root", p.UID, p.GID)
+	}
 	pl.view.closed = systemDirs
 	hostname := p.Hostname
 	if hostname == "" {
@@ -129,7 +133,7 @@ func NewPlan(root RootDir, p executor.Process, bundle, group string, cg cgroup.S
 		Root:     &specs.Root{Path: filepath.Join(bundle, RootName)},
 		Hostname: hostname,
 		Mounts:   systemMounts,
-		Process:  process(root, p),
+		Process:  process(root, p, cg),
 		Linux: &specs.Linux{
 			Namespaces: []specs.LinuxNamespace{
 				{Type: specs.PIDNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace}, {Type: specs.MountNamespace},
@@ -232,7 +236,7 @@ func below(name string, dirs ...string) bool {
 // Remove removes all mount points that were made for the run.
 func (pl *Plan) Remove() error { return pl.points.remove() }
 
-func process(root RootDir, p executor.Process) *specs.Process {
+func process(root RootDir, p executor.Process, cg cgroup.System) *specs.Process {
 	umask := uint32(0o022)
 	env := p.Env
 	if _, set := lookupEnv(env, "HOME"); !set {
@@ -254,7 +258,7 @@ func process(root RootDir, p executor.Process) *specs.Process {
 		Env:          env,
 		Cwd:          p.Dir,
 		Capabilities: caps,
-		Rlimits:      []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 1024}},
+		Rlimits:      append([]specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 1024, Hard: 1024}}, cg.Rlimits(p.Limits)...),
 	}
 }
 

@@ -248,10 +248,11 @@ func (b *builder) confine() error {
 		b.writeFile("confine it by AppArmor", file, "exec "+p.ApparmorProfile)
 	}
 	for _, r := range p.Rlimits {
-		if r.Type != "RLIMIT_NOFILE" {
+		which, ok := map[string]uint64{"RLIMIT_NOFILE": unix.RLIMIT_NOFILE, "RLIMIT_NPROC": unix.RLIMIT_NPROC}[r.Type]
+		if !ok {
 			return fmt.Errorf("unknown limit %s", r.Type)
 		}
-		b.do("set "+r.Type, nil, unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, b.words(r.Soft, r.Hard), 0)
+		b.do("set "+r.Type, nil, unix.SYS_PRLIMIT64, 0, which, b.words(r.Soft, r.Hard), 0)
 	}
 	if p.User.Umask != nil {
 		b.do("set the umask", nil, unix.SYS_UMASK, uint64(*p.User.Umask))
