@@ -69,7 +69,7 @@ define kernel
 endef
 
 deps: ## install what builds need and this machine lacks (Debian, Ubuntu)
-	$(call install,busybox:busybox-static)
+	$(call install,busybox:busybox-static $(if $(filter 0,$(shell id -u)),,newuidmap:uidmap))
 
 CONTAINERD := github.com/containerd/containerd/v2
 CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
@@ -77,7 +77,7 @@ CONTAINERD_VERSION = $(shell go list -m -f '{{.Version}}' $(CONTAINERD))
 # Tests run against two registries: Debian's, and the current one of the distribution project; a current containerd, which has
 # btrfs only with cgo; and the OCI's runtimetest.
 test-deps: deps ## install what tests need beside that
-	$(call install,runc:runc docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc qemu-img:qemu-utils mcopy:mtools sfdisk:fdisk apparmor_parser:apparmor)
+	$(call install,newuidmap:uidmap runc:runc docker-registry:docker-registry mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs skopeo:skopeo umoci:umoci buildah:buildah gcc:gcc ip:iproute2 mkfs.btrfs:btrfs-progs qemu-system-x86_64:qemu-system-x86 qemu-system-aarch64:qemu-system-arm qemu-system-riscv64:qemu-system-misc qemu-img:qemu-utils mcopy:mtools sfdisk:fdisk apparmor_parser:apparmor)
 	$(call install,/usr/share/ovmf/OVMF.fd:ovmf /usr/share/qemu-efi-aarch64/QEMU_EFI.fd:qemu-efi-aarch64 /usr/lib/u-boot/qemu-riscv64_smode/u-boot.bin:u-boot-qemu)
 	@test -n "$$(ls "$(TEST_CACHE)"/kernel-amd64/boot/vmlinuz-* 2>/dev/null)" || $(call kernel,linux-image-cloud-amd64,amd64)
 	$(call foreign,arm64,bookworm,linux-image-cloud-arm64)
