@@ -25,7 +25,7 @@ var mayImport = map[string][]string{
 	"registry/reference":              {},
 	"executor":                        {"layers"},
 	"executor/rootless":               {"executor/internal/sandbox", "cas/userns"},
-	"executor/overlay":                {"executor", "executor/internal/cgroup", "executor/internal/rootfs", "executor/internal/sandbox", "layers", "cas", "cas/foreign", "cas/userns"},
+	"executor/overlay":                {"executor", "executor/internal/cgroup", "executor/internal/rootfs", "executor/internal/sandbox", "executor/rootless", "layers", "cas", "cas/foreign", "cas/userns"},
 	"executor/hcs":                    {"executor", "executor/internal/rootfs", "layers", "cas", "cas/foreign"},
 	"executor/internal/rootfs":        {"executor", "executor/internal/cgroup", "executor/internal/seccomp", "layers", "cas", "cas/foreign", "cas/userns"},
 	"executor/internal/cgroup":        {"executor", "cas/userns"},

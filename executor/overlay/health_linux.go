@@ -14,13 +14,14 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/cgroup"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/rootless"
 )
 
 // Health tries what an Executor with these options needs: the kernel's overlayfs, control groups, and each runtime that
 // may be chosen. The store may be nil, if it could not be opened: then only what needs none is tried.
 func Health(ctx context.Context, o Options) []executor.Check {
 	var h executor.Health
-	h.Check("root", privileges)
+	h.Check("rights", rootless.Status)
 	h.Check("overlayfs", kernel)
 	h.Check("control groups", controlGroups)
 	found, err := findRuntimes(o.Runtime)
@@ -56,13 +57,6 @@ func Health(ctx context.Context, o Options) []executor.Check {
 	return h.Checks
 }
 
-func privileges() (string, error) {
-	if os.Geteuid() != 0 {
-		return "", errNotRoot
-	}
-	return "", nil
-}
-
 func kernel() (string, error) {
 	release, err := kernelRelease()
 	if err != nil {
@@ -76,8 +70,10 @@ func kernel() (string, error) {
 	switch {
 	case errors.Is(err, unix.ENODEV):
 		return release, errors.New("this kernel has no overlayfs: try `modprobe overlay`")
+	case errors.Is(err, unix.ENOSYS):
+		return release, errors.New("steps need Linux 5.8 or newer")
 	case err != nil:
-		return release, fmt.Errorf("fsopen: %w: steps need Linux 5.8 or newer", err)
+		return release, fmt.Errorf("this process may not mount file systems (fsopen: %w)", err)
 	}
 	unix.Close(fs)
 	if !rootfs.HasLowerPlus() {
@@ -88,6 +84,9 @@ func kernel() (string, error) {
 
 func controlGroups() (string, error) {
 	c, err := cgroup.Find()
+	if c.None != nil {
+		return fmt.Sprintf("none, so steps have no limits of memory, processors and processes: %v", c.None), nil
+	}
 	if err != nil {
 		return "", fmt.Errorf("%w: try `mount -t cgroup2 none /sys/fs/cgroup`", err)
 	}

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/cas/userns"
 	"github.com/ocurrent/obx/executor/internal/cgroup"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/internal/sandbox"
@@ -80,12 +81,18 @@ func supervise(priv string, ready func(root int) error) error {
 	return nil
 }
 
+var errHiddenProc = errors.New("a /proc of its own cannot be mounted, since this container hides parts of /proc: " +
+	"use docker run --security-opt systempaths=unconfined, podman run --security-opt unmask=ALL, or procMount: Unmasked in Kubernetes (docs/rootless.md)")
+
 func (s *supervision) setUp() error {
 	// Nothing that is mounted here shows outside, but what is unmounted outside vanishes here too.
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SLAVE, ""); err != nil {
 		return fmt.Errorf("cut off mounts: %w", err)
 	}
 	if err := unix.Mount("proc", "/proc", "proc", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+		if err == unix.EPERM && userns.Inside() {
+			return errHiddenProc
+		}
 		return fmt.Errorf("mount /proc: %w", err)
 	}
 	// Secrets lie here: not even in swap, where the kernel knows that option (Linux 6.4).

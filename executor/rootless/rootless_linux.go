@@ -51,6 +51,31 @@ func Enter(variables ...string) error {
 	return sandbox.Exec(ns, file, path, os.Args, append(env, userns.CallerVariable+"="+strconv.Itoa(os.Getuid())))
 }
 
+// Status says as what steps can be run, and else why not and what to do.
+func Status() (string, error) {
+	switch {
+	case os.Geteuid() == 0 && mayMount() && !userns.Inside():
+		return "", nil
+	case os.Geteuid() == 0 && mayMount():
+		n := 0
+		for _, r := range idsOf("uid") {
+			n += r.count
+		}
+		return fmt.Sprintf("in a user namespace, with %d ids", n), nil
+	case userns.Entered():
+		return "", errNoRights()
+	}
+	m, err := ownMaps()
+	if err != nil {
+		return "", err
+	}
+	ns, err := m.namespace()
+	if err != nil {
+		return "", err
+	}
+	return "a user namespace can be made", ns.Close()
+}
+
 // mayMount reports whether the process has CAP_SYS_ADMIN.
 func mayMount() bool {
 	h := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -70,10 +95,13 @@ type idRange struct{ inside, outside, count int }
 func ownMaps() (m maps, err error) {
 	if os.Geteuid() == 0 {
 		m.direct = true
-		if m.uid, err = allIDs("uid"); err == nil {
-			m.gid, err = allIDs("gid")
+		m.uid, m.gid = idsOf("uid"), idsOf("gid")
+		for _, all := range [][]idRange{m.uid, m.gid} {
+			for i := range all {
+				all[i].outside = all[i].inside
+			}
 		}
-		return m, err
+		return m, nil
 	}
 	who, err := whoami()
 	if err != nil {
@@ -99,21 +127,16 @@ func ownMaps() (m maps, err error) {
 	return m, nil
 }
 
-// allIDs are all that this namespace has, as they are.
-func allIDs(kind string) (all []idRange, err error) {
-	b, err := os.ReadFile("/proc/self/" + kind + "_map")
-	if err != nil {
-		return nil, err
-	}
+// idsOf are those that this namespace has.
+func idsOf(kind string) (all []idRange) {
+	b, _ := os.ReadFile("/proc/self/" + kind + "_map")
 	for line := range strings.Lines(string(b)) {
 		var r idRange
-		if _, err := fmt.Sscan(line, &r.inside, &r.outside, &r.count); err != nil {
-			return nil, fmt.Errorf("read /proc/self/%s_map: %w", kind, err)
+		if _, err := fmt.Sscan(line, &r.inside, &r.outside, &r.count); err == nil {
+			all = append(all, r)
 		}
-		r.outside = r.inside
-		all = append(all, r)
 	}
-	return all, nil
+	return all
 }
 
 // A person is who has started this process.
