@@ -218,7 +218,7 @@ func TestHealth(t *testing.T) {
 			t.Errorf("%s: %v", c.Name, c.Err)
 		}
 	}
-	for _, name := range []string{"root", "overlayfs", "control groups", "runtime", "mount", "sandbox"} {
+	for _, name := range []string{"rights", "overlayfs", "control groups", "runtime", "mount", "sandbox"} {
 		if !seen[name] {
 			t.Errorf("nothing is said of %s", name)
 		}
