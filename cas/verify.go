@@ -223,7 +223,7 @@ func (v *verifier) verifyBlob(ctx context.Context, path string) error {
 		return nil // nobody sees it unless it is right
 	}
 	h := sha256.New()
-	if _, err := io.CopyBuffer(h, contextReader{ctx, f}, make([]byte, 1<<20)); err != nil {
+	if _, err := io.CopyBuffer(h, Reader(ctx, f), make([]byte, 1<<20)); err != nil {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
@@ -233,17 +233,4 @@ func (v *verifier) verifyBlob(ctx context.Context, path string) error {
 		return bad("its bytes have the digest " + got.String())
 	}
 	return nil
-}
-
-// A contextReader fails when its context ends.
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r contextReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
 }

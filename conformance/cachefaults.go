@@ -20,7 +20,7 @@ func CacheFaults(t *testing.T, reg *Registry, open func(t *testing.T, name strin
 	elsewhere := StartProxy(t, reg.Addr)
 	elsewhere.Break(func(*http.Request) Fault { return Fault{Status: http.StatusForbidden} })
 	patient := func(addr string) registry.Repo {
-		repo, err := registry.OpenRepo(addr+"/faults", registry.RepoOptions{})
+		repo, err := new(registry.Client).Open(addr+"/faults")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -85,7 +85,7 @@ func (f *fleet) machine() *machine {
 
 func openRepo(t testing.TB, name string) registry.Repo {
 	t.Helper()
-	r, err := registry.OpenRepo(name, registry.RepoOptions{})
+	r, err := new(registry.Client).Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}

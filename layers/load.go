@@ -144,7 +144,7 @@ func Unpack(ctx context.Context, st *cas.Store, l Layer) (Layer, error) {
 func (l *Layer) expand(ctx context.Context, r io.Reader, blob io.Writer, dir string, lim Limits) error {
 	lim = lim.orDefault()
 	g, ctx := errgroup.WithContext(ctx)
-	var in io.Reader = &contextReader{ctx, r}
+	in := cas.Reader(ctx, r)
 	stop := func(error) {}
 	if blob != nil {
 		packed := newTee(1)
@@ -249,18 +249,6 @@ func (s *sizedReader) Read(p []byte) (int, error) {
 		err = fmt.Errorf("%d bytes too few: %w", s.left, io.ErrUnexpectedEOF)
 	}
 	return n, err
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(p)
 }
 
 // zeros reports whether p has no other byte.

@@ -216,7 +216,7 @@ func (t *windowsWriter) file(k *target, name string) error {
 		return err
 	}
 	sum := digest.SHA256.Digester()
-	n, err := io.Copy(io.MultiWriter(t.tw, sum.Hash()), &contextReader{t.ctx, io.LimitReader(f, h.Size)})
+	n, err := io.Copy(io.MultiWriter(t.tw, sum.Hash()), cas.Reader(t.ctx, io.LimitReader(f, h.Size)))
 	if err != nil {
 		return fmt.Errorf("source %q: %w", k.src, err)
 	}

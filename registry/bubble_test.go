@@ -12,7 +12,7 @@ import (
 )
 
 // bubbleTransport reaches one server, whatever a URL names, without a network: in a bubble of synctest it has the clock of that.
-func bubbleTransport(t *testing.T, p patience, handler http.HandlerFunc) *transport {
+func bubbleTransport(t *testing.T, p Patience, handler http.HandlerFunc) *transport {
 	t.Helper()
 	l := bufconn.Listen(64 << 10)
 	srv := &http.Server{Handler: handler, ErrorLog: log.New(io.Discard, "", 0)}
@@ -25,4 +25,13 @@ func bubbleTransport(t *testing.T, p patience, handler http.HandlerFunc) *transp
 		srv.Close()
 	})
 	return tr
+}
+
+// startClient has a client ready whose transport a test changes.
+func startClient(t testing.TB, c *Client) *Client {
+	t.Helper()
+	if err := c.init(); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,13 +39,12 @@ type Cache struct {
 	clock  func() time.Time // nil: time.Now
 	nearby time.Duration    // for tests; zero: the constant
 
-	entries flights[string]        // one push of a tag at a time
-	blobs   flights[digest.Digest] // one upload of a blob
-	merges  flights[string]        // one merge of a range
+	entries cas.Claims[string] // one push of a tag at a time
+	merges  cas.Claims[string] // one merge of a range
 
 	mu      sync.Mutex
-	seen    map[string]sight            // by tag of a record
-	known   map[digest.Digest]bool      // blobs that are in the Repo; false: that were found missing or wrong
+	seen    map[string]sight // by tag of a record
+	sender  *Sender
 	members map[digest.Digest]int       // by diff id: of how many layers of steps a layer was merged
 	packed  map[digest.Digest]packedLog // by digest of the log
 	warned  map[string]bool
@@ -128,6 +128,16 @@ const (
 // Name is that of the Repo.
 func (c *Cache) Name() string { return c.Repo.Name() }
 
+// Sender puts things into the Repo, and knows which blobs that has.
+func (c *Cache) Sender() *Sender {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sender == nil {
+		c.sender = &Sender{Repo: c.Repo}
+	}
+	return c.sender
+}
+
 func (c *Cache) now() time.Time {
 	if c.clock != nil {
 		return c.clock()
@@ -171,35 +181,8 @@ func (c *Cache) sightOf(tag string) sight {
 	return c.seen[tag]
 }
 
-// learn notes that blobs are in the Repo, or are not.
-func (c *Cache) learn(there bool, ds ...digest.Digest) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.known == nil {
-		c.known = make(map[digest.Digest]bool)
-	}
-	for _, d := range ds {
-		c.known[d] = there
-	}
-}
-
-// forget takes learn back.
-func (c *Cache) forget(d digest.Digest) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	delete(c.known, d)
-}
-
-func (c *Cache) isKnown(d digest.Digest) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.known[d]
-}
-
 // lost gives a blob of a record that was found missing or wrong before, when another record named it.
 func (c *Cache) lost(r *record) (digest.Digest, bool) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
 	var blobs []digest.Digest
 	for _, l := range r.Layers {
 		blobs = append(blobs, l.Digest.digest())
@@ -210,7 +193,7 @@ func (c *Cache) lost(r *record) (digest.Digest, bool) {
 		}
 	}
 	for _, d := range blobs {
-		if there, ok := c.known[d]; ok && !there {
+		if there, known := c.Sender().Knows(d); known && !there {
 			return d, true
 		}
 	}
@@ -468,16 +451,17 @@ func (c *Cache) lookUp(ctx context.Context, id keys.ID, domain string) (*record,
 	} else {
 		c.note(tag, sight{verdict: good, digest: d})
 	}
-	c.learn(true, rec.config.Digest)
+	blobs := []digest.Digest{rec.config.Digest}
 	for _, l := range rec.Layers {
-		c.learn(true, l.Digest.digest())
+		blobs = append(blobs, l.Digest.digest())
 	}
 	for _, l := range rec.logs {
-		c.learn(true, l.Digest)
+		blobs = append(blobs, l.Digest)
 	}
 	if rec.Config != nil {
-		c.learn(true, rec.Config.Digest.digest())
+		blobs = append(blobs, rec.Config.Digest.digest())
 	}
+	c.Sender().Note(true, blobs...)
 	return rec, nil
 }
 
@@ -623,7 +607,11 @@ func (c *Cache) touch(ctx context.Context, rec *record) {
 		m.Annotations = make(map[string]string)
 	}
 	m.Annotations[annotationUsed] = c.now().UTC().Format(time.RFC3339)
-	desc, err := c.putRecordManifest(ctx, rec.tag, m)
+	var desc ocispec.Descriptor
+	b, err := m.encode()
+	if err == nil {
+		desc, err = c.Repo.PutManifest(ctx, rec.tag, ocispec.MediaTypeImageManifest, b)
+	}
 	if err == nil {
 		c.note(rec.tag, sight{verdict: good, digest: desc.Digest})
 	} else if !errors.Is(err, ErrReadOnly) && ctx.Err() == nil {
@@ -660,36 +648,19 @@ func lastUse(m *recordManifest) time.Time {
 	return t
 }
 
-// flights lets one caller at a time do what concerns a key.
-type flights[K comparable] struct {
-	mu sync.Mutex
-	m  map[K]chan struct{}
-}
-
-// claim waits until nobody else has k. The caller calls done.
-func (f *flights[K]) claim(ctx context.Context, k K) (done func(), err error) {
-	for {
-		f.mu.Lock()
-		busy, ok := f.m[k]
-		if !ok {
-			if f.m == nil {
-				f.m = make(map[K]chan struct{})
-			}
-			mine := make(chan struct{})
-			f.m[k] = mine
-			f.mu.Unlock()
-			return func() {
-				f.mu.Lock()
-				delete(f.m, k)
-				f.mu.Unlock()
-				close(mine)
-			}, nil
-		}
-		f.mu.Unlock()
-		select {
-		case <-busy:
-		case <-ctx.Done():
-			return nil, ctx.Err()
+// Keys lists the keys that have records, aliases included, in the Cache's domains.
+func (c *Cache) Keys(ctx context.Context) ([]keys.ID, error) {
+	tags, err := c.tags(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ids []keys.ID
+	for _, tag := range tags {
+		id, _, isRecord, _ := parseTag(tag)
+		ours := slices.ContainsFunc(c.domains(), func(d string) bool { return tag == tagOf(id, d)+recordSuffix })
+		if isRecord && ours && !slices.Contains(ids[max(0, len(ids)-1):], id) {
+			ids = append(ids, id)
 		}
 	}
+	return ids, nil
 }

@@ -15,8 +15,6 @@ func TestCacheFaultsDistribution(t *testing.T) { cacheFaults(t, conformance.NewD
 func cacheFaults(t *testing.T, reg *conformance.Registry) {
 	t.Parallel() // it waits most of the time
 	conformance.CacheFaults(t, reg, func(t *testing.T, name string) registry.Repo {
-		o := registry.RepoOptions{}
-		registry.HurryRepo(&o, 300*time.Millisecond, 300*time.Millisecond, time.Second)
-		return openRepo(t, name, o)
+		return openRepo(t, name, hurried(300*time.Millisecond, 300*time.Millisecond, time.Second))
 	})
 }

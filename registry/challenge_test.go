@@ -88,10 +88,7 @@ func TestLoginAmongChallenges(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			challenges = cs
-			c, err := newClient(nil, "", patience{}, "", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := startClient(t, &Client{})
 			defer c.transport.plain.CloseIdleConnections()
 			req, _ := http.NewRequest("GET", srv.URL+"/v2/x/blobs/y", nil)
 			resp, err := c.session(addr, "x").do(req)

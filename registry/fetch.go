@@ -16,6 +16,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -212,7 +213,7 @@ func (c *Cache) gone(ctx context.Context, d digest.Digest, err, from error) erro
 	case errors.As(err, &path):
 		return err // of the store
 	}
-	c.learn(false, d)
+	c.Sender().Note(false, d)
 	return fmt.Errorf("%w: blob %s: %w", ErrGone, d, err)
 }
 
@@ -337,7 +338,7 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 		return nil, err
 	}
 	defer w.Close()
-	if _, err := io.Copy(w, ctxReader{ctx, src}); err != nil {
+	if _, err := io.Copy(w, cas.Reader(ctx, src)); err != nil {
 		return nil, c.gone(ctx, l.Desc.Digest, err, src.err)
 	}
 	if _, _, err := w.Commit(l.Desc.Digest); err != nil {
@@ -409,7 +410,7 @@ var smallLogs = sync.OnceValues(func() (*zstd.Encoder, error) { return newLogWri
 
 // compressLog keeps a small log in memory, and a large one in the store.
 func (c *Cache) compressLog(ctx context.Context, r io.Reader) (p packedLog, err error) {
-	head, err := io.ReadAll(io.LimitReader(ctxReader{ctx, r}, smallLog))
+	head, err := io.ReadAll(io.LimitReader(cas.Reader(ctx, r), smallLog))
 	if err != nil || len(head) == 0 {
 		return p, err
 	}
@@ -437,7 +438,7 @@ func (c *Cache) compressLog(ctx context.Context, r io.Reader) (p packedLog, err 
 	if err != nil {
 		return p, err
 	}
-	p.unpacked, err = io.Copy(z, ctxReader{ctx, io.MultiReader(bytes.NewReader(head), r)})
+	p.unpacked, err = io.Copy(z, cas.Reader(ctx, io.MultiReader(bytes.NewReader(head), r)))
 	if err = errors.Join(err, z.Close()); err != nil {
 		return p, err
 	}

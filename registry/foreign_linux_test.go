@@ -37,7 +37,7 @@ func soon(t *testing.T, work func()) {
 
 // useLayout does with a repository all that can be done with one. Errors are fine.
 func useLayout(t *testing.T, ref string, known ocispec.Descriptor) (read []byte) {
-	r, err := registry.OpenRepo(ref, registry.RepoOptions{})
+	r, err := new(registry.Client).Open(ref)
 	if err != nil {
 		return nil
 	}
@@ -208,7 +208,7 @@ func TestArchiveIsAPipe(t *testing.T) {
 		t.Fatal(err)
 	}
 	soon(t, func() {
-		if _, err := registry.OpenRepo(file, registry.RepoOptions{}); err == nil || !strings.Contains(err.Error(), "regular file") {
+		if _, err := new(registry.Client).Open(file); err == nil || !strings.Contains(err.Error(), "regular file") {
 			t.Errorf("open: %v", err)
 		}
 	})

@@ -98,7 +98,7 @@ func TestFormatExamples(t *testing.T) {
 	push(t, c, r, failed, alias)
 	im := &registry.Images{Store: c.Store}
 	busybox := keys.Base{Ref: "docker.io/library/busybox:latest", Digest: digest.FromString("busybox"), Platform: linux("amd64")}
-	if _, err := im.PublishName(t.Context(), c, registry.Name{For: linux("amd64"), Base: busybox}); err != nil {
+	if _, err := im.PublishName(t.Context(), c.Sender(), registry.Name{For: linux("amd64"), Base: busybox}); err != nil {
 		t.Fatal(err)
 	}
 

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
@@ -257,6 +258,11 @@ func openStore(t testing.TB) *cas.Store {
 		}
 	})
 	return st
+}
+
+// hurried is a client with little patience.
+func hurried(header, stall, throttle time.Duration) *registry.Client {
+	return &registry.Client{Patience: registry.Patience{Header: header, Stall: stall, Throttle: throttle, Backoff: 5 * time.Millisecond}}
 }
 
 func newImages(t testing.TB) *registry.Images {

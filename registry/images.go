@@ -31,39 +31,29 @@ const (
 // Images resolves names of base images and fetches images. It implements keys.Resolver. Safe for concurrent use; its fields are not to be changed
 // after the first use.
 type Images struct {
-	Store     *cas.Store
-	Bases     map[string]string   // what a name in a spec means; names are compared in their full form. May be set after OpenRepo
-	Mirrors   map[string][]string // HOST[/PREFIX]es to try before a registry's host, in order
-	PlainHTTP []string            // hosts spoken to without TLS; loopback addresses always may be
-	// PublicOnly has the images that a spec names, and that Bases does not say the meaning of, come from public addresses only. Mirrors and Caches may
-	// be anywhere.
-	PublicOnly bool
+	Store   *cas.Store
+	Client  *Client             // that images in registries are reached by; nil: one of its own
+	Bases   map[string]string   // what a name in a spec means; names are compared in their full form. May be set after Client is used
+	Mirrors map[string][]string // HOST[/PREFIX]es to try before a registry's host, in order
+	// Guarded reaches images that a spec names, and that Bases does not say the meaning of; nil: Client does. Mirrors and Caches may be anywhere.
+	Guarded *Client
 	// Limits bound an image that a spec names, and that Bases does not say the meaning of. The zero value leaves the bounds that each layer has.
-	Limits    Limits
-	Offline   bool      // resolve only from what was recorded, and fetch nothing
-	Lock      *Lockfile // may be nil
-	Caches    []Repo    // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after OpenRepo
-	UserAgent string
-	// Waiting is told which registry is waited for, why, and how long, after two seconds of that. It may be nil, and is called concurrently.
-	Waiting func(msg string)
+	Limits  Limits
+	Offline bool      // resolve only from what was recorded, and fetch nothing
+	Lock    *Lockfile // may be nil
+	Caches  []Repo    // may have base images that cannot be had elsewhere, and, for Offline, what names mean. Set after Client is used
 
-	patience patience      // for tests
-	certs    string        // for tests
-	hurry    time.Duration // for tests; zero: what resolveBudget says
-	dialer   publicDialer
-
-	once   sync.Once
-	err    error   // of once
-	client *client // for what the user names
-	public *client // for what a spec names; the same but for PublicOnly
+	hurry time.Duration // for tests; zero: what resolveBudget says
+	own   Client        // without Client
 
 	basesOnce sync.Once
 	basesErr  error
 	bases     map[string]imageName
 
-	mu       sync.Mutex
-	resolved map[string]*resolving
-	origins  map[digest.Digest]imageName // of what was resolved: under which name it can be had
+	resolved cas.Once[string, resolution] // by the name of the record
+
+	mu      sync.Mutex
+	origins map[digest.Digest]imageName // of what was resolved: under which name it can be had
 }
 
 // A resolution is what a name means for a platform.
@@ -84,40 +74,53 @@ func (r resolution) key() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// resolving is a resolution under way or done.
-type resolving struct {
-	done      chan struct{}
-	res       resolution
-	err       error
-	cancelled bool // who asked, not what was asked for
+// A source is where images may be: a repository of a registry, a layout, or a cache.
+type source struct {
+	Repo
+	isCache bool // it has base images, but what names mean is for others to say
 }
 
-// A source is where images are: a repository or a layout. What it gives is not verified.
-type source interface {
-	// find looks up a tag or a digest: an index or a manifest, or several manifests for different platforms.
-	find(ctx context.Context, n imageName) ([]ocispec.Descriptor, error)
-	manifest(ctx context.Context, d digest.Digest) ([]byte, error)
-	blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+// find looks up a tag or a digest: an index or a manifest, or several manifests for different platforms.
+func (s source) find(ctx context.Context, n imageName) ([]ocispec.Descriptor, error) {
+	if s.isCache {
+		return nil, ErrNotFound
+	}
+	if layout, ok := s.Repo.(indexed); ok && n.digest == "" {
+		entries, err := layout.Index()
+		if err != nil {
+			return nil, err
+		}
+		return pick(s.Name(), entries, n.tag)
+	}
+	ref := cmp.Or(n.digest.String(), n.tag)
+	desc, err := s.Head(ctx, ref) // registries that count pulls do not count it
+	if err == nil && isVague(desc.MediaType) {
+		var b []byte
+		if _, b, err = s.Manifest(ctx, ref); err == nil {
+			desc.MediaType, err = mediaTypeOf(b)
+		}
+	}
+	if errors.Is(err, ErrNotFound) && n.dir == "" {
+		err = fmt.Errorf("%w: check the name and the tag, or say what it means with --base NAME=REF", err)
+	}
+	return []ocispec.Descriptor{desc}, err
 }
 
-func (im *Images) init() error {
-	im.once.Do(func() {
-		im.resolved = make(map[string]*resolving)
-		im.origins = make(map[digest.Digest]imageName)
-		make := func() (*client, error) {
-			return newClient(im.PlainHTTP, im.UserAgent, im.patience, cmp.Or(im.certs, certsDir()), im.Waiting)
-		}
-		if im.client, im.err = make(); im.err != nil {
-			return
-		}
-		if im.public = im.client; im.PublicOnly {
-			if im.public, im.err = make(); im.err == nil {
-				im.public.transport.publicOnly(im.dialer)
-			}
-		}
-	})
-	return im.err
+// An indexed Repo lists what its index.json does, which may have a tag several times: once for each platform.
+type indexed interface {
+	Index() ([]ocispec.Descriptor, error)
 }
+
+// isVague reports a media type that says nothing of a document, as some registries and proxies give for all: the document itself has to.
+func isVague(mediaType string) bool {
+	switch mediaType {
+	case "", "application/json", "application/octet-stream", "text/plain":
+		return true
+	}
+	return false
+}
+
+func (im *Images) client() *Client { return cmp.Or(im.Client, &im.own) }
 
 func (im *Images) readBases() error {
 	im.basesOnce.Do(func() {
@@ -138,9 +141,6 @@ func (im *Images) readBases() error {
 // Resolve finds the manifest of a platform for a name, with one HEAD (and a GET of an index where needed). The answer is kept for the process's
 // life and recorded in the store for Offline. Base.Ref is the full form of ref itself, also where Bases says that it means another.
 func (im *Images) Resolve(ctx context.Context, ref string, p ocispec.Platform) (keys.Base, error) {
-	if err := im.init(); err != nil {
-		return keys.Base{}, err
-	}
 	named, err := parseName(ref)
 	if err != nil {
 		return keys.Base{}, err
@@ -189,44 +189,21 @@ func (im *Images) given(n imageName) bool {
 	return false
 }
 
-// resolveOnce shares one resolution among all that ask. Failures are not kept.
+// resolveOnce shares one resolution among all that ask.
 func (im *Images) resolveOnce(ctx context.Context, n imageName, p ocispec.Platform) (resolution, error) {
 	res := resolution{Name: n.String(), For: p}
-	for {
-		im.mu.Lock()
-		r := im.resolved[res.key()]
-		mine := r == nil
-		if mine {
-			r = &resolving{done: make(chan struct{})}
-			im.resolved[res.key()] = r
-		}
-		im.mu.Unlock()
-
-		if mine {
-			r.res, r.err = im.resolve(ctx, n, res)
-			r.cancelled = ctx.Err() != nil
+	return im.resolved.Do(ctx, res.key(), func(ctx context.Context) (resolution, error) {
+		res, err := im.resolve(ctx, n, res)
+		if err == nil {
 			im.mu.Lock()
-			if r.err != nil {
-				delete(im.resolved, res.key())
-			} else {
-				im.origins[r.res.Digest] = n
+			defer im.mu.Unlock()
+			if im.origins == nil {
+				im.origins = make(map[digest.Digest]imageName)
 			}
-			im.mu.Unlock()
-			close(r.done)
-			return r.res, r.err
+			im.origins[res.Digest] = n
 		}
-		select {
-		case <-ctx.Done():
-			return res, ctx.Err()
-		case <-r.done:
-		}
-		if r.err == nil || !r.cancelled {
-			return r.res, r.err
-		}
-		if err := ctx.Err(); err != nil {
-			return res, err
-		}
-	}
+		return res, err
+	})
 }
 
 // resolve fills in what res.Name means for res.For.
@@ -245,7 +222,10 @@ func (im *Images) resolve(ctx context.Context, n imageName, res resolution) (res
 			return res, fmt.Errorf("no record says what it means for %s: resolve it once without --offline", platformString(res.For))
 		}
 	}
-	srcs := im.sources(n)
+	srcs, err := im.sources(n)
+	if err != nil {
+		return res, err
+	}
 	found, err := within(ctx, im.budget(), "an image for "+platformString(res.For), func(ctx context.Context) (ocispec.Descriptor, error) {
 		return try(ctx, srcs, func(s source) (ocispec.Descriptor, error) {
 			entries, err := s.find(ctx, n)
@@ -313,26 +293,33 @@ func (im *Images) record(res resolution) error {
 }
 
 // sources lists where an image may be had, in the order to try: the caches last. For a registry they are all when offline.
-func (im *Images) sources(n imageName) []source {
+func (im *Images) sources(n imageName) ([]source, error) {
 	var srcs []source
+	var failed error
+	add := func(r Repo, err error) {
+		srcs, failed = append(srcs, source{Repo: r}), cmp.Or(failed, err)
+	}
+	client := im.client()
 	switch {
 	case n.dir != "":
-		return append(append(srcs, layout{n.dir}), im.cached()...)
-	case im.Offline:
-		return im.cached()
-	}
-	for _, mirror := range im.Mirrors[n.host] {
-		host, prefix, _ := strings.Cut(mirror, "/")
-		if prefix = strings.Trim(prefix, "/"); prefix != "" {
-			prefix += "/"
+		add(OpenLayout(n.dir))
+	case !im.Offline:
+		for _, mirror := range im.Mirrors[n.host] {
+			host, prefix, _ := strings.Cut(mirror, "/")
+			if prefix = strings.Trim(prefix, "/"); prefix != "" {
+				prefix += "/"
+			}
+			add(client.Repo(host, prefix+n.path))
 		}
-		srcs = append(srcs, im.client.repository(host, prefix+n.path))
+		if im.Guarded != nil && !im.given(n) {
+			client = im.Guarded
+		}
+		add(client.Repo(n.host, n.path))
 	}
-	client := im.public
-	if im.given(n) {
-		client = im.client
+	for _, cache := range im.Caches {
+		srcs = append(srcs, source{cache, true})
 	}
-	return append(append(srcs, client.repository(n.host, n.path)), im.cached()...)
+	return srcs, failed
 }
 
 var errOffline = errors.New("it is not in the store, and nothing is fetched with --offline")
@@ -353,9 +340,9 @@ func try[T any](ctx context.Context, srcs []source, ask func(source) (T, error))
 		if isSpent(e) {
 			return zero, e
 		}
-		if c, ok := s.(cachedSource); ok {
+		if s.isCache {
 			if !errors.Is(e, ErrNotFound) { // that one need not have it goes without saying
-				caches = append(caches, c.Name()+": "+e.Error())
+				caches = append(caches, s.Name()+": "+e.Error())
 			}
 			continue
 		}
@@ -514,21 +501,17 @@ func (im *Images) platformOf(ctx context.Context, srcs []source, d ocispec.Descr
 
 // document reads an index or manifest from the store, or else from a source into the store.
 func (im *Images) document(ctx context.Context, srcs []source, d digest.Digest) ([]byte, error) {
-	return im.small(ctx, srcs, d, func(s source) ([]byte, error) { return s.manifest(ctx, d) })
+	return im.small(ctx, srcs, d, func(s source) ([]byte, error) {
+		_, b, err := s.Manifest(ctx, d.String())
+		return b, err
+	})
 }
 
 func (im *Images) config(ctx context.Context, srcs []source, desc ocispec.Descriptor, layers int) (*ocispec.Image, error) {
 	if desc.Size > maxDocument {
 		return nil, fmt.Errorf("its config has %d bytes: at most %d are read", desc.Size, maxDocument)
 	}
-	b, err := im.small(ctx, srcs, desc.Digest, func(s source) ([]byte, error) {
-		rc, err := s.blob(asDocument(ctx), desc)
-		if err != nil {
-			return nil, err
-		}
-		defer rc.Close()
-		return io.ReadAll(io.LimitReader(rc, desc.Size))
-	})
+	b, err := im.small(ctx, srcs, desc.Digest, func(s source) ([]byte, error) { return readBlob(ctx, s, desc) })
 	if err != nil {
 		return nil, fmt.Errorf("fetch its config: %w", err)
 	}

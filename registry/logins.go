@@ -278,3 +278,14 @@ func (f *loginFile) change(host string, do func(credentials.Store) error) error 
 	}
 	return do(store)
 }
+
+// Hosts are those that a file has a login for. What programs keep is not among them.
+func (l *Logins) Hosts() []string {
+	var hosts []string
+	for _, f := range l.files {
+		for _, name := range f.names {
+			hosts = append(hosts, loginHost(name))
+		}
+	}
+	return hosts
+}

@@ -88,10 +88,7 @@ func TestLoginsFind(t *testing.T) {
 					files = append(files, authFile(t, path, us))
 				}
 			}
-			c, err := newClient(nil, "", patience{}, "", nil)
-			if err != nil {
-				t.Fatal(err)
-			}
+			c := startClient(t, &Client{})
 			s := c.session(tt.host, tt.repository)
 			cred, err := s.credential(t.Context())
 			if err != nil || cred.Username != tt.want {
@@ -136,10 +133,7 @@ func TestLoginsOfRepositories(t *testing.T) {
 	addr := srv.Listener.Addr().String()
 	runtime, _, _ := loginHome(t)
 	authFile(t, runtime, map[string]string{addr: "all", addr + "/team": "team"})
-	c, err := newClient(nil, "", patience{}, "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := startClient(t, &Client{})
 	defer c.transport.plain.CloseIdleConnections()
 	for _, repository := range []string{"app", "team/app", "other"} {
 		req, _ := http.NewRequest("GET", srv.URL+"/v2/"+repository, nil)
@@ -172,10 +166,7 @@ func TestLoginStaysWithItsHost(t *testing.T) {
 	defer srv.Close()
 	runtime, _, _ := loginHome(t)
 	authFile(t, runtime, map[string]string{"r.example": "me", "r.example/x": "me"})
-	c, err := newClient(nil, "", patience{}, "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := startClient(t, &Client{})
 	defer c.transport.plain.CloseIdleConnections()
 	req, _ := http.NewRequest("PUT", srv.URL+"/upload", nil)
 	if resp, err := c.session("r.example", "x").do(req); err == nil {
@@ -196,7 +187,7 @@ func TestLoginsSaveAndRemove(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				c := &client{logins: l, sessions: map[string]*session{}}
+				c := &Client{logins: l, sessions: map[string]*session{}}
 				if cred, err := c.session(host, "a/b").credential(t.Context()); err != nil || cred.Username != want {
 					t.Errorf("got %q, %v; want %q", cred.Username, err, want)
 				}

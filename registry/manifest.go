@@ -1,14 +1,20 @@
 package registry
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"path"
 	"slices"
 	"strings"
 
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/registry/reference"
 )
 
 // Docker's media types; they differ from OCI's in name only.
@@ -202,4 +208,112 @@ func checkBytes(b []byte, want digest.Digest) error {
 		return fmt.Errorf("the bytes of %s are wrong: their digest is %s", want, got)
 	}
 	return nil
+}
+
+// isTag reports whether a text can be a tag.
+func isTag(s string) bool { return reference.IsTag(s) }
+
+// checkDigest accepts the digests that the store can hold.
+func checkDigest(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("digest %q: %w", d, err)
+	}
+	if d.Algorithm() != digest.SHA256 {
+		return fmt.Errorf("digest %q: only sha256 is supported", d)
+	}
+	return nil
+}
+
+func newIndex(entries ...ocispec.Descriptor) ocispec.Index {
+	return ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries}
+}
+
+// blobPath is where a layout has a blob, with slashes.
+func blobPath(d digest.Digest) string {
+	return path.Join(ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
+}
+
+func layoutFile() []byte {
+	return []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`)
+}
+
+// unknownEntry stands in a history for a layer of which the base image's says nothing.
+const unknownEntry = "not in the base image's history"
+
+// fitHistory gives an image of n layers as many entries that are not empty: tools refuse others, though builders make them. What a base image's
+// history lacks or has too much is taken to be at its beginning: builders add at the end, for each layer that they add.
+func fitHistory(hs []ocispec.History, n int) []ocispec.History {
+	hs = slices.Clone(hs)
+	for i, h := range slices.Backward(hs) {
+		if h.EmptyLayer {
+			continue
+		}
+		if n > 0 {
+			n--
+		} else {
+			hs[i].EmptyLayer = true
+		}
+	}
+	return append(slices.Repeat([]ocispec.History{{Comment: unknownEntry}}, n), hs...)
+}
+
+// bare is a descriptor as it stands in requests.
+func bare(d ocispec.Descriptor) ocispec.Descriptor {
+	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+}
+
+func opener(b []byte) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+}
+
+// refers lists what a manifest or index needs.
+func (d *document) refers() []ocispec.Descriptor {
+	all := slices.Concat(d.Manifests, d.Layers)
+	if d.Config != nil {
+		all = append(all, *d.Config)
+	}
+	return slices.DeleteFunc(all, func(d ocispec.Descriptor) bool { return len(d.URLs) > 0 })
+}
+
+// mediaTypeOf tells what an index's or manifest's bytes are, for those that are named by digest alone.
+func mediaTypeOf(b []byte) (string, error) {
+	d, err := parseDocument(b)
+	switch {
+	case err != nil:
+		return "", err
+	case d.Manifests != nil:
+		return ocispec.MediaTypeImageIndex, nil
+	case d.Config != nil:
+		return ocispec.MediaTypeImageManifest, nil
+	case d.MediaType != "":
+		return d.MediaType, nil
+	}
+	return "", errors.New("it is neither an index nor an image")
+}
+
+// checkManifestToPut refuses what no Repo takes.
+func checkManifestToPut(tag string, data []byte) error {
+	if tag != "" && !isTag(tag) {
+		return fmt.Errorf("%q is no tag", tag)
+	}
+	if len(data) > maxDocument {
+		return fmt.Errorf("%d bytes are too many for a manifest: at most %d", len(data), maxDocument)
+	}
+	return nil
+}
+
+// checkRef refuses what would make a request for something else.
+func checkRef(ref string) error {
+	if !isTag(ref) && checkDigest(digest.Digest(ref)) != nil {
+		return fmt.Errorf("%q is neither a tag nor a digest", ref)
+	}
+	return nil
+}
+
+func blobsOf(ls []ocispec.Descriptor) []digest.Digest {
+	blobs := make([]digest.Digest, len(ls))
+	for i, l := range ls {
+		blobs[i] = l.Digest
+	}
+	return blobs
 }

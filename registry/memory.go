@@ -14,6 +14,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
 )
 
 // Memory is a Repo in memory. It is as strict as registries are: a blob must have its digest, and a manifest must refer to what is there. The
@@ -119,7 +121,7 @@ func (m *Memory) PutBlob(ctx context.Context, desc ocispec.Descriptor, from stri
 		return err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(ctxReader{ctx, r})
+	b, err := io.ReadAll(cas.Reader(ctx, r))
 	if err != nil {
 		return err
 	}

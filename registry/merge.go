@@ -188,7 +188,7 @@ func (c *Cache) flatten(ctx context.Context, g []part) (layers.Layer, error) {
 		fmt.Fprintln(h.Hash(), p.DiffID)
 	}
 	key := h.Digest().Encoded()
-	done, err := c.merges.claim(ctx, key)
+	done, err := c.merges.Claim(ctx, key)
 	if err != nil {
 		return layers.Layer{}, err
 	}

@@ -7,8 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"slices"
 	"strings"
 	"time"
 
@@ -156,8 +154,8 @@ func (p *push) pushMount(ctx context.Context, name string, l layers.Layer, over 
 	if err != nil {
 		return fmt.Errorf("sign it: %w", err)
 	}
-	layer := blob{desc: bare(l.Blob), open: func() (io.ReadCloser, error) { return p.Store.Blob(l.Blob.Digest) }, ask: l.Blob.Size > askAbove}
-	if err := p.putAll(ctx, []blob{layer}); err != nil { // that may take a while
+	layer := Blob{Desc: bare(l.Blob), Open: p.opener(l.Blob.Digest), Ask: l.Blob.Size > askAbove}
+	if err := p.send(ctx, []Blob{layer}); err != nil { // that may take a while
 		return err
 	}
 	is := func(d digest.Digest) error {
@@ -188,8 +186,9 @@ func (p *push) pushMount(ctx context.Context, name string, l layers.Layer, over 
 		if err != nil {
 			return "", err
 		}
-		config := blob{desc: bare(docs.manifest.Config), open: opener(docs.envelope)}
-		return digest.FromBytes(b), p.putWhole(ctx, tag, ocispec.MediaTypeImageManifest, b, []blob{layer, config})
+		config := Blob{Desc: bare(docs.manifest.Config), Open: opener(docs.envelope)}
+		desc, err := p.Sender().Put(ctx, tag, ocispec.MediaTypeImageManifest, b, []Blob{layer, config}, &p.sent)
+		return desc.Digest, err
 	}
 	if p.refuses() {
 		if err := docs.disguiseMount(l.DiffID); err != nil {
@@ -230,56 +229,4 @@ func (c *Cache) TouchMount(ctx context.Context, name string, m Mount) {
 	if err != nil && !errors.Is(err, ErrReadOnly) && ctx.Err() == nil {
 		c.warn("touch", "the date of last use cannot be noted: %v", err)
 	}
-}
-
-// mount verifies a cache mount.
-func (v *verification) mount(ctx context.Context, tag string) (found []Problem, err error) {
-	_, b, err := v.Repo.Manifest(ctx, tag)
-	if errors.Is(err, ErrNotFound) {
-		return nil, nil // deleted since the tags were listed
-	}
-	if err != nil {
-		return nil, err
-	}
-	report := func(format string, args ...any) {
-		found = append(found, Problem{Tag: tag, Detail: fmt.Sprintf(format, args...)})
-	}
-	l, err := v.openMount(ctx, tag, b)
-	switch {
-	case ctx.Err() != nil:
-		return nil, ctx.Err()
-	case err != nil:
-		report("%v", err)
-		return found, nil
-	}
-	m, err := decodeMountManifest(b)
-	if err != nil {
-		return nil, err
-	}
-	if !slices.ContainsFunc(m.Layers, func(d ocispec.Descriptor) bool { return d.Digest == l.Blob.Digest }) {
-		report("its layer %s is not listed: garbage collection may remove it", l.Blob.Digest)
-	}
-	return found, v.all(ctx, []ocispec.Descriptor{bare(m.Config), l.Blob}, report)
-}
-
-// sweepMounts removes cache mounts by their last use.
-func (g *collection) sweepMounts(ctx context.Context, tags []string) error {
-	for _, tag := range tags {
-		_, b, err := g.Repo.Manifest(ctx, tag)
-		if errors.Is(err, ErrNotFound) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		var m recordManifest // of what cannot be read, nobody knows a use
-		if json.Unmarshal(b, &m) == nil && g.now().Sub(lastUse(&m)) <= g.o.OlderThan {
-			continue
-		}
-		g.report.Mounts++
-		if err := g.delete(ctx, digest.FromBytes(b)); err != nil {
-			return err
-		}
-	}
-	return nil
 }

@@ -95,9 +95,6 @@ func parseName(ref string) (imageName, error) {
 // Compiled when it is needed, as urlSecrets is: most runs need neither, and one that finds everything in a cache takes 60 ms.
 var pinned = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(.*)@([a-z0-9]+:[0-9a-fA-F]+)$`) })
 
-// isTag reports whether a text can be a tag.
-func isTag(s string) bool { return reference.IsTag(s) }
-
 func parseLayoutName(s string) (imageName, error) {
 	var n imageName
 	if m := pinned().FindStringSubmatch(s); m != nil {
@@ -125,15 +122,4 @@ func parseLayoutName(s string) (imageName, error) {
 	}
 	n.dir = dir
 	return n, nil
-}
-
-// checkDigest accepts the digests that the store can hold.
-func checkDigest(d digest.Digest) error {
-	if err := d.Validate(); err != nil {
-		return fmt.Errorf("digest %q: %w", d, err)
-	}
-	if d.Algorithm() != digest.SHA256 {
-		return fmt.Errorf("digest %q: only sha256 is supported", d)
-	}
-	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -60,14 +61,14 @@ func (im *Images) Blobs(ctx context.Context, base keys.Base) ([]digest.Digest, e
 
 // layersOf reads the manifest of a base image, from the store or where the image is.
 func (im *Images) layersOf(ctx context.Context, base keys.Base) ([]ocispec.Descriptor, error) {
-	if err := im.init(); err != nil || base.Digest == "" {
-		return nil, err
+	if base.Digest == "" {
+		return nil, nil
 	}
-	n, err := im.origin(base)
+	_, srcs, err := im.origin(base)
 	if err != nil {
 		return nil, err
 	}
-	manifest, err := im.document(ctx, im.sources(n), base.Digest)
+	manifest, err := im.document(ctx, srcs, base.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("read the manifest of %s: %w", base.Ref, err)
 	}
@@ -78,19 +79,11 @@ func (im *Images) layersOf(ctx context.Context, base keys.Base) ([]ocispec.Descr
 	return ls, nil
 }
 
-func blobsOf(ls []ocispec.Descriptor) []digest.Digest {
-	blobs := make([]digest.Digest, len(ls))
-	for i, l := range ls {
-		blobs[i] = l.Digest
-	}
-	return blobs
-}
-
 // PublishName puts into a cache what a name meant, also under the name that it stands for here by Bases. It tells how many bytes it sent: none,
 // where the cache says so already. A name that is pinned to an index goes with that, and is left out where it cannot be had.
-func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent int64, err error) {
-	if err := im.init(); err != nil || name.Base.Digest == "" {
-		return 0, err
+func (im *Images) PublishName(ctx context.Context, to *Sender, name Name) (int64, error) {
+	if name.Base.Digest == "" {
+		return 0, nil
 	}
 	n, err := parseName(name.Base.Ref)
 	if err != nil {
@@ -104,28 +97,31 @@ func (im *Images) PublishName(ctx context.Context, to *Cache, name Name) (sent i
 	if other != n && other.dir == "" { // a directory is another one elsewhere
 		names = append(names, other.String())
 	}
+	var sent atomic.Int64
 	for _, s := range names {
 		var index []byte
 		if n, err := parseName(s); err != nil {
-			return sent, err
+			return sent.Load(), err
 		} else if n.digest != "" && n.digest != name.Base.Digest {
-			index, err = im.document(ctx, im.sources(n), n.digest)
+			srcs, err := im.sources(n)
+			if err == nil {
+				index, err = im.document(ctx, srcs, n.digest)
+			}
 			if ctx.Err() != nil {
-				return sent, ctx.Err()
+				return sent.Load(), ctx.Err()
 			}
 			if err != nil || !lists(index, name.Base.Digest) {
 				continue // nobody would believe it
 			}
 		}
-		more, err := to.putName(ctx, resolution{
+		err := putName(ctx, to, resolution{
 			Name: s, For: normalizePlatform(name.For), Digest: name.Base.Digest, Platform: normalizePlatform(name.Base.Platform),
-		}, index)
-		sent += more
+		}, index, &sent)
 		if err != nil {
-			return sent, fmt.Errorf("put the name %s into %s: %w", s, to.Repo.Name(), err)
+			return sent.Load(), fmt.Errorf("put the name %s into %s: %w", s, to.Repo.Name(), err)
 		}
 	}
-	return sent, nil
+	return sent.Load(), nil
 }
 
 // lists reports whether an index has a manifest in its list.
@@ -135,26 +131,25 @@ func lists(index []byte, d digest.Digest) bool {
 }
 
 // putName puts a name, with the index that it is pinned to, if it is. The last writer wins.
-func (c *Cache) putName(ctx context.Context, res resolution, index []byte) (int64, error) {
-	switch there, _, err := readName(ctx, c.Repo, res.tag()); {
+func putName(ctx context.Context, to *Sender, res resolution, index []byte, sent *atomic.Int64) error {
+	switch there, _, err := readName(ctx, to.Repo, res.tag()); {
 	case err == nil && there.Digest == res.Digest && platformString(there.Platform) == platformString(res.Platform):
-		return 0, nil
+		return nil
 	case ctx.Err() != nil:
-		return 0, ctx.Err()
+		return ctx.Err()
 	}
-	p := &push{Cache: c}
 	put := func(mediaType string, config any) error {
 		b, err := json.Marshal(config)
 		if err != nil {
 			return err
 		}
-		desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b)), Data: b}
-		blobs := []blob{{desc: bare(desc), open: opener(b)}}
+		blobs := []Blob{BytesBlob(mediaType, b)}
+		desc := blobs[0].Desc
+		desc.Data = b
 		layers := []ocispec.Descriptor{}
 		if index != nil {
-			pin := ocispec.Descriptor{MediaType: mediaTypeNameIndex, Digest: digest.FromBytes(index), Size: int64(len(index))}
-			layers = append(layers, pin)
-			blobs = append(blobs, blob{desc: pin, open: opener(index)})
+			pin := BytesBlob(mediaTypeNameIndex, index)
+			layers, blobs = append(layers, pin.Desc), append(blobs, pin)
 		}
 		manifest, err := json.Marshal(ocispec.Manifest{
 			Versioned: specs.Versioned{SchemaVersion: 2},
@@ -168,7 +163,8 @@ func (c *Cache) putName(ctx context.Context, res resolution, index []byte) (int6
 		if err != nil {
 			return err
 		}
-		return p.putWhole(ctx, res.tag(), ocispec.MediaTypeImageManifest, manifest, blobs)
+		_, err = to.Put(ctx, res.tag(), ocispec.MediaTypeImageManifest, manifest, blobs, sent)
+		return err
 	}
 	err := put(mediaTypeName, res)
 	if errors.Is(err, ErrRefused) {
@@ -180,21 +176,7 @@ func (c *Cache) putName(ctx context.Context, res resolution, index []byte) (int6
 			RootFS       ocispec.RootFS `json:"rootfs"`
 		}{res, "unknown", "unknown", ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{}}})
 	}
-	return p.sent.Load(), err
-}
-
-// putWhole puts blobs, and the manifest that refers to them.
-func (p *push) putWhole(ctx context.Context, tag, mediaType string, manifest []byte, blobs []blob) error {
-	if err := p.putAll(ctx, blobs); err != nil {
-		return err
-	}
-	return p.retrying(ctx, blobs, func() error {
-		_, err := p.Repo.PutManifest(ctx, tag, mediaType, manifest)
-		if err == nil {
-			p.sent.Add(int64(len(manifest)))
-		}
-		return err
-	})
+	return err
 }
 
 // readName reads what a Repo says of a name, and the index that the name is pinned to, if it is. Of a name with a digest, a Repo can only say what the
@@ -260,27 +242,27 @@ func readMeaning(ctx context.Context, repo Repo, tag string) (res resolution, la
 
 // PublishBase puts a base image into a cache, byte for byte. What is no longer in the store comes from where the image is. It tells how many
 // bytes it sent: none, where the cache has all of it.
-func (im *Images) PublishBase(ctx context.Context, to *Cache, base keys.Base) (sent int64, err error) {
-	if err := im.init(); err != nil || base.Digest == "" {
-		return 0, err
+func (im *Images) PublishBase(ctx context.Context, to *Sender, base keys.Base) (int64, error) {
+	if base.Digest == "" {
+		return 0, nil
 	}
-	p := &push{Cache: to}
-	n, err := im.origin(base)
+	var sent atomic.Int64
+	n, srcs, err := im.origin(base)
 	if err == nil {
-		err = im.publishBase(ctx, p, base.Digest, im.sources(n), n.String())
+		err = im.publishBase(ctx, to, base.Digest, srcs, n.String(), &sent)
 	}
 	if err != nil {
 		err = fmt.Errorf("put %s into %s: %w", base.Ref, to.Repo.Name(), err)
 	}
-	return p.sent.Load(), err
+	return sent.Load(), err
 }
 
 // publishBase puts an image that the sources have; blobs are mounted from a repository if it is in the same registry.
-func (im *Images) publishBase(ctx context.Context, p *push, d digest.Digest, srcs []source, from string) error {
+func (im *Images) publishBase(ctx context.Context, to *Sender, d digest.Digest, srcs []source, from string, sent *atomic.Int64) error {
 	if err := checkDigest(d); err != nil {
 		return err
 	}
-	srcs = append(srcs, cachedSource{p.Repo})
+	srcs = append(srcs, source{to.Repo, true})
 	manifest, err := im.document(ctx, srcs, d)
 	if err != nil {
 		return err
@@ -289,17 +271,17 @@ func (im *Images) publishBase(ctx context.Context, p *push, d digest.Digest, src
 	if err != nil {
 		return err
 	}
-	var blobs []blob
+	var blobs []Blob
 	for _, desc := range append(ls, config) {
-		blobs = append(blobs, blob{
-			desc: bare(desc), from: from, ask: true,
-			open: func() (io.ReadCloser, error) { return im.open(ctx, srcs, desc) },
+		blobs = append(blobs, Blob{
+			Desc: bare(desc), From: from, Ask: true,
+			Open: func() (io.ReadCloser, error) { return im.open(ctx, srcs, desc) },
 		})
 	}
 	tag := baseTag + d.Encoded()
-	switch there, err := p.Repo.Head(ctx, tag); {
+	switch there, err := to.Repo.Head(ctx, tag); {
 	case err == nil && there.Digest == d:
-		return p.putAll(ctx, blobs) // whatever was lost
+		return to.Send(ctx, blobs, sent) // whatever was lost
 	case err != nil && !errors.Is(err, ErrNotFound):
 		return err
 	}
@@ -307,7 +289,8 @@ func (im *Images) publishBase(ctx context.Context, p *push, d digest.Digest, src
 	if err != nil {
 		return err
 	}
-	return p.putWhole(ctx, tag, cmp.Or(doc.MediaType, ocispec.MediaTypeImageManifest), manifest, blobs)
+	_, err = to.Put(ctx, tag, cmp.Or(doc.MediaType, ocispec.MediaTypeImageManifest), manifest, blobs, sent)
+	return err
 }
 
 // open reads a blob of an image: from the store, or from where it is, verified.
@@ -316,44 +299,45 @@ func (im *Images) open(ctx context.Context, srcs []source, desc ocispec.Descript
 		return im.Store.Blob(desc.Digest)
 	}
 	return try(ctx, srcs, func(s source) (io.ReadCloser, error) {
-		rc, err := s.blob(ctx, desc)
+		rc, err := s.Blob(ctx, bare(desc))
 		if err != nil {
 			return nil, err
 		}
-		return &verifyingReader{ReadCloser: rc, h: digest.SHA256.Digester(), want: desc}, nil
+		return Verified(rc, desc), nil
 	})
 }
 
 // Import brings base images of a cache into the store, and what the cache says of their names: so Resolve finds them with Offline, and Pull fetches
-// nothing. wanted says which by the blobs of their layers; nil: all. What is broken in the cache is left out, and told to its Warn.
-func (im *Images) Import(ctx context.Context, from *Cache, wanted func(layers []digest.Digest) bool, p Progress) (bases int, err error) {
-	if err := im.init(); err != nil {
-		return 0, err
-	}
-	digests, names, err := listBases(ctx, from.Repo)
+// nothing. wanted says which by the blobs of their layers; nil: all. What is broken there is left out, and told to
+// warn, once a cause; warn may be nil.
+func (im *Images) Import(
+	ctx context.Context, from Repo, wanted func(layers []digest.Digest) bool, p Progress, warn func(msg string),
+) (bases int, err error) {
+	digests, names, err := listBases(ctx, from)
 	if err != nil {
 		return 0, err
 	}
+	tell := tellOnce(from, warn)
 	here := make(map[digest.Digest]bool)
 	for _, d := range digests {
-		ok, err := im.importBase(ctx, from.Repo, d, wanted, p)
+		ok, err := im.importBase(ctx, from, d, wanted, p)
 		if ctx.Err() != nil {
 			return bases, ctx.Err()
 		}
 		if err != nil {
-			from.warn("base", "base image %s is left out: %v", d, err)
+			tell("base", "base image %s is left out: %v", d, err)
 		}
 		if here[d] = ok; ok {
 			bases++
 		}
 	}
 	for _, tag := range names {
-		res, _, err := readName(ctx, from.Repo, tag)
+		res, _, err := readName(ctx, from, tag)
 		switch {
 		case ctx.Err() != nil:
 			return bases, ctx.Err()
 		case err != nil:
-			from.warn("name", "%s is left out: %v", tag, err)
+			tell("name", "%s is left out: %v", tag, err)
 		case here[res.Digest]:
 			if err := im.record(res); err != nil {
 				return bases, err
@@ -363,41 +347,51 @@ func (im *Images) Import(ctx context.Context, from *Cache, wanted func(layers []
 	return bases, nil
 }
 
-// CopyBases copies base images, and what their names mean, from one cache to another. What is broken is left out, and told to from's Warn.
-func CopyBases(ctx context.Context, from, to *Cache) (copied int, sent int64, err error) {
-	digests, names, err := listBases(ctx, from.Repo)
+// CopyBases copies base images, and what their names mean, from one cache to another. What the store has need not be read.
+// What is broken is left out, and told to warn, as by Import.
+func CopyBases(ctx context.Context, st *cas.Store, from Repo, to *Sender, warn func(msg string)) (copied int, sent int64, err error) {
+	digests, names, err := listBases(ctx, from)
 	if err != nil {
 		return 0, 0, err
 	}
-	im := &Images{Store: from.Store}
+	im, tell := &Images{Store: st}, tellOnce(from, warn)
+	var all atomic.Int64
 	for _, d := range digests {
-		p := &push{Cache: to}
-		err := im.publishBase(ctx, p, d, []source{cachedSource{from.Repo}}, from.Repo.Name())
-		sent += p.sent.Load()
+		before := all.Load()
+		err := im.publishBase(ctx, to, d, []source{{from, true}}, from.Name(), &all)
 		switch {
 		case ctx.Err() != nil:
-			return copied, sent, ctx.Err()
+			return copied, all.Load(), ctx.Err()
 		case err != nil:
-			from.warn("base", "base image %s is not copied to %s: %v", d, to.Repo.Name(), err)
-		case p.sent.Load() > 0:
+			tell("base", "base image %s is not copied to %s: %v", d, to.Repo.Name(), err)
+		case all.Load() > before:
 			copied++
 		}
 	}
 	for _, tag := range names {
-		var more int64
-		res, index, err := readName(ctx, from.Repo, tag)
+		res, index, err := readName(ctx, from, tag)
 		if err == nil {
-			more, err = to.putName(ctx, res, index)
-			sent += more
+			err = putName(ctx, to, res, index, &all)
 		}
 		switch {
 		case ctx.Err() != nil:
-			return copied, sent, ctx.Err()
+			return copied, all.Load(), ctx.Err()
 		case err != nil:
-			from.warn("name", "%s is not copied to %s: %v", tag, to.Repo.Name(), err)
+			tell("name", "%s is not copied to %s: %v", tag, to.Repo.Name(), err)
 		}
 	}
-	return copied, sent, nil
+	return copied, all.Load(), nil
+}
+
+// tellOnce gives what tells warn of what is wrong in a Repo, once a cause.
+func tellOnce(in Repo, warn func(msg string)) func(cause, format string, args ...any) {
+	told := make(map[string]bool)
+	return func(cause, format string, args ...any) {
+		if warn != nil && !told[cause] {
+			warn(in.Name() + ": " + fmt.Sprintf(format, args...))
+		}
+		told[cause] = true
+	}
 }
 
 // listBases lists the digests of base images, and the tags of names.
@@ -418,7 +412,7 @@ func listBases(ctx context.Context, repo Repo) (bases []digest.Digest, names []s
 }
 
 func (im *Images) importBase(ctx context.Context, from Repo, d digest.Digest, wanted func([]digest.Digest) bool, p Progress) (bool, error) {
-	srcs := []source{cachedSource{from}}
+	srcs := []source{{from, true}}
 	manifest, err := im.document(ctx, srcs, d)
 	if err != nil {
 		return false, err
@@ -450,46 +444,4 @@ func (im *Images) remembered(ctx context.Context, res resolution) (resolution, e
 		}
 	}
 	return res, cmp.Or(ctx.Err(), err)
-}
-
-// cached are the caches as sources of what others do not give.
-func (im *Images) cached() (srcs []source) {
-	for _, repo := range im.Caches {
-		srcs = append(srcs, cachedSource{repo})
-	}
-	return srcs
-}
-
-// A cachedSource is a Repo that may have base images.
-type cachedSource struct{ Repo }
-
-// find finds nothing: what names mean is for others to say.
-func (s cachedSource) find(context.Context, imageName) ([]ocispec.Descriptor, error) {
-	return nil, ErrNotFound
-}
-
-func (s cachedSource) manifest(ctx context.Context, d digest.Digest) ([]byte, error) {
-	_, b, err := s.Manifest(ctx, d.String())
-	return b, err
-}
-
-func (s cachedSource) blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
-	return s.Blob(ctx, bare(desc))
-}
-
-// Keys lists the keys that have records, aliases included, in the Cache's domains.
-func (c *Cache) Keys(ctx context.Context) ([]keys.ID, error) {
-	tags, err := c.tags(ctx)
-	if err != nil {
-		return nil, err
-	}
-	var ids []keys.ID
-	for _, tag := range tags {
-		id, _, isRecord, _ := parseTag(tag)
-		ours := slices.ContainsFunc(c.domains(), func(d string) bool { return tag == tagOf(id, d)+recordSuffix })
-		if isRecord && ours && !slices.Contains(ids[max(0, len(ids)-1):], id) {
-			ids = append(ids, id)
-		}
-	}
-	return ids, nil
 }

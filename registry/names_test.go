@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +22,7 @@ import (
 )
 
 // publish resolves a base image on one machine, and puts it and its name into a cache.
-func publish(t testing.TB, im *registry.Images, to *registry.Cache, ref string) (base keys.Base, sent int64) {
+func publish(t testing.TB, im *registry.Images, to *registry.Sender, ref string) (base keys.Base, sent int64) {
 	t.Helper()
 	base, err := im.Resolve(t.Context(), ref, linux("amd64"))
 	if err != nil {
@@ -55,22 +54,22 @@ func TestBasesOfCaches(t *testing.T) {
 		img.push(t, addr, "base", fmt.Sprint(docker))
 		repos := map[string]func(t testing.TB) registry.Repo{
 			"memory": func(testing.TB) registry.Repo { return &registry.Memory{} },
-			"layout": func(t testing.TB) registry.Repo { return openRepo(t, "oci:"+t.TempDir(), registry.RepoOptions{}) },
+			"layout": func(t testing.TB) registry.Repo { return openRepo(t, "oci:"+t.TempDir()) },
 			"registry": func(t testing.TB) registry.Repo {
-				return openRepo(t, fmt.Sprintf("%s/cache%v", addr, docker), registry.RepoOptions{})
+				return openRepo(t, fmt.Sprintf("%s/cache%v", addr, docker))
 			},
 		}
 		for kind, fresh := range repos {
 			t.Run(name+"/"+kind, func(t *testing.T) {
 				t.Parallel()
 				im := newImages(t)
-				to := &registry.Cache{Repo: fresh(t), Store: im.Store}
+				to := &registry.Sender{Repo: fresh(t)}
 				base, sent := publish(t, im, to, ref)
 				if sent < img.layers[0].Size || base.Digest != img.desc.Digest {
 					t.Errorf("sent %d bytes of %s", sent, base.Digest)
 				}
 				for _, im := range []*registry.Images{im, newImages(t)} {
-					if _, sent := publish(t, im, &registry.Cache{Repo: to.Repo, Store: im.Store}, ref); sent != 0 {
+					if _, sent := publish(t, im, &registry.Sender{Repo: to.Repo}, ref); sent != 0 {
 						t.Errorf("sent %d bytes again", sent)
 					}
 				}
@@ -84,9 +83,9 @@ func TestBasesOfCaches(t *testing.T) {
 				wantPulled(t, cached.Store, got, img)
 
 				// Through another cache.
-				copied := &registry.Cache{Repo: &registry.Memory{}, Store: openStore(t)}
+				copied := &registry.Sender{Repo: &registry.Memory{}}
 				for i := range 2 {
-					n, sent, err := registry.CopyBases(t.Context(), &registry.Cache{Repo: to.Repo, Store: copied.Store}, copied)
+					n, sent, err := registry.CopyBases(t.Context(), openStore(t), to.Repo, copied, nil)
 					if err != nil || n != 1-i || (sent > 0) != (i == 0) {
 						t.Errorf("copied %d, %d bytes, %v", n, sent, err)
 					}
@@ -94,16 +93,16 @@ func TestBasesOfCaches(t *testing.T) {
 				to = copied
 
 				imported := newImages(t)
-				from, warned := machine(t, to.Repo)
-				from.Store = imported.Store
-				if n, err := imported.Import(t.Context(), from, func([]digest.Digest) bool { return false }, nil); n != 0 || err != nil {
+				var warned []string
+				warn := func(msg string) { warned = append(warned, msg) }
+				if n, err := imported.Import(t.Context(), to.Repo, func([]digest.Digest) bool { return false }, nil, warn); n != 0 || err != nil {
 					t.Errorf("imported %d that nobody wants, %v", n, err)
 				}
-				if n, err := imported.Import(t.Context(), from, nil, nil); n != 1 || err != nil {
+				if n, err := imported.Import(t.Context(), to.Repo, nil, nil, warn); n != 1 || err != nil {
 					t.Errorf("imported %d, %v", n, err)
 				}
-				if w := warned.take(); len(w) > 0 {
-					t.Errorf("warnings: %q", w)
+				if len(warned) > 0 {
+					t.Errorf("warnings: %q", warned)
 				}
 				off := &registry.Images{Store: imported.Store, Offline: true}
 				if got, err = pull(t.Context(), off, ref); err != nil {
@@ -124,10 +123,10 @@ func TestUnreachableOrigin(t *testing.T) {
 	repo := &registry.Memory{}
 	im := newImages(t)
 	im.Bases = map[string]string{ref: "oci:" + dir + ":1"}
-	base, _ := publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, ref)
+	base, _ := publish(t, im, &registry.Sender{Repo: repo}, ref)
 
 	far := newImages(t)
-	registry.Hurry(far, time.Second, time.Second, 10*time.Millisecond)
+	far.Client = hurried(time.Second, time.Second, 10*time.Millisecond)
 	far.Caches = []registry.Repo{&registry.Memory{}, repo}
 	got, err := far.Pull(t.Context(), base, false, nil)
 	if err != nil {
@@ -146,7 +145,7 @@ func TestUnreachableOrigin(t *testing.T) {
 
 	// A layout that is elsewhere only has a name, too.
 	name := "oci:" + dir + ":1"
-	publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, name)
+	publish(t, im, &registry.Sender{Repo: repo}, name)
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +170,7 @@ func TestNamesChange(t *testing.T) {
 		writeIndex(t, dir, desc)
 		im := newImages(t)
 		im.Bases = map[string]string{"example.test/base:1": "oci:" + dir + ":1"}
-		publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, "example.test/base:1")
+		publish(t, im, &registry.Sender{Repo: repo}, "example.test/base:1")
 		off := newImages(t)
 		off.Offline, off.Caches = true, []registry.Repo{repo}
 		base, err := off.Resolve(t.Context(), "example.test/base:1", linux("amd64"))
@@ -220,7 +219,7 @@ func TestBrokenNames(t *testing.T) {
 		{"moved", func(t testing.TB, repo *registry.Memory) {
 			im := newImages(t)
 			im.Bases = map[string]string{"example.test/other:1": "oci:" + dir + ":1"}
-			publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, "example.test/other:1")
+			publish(t, im, &registry.Sender{Repo: repo}, "example.test/other:1")
 			_, b, err := repo.Manifest(t.Context(), other)
 			if err == nil {
 				_, err = repo.PutManifest(t.Context(), nameTag(ref), ocispec.MediaTypeImageManifest, b)
@@ -251,7 +250,7 @@ func TestBrokenNames(t *testing.T) {
 			repo := &registry.Memory{}
 			im := newImages(t)
 			im.Bases = map[string]string{ref: "oci:" + dir + ":1"}
-			publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, ref)
+			publish(t, im, &registry.Sender{Repo: repo}, ref)
 			c.spoil(t, repo)
 
 			off := newImages(t)
@@ -266,15 +265,15 @@ func TestBrokenNames(t *testing.T) {
 				}
 			}
 			to := newImages(t)
-			from, warned := machine(t, repo)
-			from.Store = to.Store
-			n, err := to.Import(t.Context(), from, nil, nil)
-			if w := warned.take(); err != nil || n != c.bases || len(w) != c.warning {
-				t.Errorf("imported %d, %v; warnings: %q", n, err, w)
+			var warned []string
+			warn := func(msg string) { warned = append(warned, msg) }
+			n, err := to.Import(t.Context(), repo, nil, nil, warn)
+			if err != nil || n != c.bases || len(warned) != c.warning {
+				t.Errorf("imported %d, %v; warnings: %q", n, err, warned)
 			}
 			// Who has it right mends it.
 			if c.bases == 1 {
-				publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, ref)
+				publish(t, im, &registry.Sender{Repo: repo}, ref)
 				if _, err := pull(t.Context(), off, ref); err != nil {
 					t.Error(err)
 				}
@@ -300,7 +299,7 @@ func TestNamesInDisguise(t *testing.T) {
 	repo := pickyRepo{&registry.Memory{}}
 	im := newImages(t)
 	im.Bases = map[string]string{"example.test/base:1": "oci:" + dir + ":1"}
-	base, _ := publish(t, im, &registry.Cache{Repo: repo, Store: im.Store}, "example.test/base:1")
+	base, _ := publish(t, im, &registry.Sender{Repo: repo}, "example.test/base:1")
 	off := newImages(t)
 	off.Offline, off.Caches = true, []registry.Repo{repo}
 	if got, err := off.Resolve(t.Context(), "example.test/base:1", linux("amd64")); err != nil || got.Digest != base.Digest {
@@ -316,60 +315,12 @@ func TestPublishBaseMends(t *testing.T) {
 	dir := t.TempDir()
 	for _, lost := range []digest.Digest{img.layers[1].Digest, img.desc.Digest} {
 		im := newImages(t)
-		publish(t, im, &registry.Cache{Repo: openRepo(t, "oci:"+dir, registry.RepoOptions{}), Store: im.Store}, origin)
+		publish(t, im, &registry.Sender{Repo: openRepo(t, "oci:"+dir)}, origin)
 		if err := os.Remove(filepath.Join(dir, "blobs/sha256", lost.Encoded())); err != nil {
 			t.Fatal(err)
 		}
-		if _, sent := publish(t, im, &registry.Cache{Repo: openRepo(t, "oci:"+dir, registry.RepoOptions{}), Store: im.Store}, origin); sent == 0 {
+		if _, sent := publish(t, im, &registry.Sender{Repo: openRepo(t, "oci:"+dir)}, origin); sent == 0 {
 			t.Errorf("%s is not put again", lost)
-		}
-	}
-}
-
-// Verify reads base images and names too.
-func TestVerifyBases(t *testing.T) {
-	needRoot(t)
-	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "1", compressed: "gzip"})
-	origin := "oci:" + layoutDir(t, map[string]*testImage{"latest": img})
-	dir := t.TempDir()
-	im := newImages(t)
-	to := &registry.Cache{Repo: openRepo(t, "oci:"+dir, registry.RepoOptions{}), Store: im.Store}
-	publish(t, im, to, origin)
-	if found := problems(t, to); len(found) > 0 {
-		t.Fatalf("found %q", found)
-	}
-	if err := os.Remove(filepath.Join(dir, "blobs/sha256", img.layers[0].Digest.Encoded())); err != nil {
-		t.Fatal(err)
-	}
-	c := &registry.Cache{Repo: openRepo(t, "oci:"+dir, registry.RepoOptions{}), Store: im.Store}
-	found := problems(t, c)
-	if len(found) != 1 || !strings.HasPrefix(found[0], "base-") || !strings.Contains(found[0], img.layers[0].Digest.String()) {
-		t.Errorf("found %q", found)
-	}
-}
-
-// Keys are those of records, in the domains that are read.
-func TestKeys(t *testing.T) {
-	needRoot(t)
-	t.Parallel()
-	repo := &registry.Memory{}
-	c, _ := machine(t, repo)
-	build := newChain(t, c.Store, "keys")
-	build.step("1\n")
-	build.step("2\n")
-	push(t, c, build.results...)
-	other, _ := machine(t, repo)
-	other.Domains, other.Store = []string{"pr-7"}, c.Store
-	push(t, other, build.last())
-	for _, x := range []struct {
-		domains []string
-		want    int
-	}{{nil, len(build.results)}, {[]string{"pr-7"}, 1}, {[]string{"pr-7", "default"}, len(build.results)}, {[]string{"pr-8"}, 0}} {
-		c := &registry.Cache{Repo: repo, Store: c.Store, Domains: x.domains}
-		ids, err := c.Keys(t.Context())
-		if err != nil || len(ids) != x.want || slices.ContainsFunc(ids, func(id keys.ID) bool { return !slices.Contains(build.ids(), id) }) {
-			t.Errorf("%v: %v, %v", x.domains, ids, err)
 		}
 	}
 }
@@ -415,18 +366,18 @@ func TestPinnedNames(t *testing.T) {
 		img.push(t, addr, "base", fmt.Sprint(i))
 	}
 	desc, b := makeIndex(t, ocispec.MediaTypeImageIndex, img.on(linux("amd64")), arm.on(linux("arm64")))
-	if _, err := openRepo(t, addr+"/base", registry.RepoOptions{}).PutManifest(t.Context(), "multi", desc.MediaType, b); err != nil {
+	if _, err := openRepo(t, addr+"/base").PutManifest(t.Context(), "multi", desc.MediaType, b); err != nil {
 		t.Fatal(err)
 	}
 	ref := addr + "/base@" + desc.Digest.String()
 
 	im := newImages(t)
-	to := &registry.Cache{Repo: &registry.Memory{}, Store: im.Store}
+	to := &registry.Sender{Repo: &registry.Memory{}}
 	if base, _ := publish(t, im, to, ref); base.Digest != img.desc.Digest {
 		t.Fatalf("it means %s", base.Digest)
 	}
-	copied := &registry.Cache{Repo: openRepo(t, addr+"/copied", registry.RepoOptions{}), Store: openStore(t)}
-	if _, _, err := registry.CopyBases(t.Context(), to, copied); err != nil {
+	copied := &registry.Sender{Repo: openRepo(t, addr+"/copied")}
+	if _, _, err := registry.CopyBases(t.Context(), im.Store, to.Repo, copied, nil); err != nil {
 		t.Fatal(err)
 	}
 	for _, repo := range []registry.Repo{to.Repo, copied.Repo} {
@@ -444,7 +395,7 @@ func TestPinnedNames(t *testing.T) {
 	for name, index := range map[string][]byte{"the index": b, "another index": other, "none": nil} {
 		t.Run(name, func(t *testing.T) {
 			repo := &registry.Memory{}
-			lying := &registry.Cache{Repo: repo, Store: openStore(t)}
+			lying := &registry.Sender{Repo: repo}
 			publish(t, newImages(t), lying, addr+"/base:1")
 			_, m, err := to.Repo.Manifest(t.Context(), nameTag(ref))
 			if err != nil {
@@ -471,9 +422,9 @@ func TestPinnedNames(t *testing.T) {
 				t.Errorf("offline it means %s", base.Digest)
 			}
 			imported := newImages(t)
-			from, warned := machine(t, repo)
-			from.Store = imported.Store
-			if n, err := imported.Import(t.Context(), from, nil, nil); n != 1 || err != nil || len(warned.take()) != 1 {
+			var warned []string
+			warn := func(msg string) { warned = append(warned, msg) }
+			if n, err := imported.Import(t.Context(), repo, nil, nil, warn); n != 1 || err != nil || len(warned) != 1 {
 				t.Errorf("imported %d, %v", n, err)
 			}
 			on := &registry.Images{Store: imported.Store}

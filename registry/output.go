@@ -8,9 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -85,6 +82,18 @@ func WriteOCIDir(ctx context.Context, dir string, st *cas.Store, img Image, name
 		return ocispec.Descriptor{}, fmt.Errorf("write OCI layout %s: %w", dir, err)
 	}
 	return o.manifest, nil
+}
+
+func (o *output) writeDir(ctx context.Context, dir string, st *cas.Store) error {
+	layout, err := OpenLayout(dir)
+	if err != nil {
+		return err
+	}
+	var blobs []Blob
+	for _, d := range o.blobs() {
+		blobs = append(blobs, Blob{Desc: d, Open: func() (io.ReadCloser, error) { return o.open(st, d) }})
+	}
+	return errors.Join(layout.Add(ctx, blobs, o.entries()), layout.Close())
 }
 
 // An output is an image as it leaves: small documents in memory, layers in the store.
@@ -182,10 +191,6 @@ func (o *output) entries() []ocispec.Descriptor {
 	return all
 }
 
-func newIndex(entries ...ocispec.Descriptor) ocispec.Index {
-	return ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries}
-}
-
 // blobs lists all blobs once, sorted.
 func (o *output) blobs() []ocispec.Descriptor {
 	all := append([]ocispec.Descriptor{o.manifest, o.config}, o.layers...)
@@ -211,15 +216,6 @@ func (o *output) open(st *cas.Store, d ocispec.Descriptor) (io.ReadCloser, error
 		return nil, fmt.Errorf("layer %s: %w", d.Digest, err)
 	}
 	return f, nil
-}
-
-// blobPath is where a layout has a blob, with slashes.
-func blobPath(d digest.Digest) string {
-	return path.Join(ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
-}
-
-func layoutFile() []byte {
-	return []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`)
 }
 
 // writeTar writes the layout, with docker's manifest.json if it is not nil.
@@ -270,87 +266,10 @@ func (o *output) writeTarBlob(ctx context.Context, tw *tar.Writer, st *cas.Store
 	if err := tw.WriteHeader(tarHeader(blobPath(d.Digest), tar.TypeReg, 0o644, d.Size)); err != nil {
 		return err
 	}
-	_, err = io.Copy(tw, ctxReader{ctx, r})
+	_, err = io.Copy(tw, cas.Reader(ctx, r))
 	return err
 }
 
 func tarHeader(name string, typ byte, mode, size int64) *tar.Header {
 	return &tar.Header{Name: name, Typeflag: typ, Mode: mode, Size: size, ModTime: time.Unix(0, 0)}
-}
-
-// ctxReader ends a copy when it is cancelled.
-type ctxReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (r ctxReader) Read(p []byte) (int, error) {
-	if err := r.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return r.r.Read(p)
-}
-
-func (o *output) writeDir(ctx context.Context, dir string, st *cas.Store) error {
-	dir, err := filepath.Abs(dir)
-	if err != nil {
-		return err
-	}
-	files := &dirFiles{dir: dir}
-	defer files.close()
-	for _, d := range o.blobs() {
-		if err := o.writeDirBlob(ctx, files, st, d); err != nil {
-			return err
-		}
-	}
-	unlock, err := files.lock(ctx)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	index := newIndex()
-	switch b, err := readDocument(files.root, ocispec.ImageIndexFile); {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	default:
-		if _, err := parseIndex(b); err != nil {
-			return err
-		}
-		if err := json.Unmarshal(b, &index); err != nil {
-			return err
-		}
-	}
-	if _, err := files.stat(ocispec.ImageLayoutFile); err != nil {
-		if err := files.create(ocispec.ImageLayoutFile, writeBytes(layoutFile())); err != nil {
-			return err
-		}
-	}
-	entries := o.entries()
-	index.Manifests = append(slices.DeleteFunc(index.Manifests, func(d ocispec.Descriptor) bool {
-		return slices.ContainsFunc(entries, func(e ocispec.Descriptor) bool {
-			was := d.Annotations[ocispec.AnnotationRefName]
-			return was == e.Annotations[ocispec.AnnotationRefName] && (was != "" || d.Digest == e.Digest)
-		})
-	}), entries...)
-	b, err := json.Marshal(index)
-	if err != nil {
-		return err
-	}
-	return files.create(ocispec.ImageIndexFile, writeBytes(b))
-}
-
-func (o *output) writeDirBlob(ctx context.Context, files *dirFiles, st *cas.Store, d ocispec.Descriptor) error {
-	if stamp, err := files.stat(blobPath(d.Digest)); err == nil && stamp.size == d.Size {
-		return nil
-	}
-	return files.create(blobPath(d.Digest), func(w io.Writer) error {
-		r, err := o.open(st, d)
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		_, err = io.Copy(w, ctxReader{ctx, r})
-		return err
-	})
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -47,7 +48,7 @@ func Targets(im *Images, names []string) ([]Target, error) {
 		}
 		i := slices.IndexFunc(all, func(t Target) bool { return t.Repo.Name() == repo })
 		if i < 0 {
-			r, err := OpenRepo(repo, RepoOptions{Images: im})
+			r, err := im.client().Open(repo)
 			if err != nil {
 				return nil, err
 			}
@@ -74,18 +75,18 @@ func (p *Publication) Push(ctx context.Context, to Target) (ocispec.Descriptor, 
 	if err != nil {
 		return ocispec.Descriptor{}, 0, fmt.Errorf("push to %s: %w", to.Repo.Name(), err)
 	}
-	send := &push{Cache: &Cache{Repo: to.Repo, Store: p.Store}}
-	blobs := []blob{{desc: o.config, open: opener(o.documents[o.config.Digest]), ask: true}}
+	send, sent := Sender{Repo: to.Repo}, atomic.Int64{}
+	blobs := []Blob{{Desc: o.config, Open: opener(o.documents[o.config.Digest]), Ask: true}}
 	i := 0
 	for at, l := range p.Layers {
 		if l.IsZero() {
 			continue
 		}
-		blobs = append(blobs, blob{
-			desc: o.layers[i],
-			open: func() (io.ReadCloser, error) { return p.Store.Blob(l.Blob.Digest) },
-			from: p.from(to.Repo, at < p.Base),
-			ask:  true,
+		blobs = append(blobs, Blob{
+			Desc: o.layers[i],
+			Open: func() (io.ReadCloser, error) { return p.Store.Blob(l.Blob.Digest) },
+			From: p.from(to.Repo, at < p.Base),
+			Ask:  true,
 		})
 		i++
 	}
@@ -94,14 +95,14 @@ func (p *Publication) Push(ctx context.Context, to Target) (ocispec.Descriptor, 
 		tags = []string{""}
 	}
 	for _, tag := range tags {
-		if err := send.putWhole(ctx, tag, o.manifest.MediaType, o.documents[o.manifest.Digest], blobs); err != nil {
-			return ocispec.Descriptor{}, send.sent.Load(), fmt.Errorf("push to %s: %w", to.Repo.Name(), err)
+		if _, err := send.Put(ctx, tag, o.manifest.MediaType, o.documents[o.manifest.Digest], blobs, &sent); err != nil {
+			return ocispec.Descriptor{}, sent.Load(), fmt.Errorf("push to %s: %w", to.Repo.Name(), err)
 		}
 	}
 	desc := o.manifest
 	platform := normalizePlatform(p.Config.Platform)
 	desc.Platform = &platform
-	return desc, send.sent.Load(), nil
+	return desc, sent.Load(), nil
 }
 
 // from names a repository of the same registry that a layer may be mounted from: the base image's for what is its, else a cache.

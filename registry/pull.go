@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -80,13 +81,10 @@ func (a *allowance) spent() error {
 // Pull makes the image of a resolved base available in the store: its config, and its layers, unpacked as they arrive
 // if unpack is set, several at once. What is there already is not fetched. Everything is verified. Processes that want the same layer fetch it once.
 func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progress) (*Image, error) {
-	if err := im.init(); err != nil {
-		return nil, err
-	}
 	if base.Digest == "" {
 		return &Image{Config: ocispec.Image{Platform: base.Platform, RootFS: ocispec.RootFS{Type: "layers"}}}, nil
 	}
-	n, err := im.origin(base)
+	n, srcs, err := im.origin(base)
 	if err != nil {
 		return nil, fmt.Errorf("pull %s: %w", base.Ref, err)
 	}
@@ -96,7 +94,7 @@ func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progr
 		bounded, cancel = context.WithTimeout(ctx, limits.Time)
 	}
 	defer cancel()
-	img, err := im.pull(bounded, im.sources(n), base, unpack, &allowance{limits: limits}, p)
+	img, err := im.pull(bounded, srcs, base, unpack, &allowance{limits: limits}, p)
 	if err != nil && bounded.Err() != nil && ctx.Err() == nil {
 		err = fmt.Errorf("it did not come within %v, which is the limit here", limits.Time)
 	}
@@ -174,19 +172,22 @@ func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpac
 	return img, im.recordImage(key, []digest.Digest{base.Digest, confDesc.Digest}, img.Layers)
 }
 
-// origin finds the name under which a base can be had.
-func (im *Images) origin(base keys.Base) (imageName, error) {
+// origin finds the name under which a base can be had, and where.
+func (im *Images) origin(base keys.Base) (imageName, []source, error) {
 	im.mu.Lock()
 	n, ok := im.origins[base.Digest]
 	im.mu.Unlock()
-	if ok {
-		return n, nil
+	var err error
+	if !ok {
+		if n, err = parseName(base.Ref); err == nil {
+			n, err = im.meaning(n)
+		}
+		if err != nil {
+			return n, nil, err
+		}
 	}
-	n, err := parseName(base.Ref)
-	if err != nil {
-		return n, err
-	}
-	return im.meaning(n)
+	srcs, err := im.sources(n)
+	return n, srcs, err
 }
 
 func sameLayer(a, b layers.Layer) bool {
@@ -250,7 +251,7 @@ func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Des
 		return l, err
 	}
 	return try(ctx, srcs, func(s source) (layers.Layer, error) {
-		rc, err := s.blob(ctx, desc)
+		rc, err := s.Blob(ctx, desc)
 		if err != nil {
 			return layers.Layer{}, err
 		}
@@ -291,4 +292,29 @@ func (r *progressReader) Read(b []byte) (int, error) {
 		r.tell(r.done)
 	}
 	return n, err
+}
+
+// Missing tells how many bytes of layers Pull would fetch for a base: of what is neither unpacked nor here as bytes.
+func (im *Images) Missing(ctx context.Context, base keys.Base) (int64, error) {
+	descs, err := im.layersOf(ctx, base)
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	seen := map[digest.Digest]bool{}
+	for _, d := range descs {
+		if _, here := im.Store.HasBlob(d.Digest); !here && !seen[d.Digest] {
+			sum += d.Size
+		}
+		seen[d.Digest] = true
+	}
+	return sum, nil
+}
+
+// specsFault marks the error of a base image that is where a spec may not reach.
+func specsFault(err error) error {
+	if private := new(PrivateError); errors.As(err, &private) {
+		return &keys.BaseError{Err: private}
+	}
+	return err
 }

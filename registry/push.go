@@ -1,7 +1,6 @@
 package registry
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -14,7 +13,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/keys"
@@ -50,19 +48,11 @@ type push struct {
 	sent   atomic.Int64
 }
 
-// A blob is bytes that the Repo has to have.
-type blob struct {
-	desc ocispec.Descriptor
-	open func() (io.ReadCloser, error)
-	from string // a repository that may have it
-	ask  bool   // whether to ask before sending
-}
-
 // askAbove is from which size on a question costs little beside sending bytes that are there already.
 const askAbove = 1 << 20
 
 func (p *push) run(ctx context.Context) error {
-	done, err := p.entries.claim(ctx, p.tag)
+	done, err := p.entries.Claim(ctx, p.tag)
 	if err != nil {
 		return err
 	}
@@ -77,7 +67,7 @@ func (p *push) run(ctx context.Context) error {
 		return err
 	}
 	// The record's blobs go along with the image's: one round trip less.
-	if err := p.putAll(ctx, slices.Concat(image.blobs, rec.blobs(ctx, p.Cache))); err != nil {
+	if err := p.send(ctx, slices.Concat(image.blobs, rec.blobs(ctx, p.Cache))); err != nil {
 		return err
 	}
 	if image.manifest != nil {
@@ -256,7 +246,7 @@ func (p *push) predicate() (*predicate, error) {
 type imageDocs struct {
 	manifest []byte
 	digest   digest.Digest
-	blobs    []blob
+	blobs    []Blob
 }
 
 // image makes the image of a result, and says in the predicate what it is.
@@ -285,7 +275,7 @@ func (p *push) image(ctx context.Context, pred *predicate) (*imageDocs, error) {
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i+1, err)
 		}
-		b.ask = b.ask || i < len(parts)-1 // only the newest is likely to be new
+		b.Ask = b.Ask || i < len(parts)-1 // only the newest is likely to be new
 		doc.blobs = append(doc.blobs, b)
 		ref, err := refOf(part)
 		if err != nil {
@@ -304,7 +294,7 @@ func (p *push) image(ctx context.Context, pred *predicate) (*imageDocs, error) {
 		return nil, fmt.Errorf("encode the image's config: %w", err)
 	}
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	doc.blobs = append(doc.blobs, blob{desc: desc, open: opener(b)})
+	doc.blobs = append(doc.blobs, BytesBlob(ocispec.MediaTypeImageConfig, b))
 	if pred.Config, err = blobRefOf(desc); err != nil {
 		return nil, err
 	}
@@ -337,36 +327,47 @@ func (p *predicate) imageManifest() ([]byte, error) {
 
 // layerBlob says where a layer's bytes are. If the store has lost them, and the Repo has not got them either, they are packed again,
 // which may give other bytes of the same diff id.
-func (p *push) layerBlob(ctx context.Context, l *part, base bool) (blob, error) {
+func (p *push) layerBlob(ctx context.Context, l *part, base bool) (Blob, error) {
 	from := ""
 	if base {
 		from = p.r.BaseRef
 	}
-	if _, ok := p.Store.HasBlob(l.Blob.Digest); !ok && !p.isKnown(l.Blob.Digest) {
+	there, _ := p.Sender().Knows(l.Blob.Digest)
+	if _, ok := p.Store.HasBlob(l.Blob.Digest); !ok && !there {
 		has, err := p.Repo.HasBlob(ctx, l.Blob)
 		if err != nil {
-			return blob{}, err
+			return Blob{}, err
 		}
 		if has {
-			p.learn(true, l.Blob.Digest)
+			p.Sender().Note(true, l.Blob.Digest)
 		} else if l.Dir != "" && p.Store.HasLayer(l.Dir) {
 			packed, err := layers.Pack(ctx, p.Store, layers.Layer{Dir: l.Dir}, p.Compression)
 			if err != nil {
-				return blob{}, err
+				return Blob{}, err
 			}
 			if packed.DiffID != l.DiffID {
-				return blob{}, fmt.Errorf("packing it again gave %s instead of %s: %w", packed.DiffID, l.DiffID, errNowhere)
+				return Blob{}, fmt.Errorf("packing it again gave %s instead of %s: %w", packed.DiffID, l.DiffID, errNowhere)
 			}
 			l.Layer = packed
 		}
 	}
-	d := l.Blob.Digest
-	return blob{
-		desc: ocispec.Descriptor{MediaType: l.Blob.MediaType, Digest: d, Size: l.Blob.Size},
-		open: func() (io.ReadCloser, error) { return p.Store.Blob(d) },
-		from: from,
-		ask:  base || l.Blob.Size > askAbove,
+	return Blob{
+		Desc: bare(l.Blob),
+		Open: p.opener(l.Blob.Digest),
+		From: from,
+		Ask:  base || l.Blob.Size > askAbove,
 	}, nil
+}
+
+// opener opens a blob of the store.
+func (c *Cache) opener(d digest.Digest) func() (io.ReadCloser, error) {
+	return func() (io.ReadCloser, error) {
+		f, err := c.Store.Blob(d)
+		if errors.Is(err, cas.ErrNotFound) {
+			return nil, errNowhere
+		}
+		return f, err
+	}
 }
 
 func blobRefOf(desc ocispec.Descriptor) (*blobRef, error) {
@@ -385,26 +386,6 @@ func refOf(p part) (ref layerRef, err error) {
 	}
 	ref.Compression, err = layerCompression(p.Blob.MediaType)
 	return ref, err
-}
-
-// unknownEntry stands in a history for a layer of which the base image's says nothing.
-const unknownEntry = "not in the base image's history"
-
-// fitHistory gives an image of n layers as many entries that are not empty: tools refuse others, though builders make them. What a base image's
-// history lacks or has too much is taken to be at its beginning: builders add at the end, for each layer that they add.
-func fitHistory(hs []ocispec.History, n int) []ocispec.History {
-	hs = slices.Clone(hs)
-	for i, h := range slices.Backward(hs) {
-		if h.EmptyLayer {
-			continue
-		}
-		if n > 0 {
-			n--
-		} else {
-			hs[i].EmptyLayer = true
-		}
-	}
-	return append(slices.Repeat([]ocispec.History{{Comment: unknownEntry}}, n), hs...)
 }
 
 // mergedHistory is the history of an image some of whose layers are merged: of those of one range, the last entry is not empty. Commands are
@@ -522,13 +503,13 @@ type recordDocs struct {
 }
 
 // blobs lists what the record's manifest refers to.
-func (r *recordDocs) blobs(ctx context.Context, c *Cache) []blob {
-	blobs := []blob{{desc: bare(r.manifest.Config), open: opener(r.envelope)}}
+func (r *recordDocs) blobs(ctx context.Context, c *Cache) []Blob {
+	blobs := []Blob{{Desc: bare(r.manifest.Config), Open: opener(r.envelope)}}
 	for i, l := range r.logs {
-		blobs = append(blobs, blob{
-			desc: bare(l.Desc),
-			open: func() (io.ReadCloser, error) { return c.openPacked(ctx, l) },
-			ask:  i < len(r.logs)-1 || l.Desc.Data == nil || l.repo != nil, // only the newest is likely to be new
+		blobs = append(blobs, Blob{
+			Desc: bare(l.Desc),
+			Open: func() (io.ReadCloser, error) { return c.openPacked(ctx, l) },
+			Ask:  i < len(r.logs)-1 || l.Desc.Data == nil || l.repo != nil, // only the newest is likely to be new
 		})
 	}
 	return blobs
@@ -570,122 +551,31 @@ func (r *recordDocs) disguiseConfig(diffIDs []digest.Digest) error {
 	return nil
 }
 
-// bare is a descriptor as it stands in requests.
-func bare(d ocispec.Descriptor) ocispec.Descriptor {
-	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
-}
-
-func opener(b []byte) func() (io.ReadCloser, error) {
-	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
-}
-
-// maxUploads is how many blobs of one result are sent or asked for at once.
-const maxUploads = 4
-
-func (p *push) putAll(ctx context.Context, blobs []blob) error {
-	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(maxUploads)
-	for _, b := range blobs {
-		if !p.isKnown(b.desc.Digest) {
-			g.Go(func() error { return p.put(gctx, b, &p.sent) })
-		}
-	}
-	if err := g.Wait(); err != nil {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return err
-	}
-	return nil
-}
-
-// put makes sure that the Repo has a blob; concurrent pushes send it once.
-func (c *Cache) put(ctx context.Context, b blob, sent *atomic.Int64) error {
-	done, err := c.blobs.claim(ctx, b.desc.Digest)
-	if err != nil {
-		return err
-	}
-	defer done()
-	c.mu.Lock()
-	there, seen := c.known[b.desc.Digest]
-	c.mu.Unlock()
-	if there {
-		return nil
-	}
-	// What was found missing or wrong may be there, but is not what it should be.
-	if b.ask && !seen {
-		has, err := c.Repo.HasBlob(ctx, b.desc)
-		if err != nil {
-			return fmt.Errorf("look for blob %s: %w", b.desc.Digest, err)
-		}
-		if has {
-			c.learn(true, b.desc.Digest)
-			return nil
-		}
-	}
-	err = c.Repo.PutBlob(ctx, b.desc, b.from, func() (io.ReadCloser, error) {
-		r, err := b.open()
-		if err != nil {
-			return nil, err
-		}
-		return &countingReader{r, sent}, nil
-	})
-	if errors.Is(err, cas.ErrNotFound) {
-		return fmt.Errorf("blob %s: %w", b.desc.Digest, errNowhere)
-	}
-	if err != nil {
-		return fmt.Errorf("send blob %s: %w", b.desc.Digest, err)
-	}
-	c.learn(true, b.desc.Digest)
-	return nil
-}
-
-type countingReader struct {
-	io.ReadCloser
-	n *atomic.Int64
-}
-
-func (r *countingReader) Read(b []byte) (int, error) {
-	n, err := r.ReadCloser.Read(b)
-	r.n.Add(int64(n))
-	return n, err
-}
-
-// retrying puts a manifest. If the Repo does not know a blob of it, what was believed known is forgotten, and sent once more.
-func (p *push) retrying(ctx context.Context, blobs []blob, put func() error) error {
-	err := put()
-	if !errors.Is(err, ErrBlobUnknown) {
-		return err
-	}
-	for i := range blobs {
-		blobs[i].ask = true
-		p.forget(blobs[i].desc.Digest)
-	}
-	if err := p.putAll(ctx, blobs); err != nil {
-		return err
-	}
-	return put()
+func (p *push) send(ctx context.Context, blobs []Blob) error {
+	return p.Sender().Send(ctx, blobs, &p.sent)
 }
 
 func (p *push) putImage(ctx context.Context, image *imageDocs) error {
-	return p.retrying(ctx, image.blobs, func() error {
-		_, err := p.Repo.PutManifest(ctx, p.tag, ocispec.MediaTypeImageManifest, image.manifest)
-		if err != nil {
-			return fmt.Errorf("put the image: %w", err)
-		}
-		p.sent.Add(int64(len(image.manifest)))
-		return nil
-	})
+	_, err := p.Sender().Put(ctx, p.tag, ocispec.MediaTypeImageManifest, image.manifest, image.blobs, &p.sent)
+	if err != nil {
+		return fmt.Errorf("put the image: %w", err)
+	}
+	return nil
 }
 
 // putRecord puts the record, in the form that the Repo takes.
 func (p *push) putRecord(ctx context.Context, rec *recordDocs) (desc ocispec.Descriptor, err error) {
 	put := func() (err error) {
-		desc, err = p.putRecordManifest(ctx, p.tag+recordSuffix, rec.manifest)
-		p.sent.Add(desc.Size)
-		return err
+		b, err := rec.manifest.encode()
+		if err == nil {
+			desc, err = p.Sender().Put(ctx, p.tag+recordSuffix, ocispec.MediaTypeImageManifest, b, rec.blobs(ctx, p.Cache), &p.sent)
+		}
+		if err != nil {
+			return fmt.Errorf("put the record: %w", err)
+		}
+		return nil
 	}
-	err = p.retrying(ctx, rec.blobs(ctx, p.Cache), put)
+	err = put()
 	if !errors.Is(err, ErrRefused) || rec.disguised {
 		return desc, err
 	}
@@ -695,11 +585,7 @@ func (p *push) putRecord(ctx context.Context, rec *recordDocs) (desc ocispec.Des
 	if err := rec.disguise(); err != nil {
 		return desc, err
 	}
-	blobs := rec.blobs(ctx, p.Cache)
-	if err := p.putAll(ctx, blobs); err != nil {
-		return desc, err
-	}
-	return desc, p.retrying(ctx, blobs, put)
+	return desc, put()
 }
 
 // refuses reports whether the Repo is known not to take the media types of records.
@@ -709,19 +595,13 @@ func (c *Cache) refuses() bool {
 	return c.plain
 }
 
-func (c *Cache) putRecordManifest(ctx context.Context, tag string, m *recordManifest) (ocispec.Descriptor, error) {
+// encode gives a record's manifest as it is put.
+func (m *recordManifest) encode() ([]byte, error) {
 	b, err := json.Marshal(m)
 	if err == nil && len(b) > maxDocument {
 		err = fmt.Errorf("it has %d bytes: too many", len(b))
 	}
-	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("put the record: %w", err)
-	}
-	desc, err := c.Repo.PutManifest(ctx, tag, ocispec.MediaTypeImageManifest, b)
-	if err != nil {
-		return ocispec.Descriptor{}, fmt.Errorf("put the record: %w", err)
-	}
-	return desc, nil
+	return b, err
 }
 
 // mend puts the image again if another writer's stands under the tag, while the record there is ours. Readers fetch the image that the

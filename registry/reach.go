@@ -23,7 +23,7 @@ func ReachOf(ref string) (Reach, error) {
 		return ReachPublic, err
 	case n.dir != "":
 		return ReachLocal, nil
-	case !n.isScratch() && isPrivateName(hostnameOf(n.host)):
+	case !n.isScratch() && IsPrivateName(hostnameOf(n.host)):
 		return ReachPrivate, nil
 	}
 	return ReachPublic, nil
@@ -41,12 +41,12 @@ func hostnameOf(host string) string {
 // https://www.rfc-editor.org/rfc/rfc6762#appendix-G
 var localDomains = []string{"localhost", "local", "internal", "home.arpa", "lan", "home", "corp", "private", "intranet"}
 
-// isPrivateName reports a host that cannot be meant for everybody: an address that is not public, a name without a domain, or one in a domain that
+// IsPrivateName reports a host that cannot be meant for everybody: an address that is not public, a name without a domain, or one in a domain that
 // each network has for itself. What is not ASCII, nor a name of the DNS, is not judged by its look. Nor is what ends in a number: no domain does, but
 // much software takes it for an address in another spelling, as 127.1 or 0x7f.0.0.1.
-func isPrivateName(hostname string) bool {
+func IsPrivateName(hostname string) bool {
 	if ip, err := netip.ParseAddr(hostname); err == nil {
-		return !isPublic(ip)
+		return !IsPublic(ip)
 	}
 	hostname = strings.TrimSuffix(strings.ToLower(hostname), ".")
 	for _, d := range localDomains {
@@ -93,8 +93,8 @@ var (
 	sixToFour = netip.MustParsePrefix("2002::/16")
 )
 
-// isPublic reports an address that means the same everywhere.
-func isPublic(ip netip.Addr) bool {
+// IsPublic reports an address that means the same everywhere.
+func IsPublic(ip netip.Addr) bool {
 	ip = ip.Unmap()
 	if ip.Zone() != "" || !ip.IsGlobalUnicast() || ip.IsPrivate() {
 		return false
@@ -102,9 +102,9 @@ func isPublic(ip netip.Addr) bool {
 	b := ip.As16()
 	switch {
 	case nat64.Contains(ip):
-		return isPublic(netip.AddrFrom4([4]byte(b[12:])))
+		return IsPublic(netip.AddrFrom4([4]byte(b[12:])))
 	case sixToFour.Contains(ip):
-		return isPublic(netip.AddrFrom4([4]byte(b[2:6])))
+		return IsPublic(netip.AddrFrom4([4]byte(b[2:6])))
 	}
 	for _, p := range specialPurpose {
 		if p.Contains(ip) {

@@ -12,39 +12,29 @@ import (
 	"strings"
 	"syscall"
 	"time"
-
-	"github.com/ocurrent/obx/keys"
 )
 
-// A privateError is a host that would have to be reached and is in a private network, by its name or by the address that it leads to.
-type privateError struct {
-	host    string
-	address string // "" if the name says it
+// A PrivateError is a host that would have to be reached and is in a private network, by its name or by the address that it leads to.
+type PrivateError struct {
+	Host    string
+	Address string // "" if the name says it
 }
 
-func (e *privateError) Error() string {
-	if e.address != "" && e.address != e.host {
-		return fmt.Sprintf("%s is at the private address %s, which is not allowed here: ask for --allow registry.private", e.host, e.address)
+func (e *PrivateError) Error() string {
+	if e.Address != "" && e.Address != e.Host {
+		return fmt.Sprintf("%s is at the private address %s, which is not allowed here: ask for --allow registry.private", e.Host, e.Address)
 	}
-	return fmt.Sprintf("the private registry %s is not allowed here: ask for --allow registry.private", e.host)
+	return fmt.Sprintf("the private registry %s is not allowed here: ask for --allow registry.private", e.Host)
 }
 
-// specsFault marks the error of a base image that is where a spec may not reach.
-func specsFault(err error) error {
-	if private := new(privateError); errors.As(err, &private) {
-		return &keys.BaseError{Err: private}
-	}
-	return err
-}
-
-// publicOnly has a transport connect to public addresses only: for requests, for what they are redirected to, and for tokens. It looks at each
+// guard has a transport connect to allowed addresses only: for requests, for what they are redirected to, and for tokens. It looks at each
 // name, and at each address, whatever has led there. A proxy may be anywhere: it is the user's. What a proxy connects to nobody can see from here, so
 // then the names alone are judged.
-func (t *transport) publicOnly(d publicDialer) {
+func (t *transport) guard(allow func(netip.Addr) bool, resolver *net.Resolver) {
 	proxies, proxy, free := proxyAddresses(), t.plain.Proxy, t.plain.DialContext
 	t.plain.Proxy = func(req *http.Request) (*url.URL, error) {
-		if isPrivateName(req.URL.Hostname()) || proxies[addressOf(req.URL)] {
-			return nil, &privateError{host: req.URL.Hostname()}
+		if IsPrivateName(req.URL.Hostname()) || proxies[addressOf(req.URL)] {
+			return nil, &PrivateError{Host: req.URL.Hostname()}
 		}
 		return proxy(req)
 	}
@@ -56,36 +46,22 @@ func (t *transport) publicOnly(d publicDialer) {
 		if err != nil {
 			return nil, err
 		}
-		dialer := net.Dialer{Timeout: t.patience.connect, KeepAlive: 30 * time.Second, Resolver: d.resolver, Control: d.control(host)}
+		dialer := net.Dialer{Timeout: t.patience.Connect, KeepAlive: 30 * time.Second, Resolver: resolver}
+		dialer.Control = func(_, address string, _ syscall.RawConn) error { // just before it connects
+			to, err := netip.ParseAddrPort(address)
+			if err != nil {
+				return fmt.Errorf("connect to %s: %w", address, err)
+			}
+			if !allow(to.Addr()) {
+				return &PrivateError{Host: host, Address: to.Addr().Unmap().String()}
+			}
+			return nil
+		}
 		conn, err := dialer.DialContext(ctx, network, addr)
-		if private := new(privateError); errors.As(err, &private) {
+		if private := new(PrivateError); errors.As(err, &private) {
 			return nil, private
 		}
 		return conn, err
-	}
-}
-
-// A publicDialer connects to public addresses. Its fields are for tests.
-type publicDialer struct {
-	resolver *net.Resolver
-	isPublic func(netip.Addr) bool // nil: isPublic
-}
-
-// control looks at each address of a host just before it is connected to.
-func (d publicDialer) control(host string) func(network, address string, _ syscall.RawConn) error {
-	public := isPublic
-	if d.isPublic != nil {
-		public = d.isPublic
-	}
-	return func(_, address string, _ syscall.RawConn) error {
-		to, err := netip.ParseAddrPort(address)
-		if err != nil {
-			return fmt.Errorf("connect to %s: %w", address, err)
-		}
-		if !public(to.Addr()) {
-			return &privateError{host: host, address: to.Addr().Unmap().String()}
-		}
-		return nil
 	}
 }
 

@@ -22,8 +22,8 @@ func TestIsPublic(t *testing.T) {
 		},
 	} {
 		for _, a := range addrs {
-			if got := isPublic(netip.MustParseAddr(a)); got != want {
-				t.Errorf("isPublic(%s) = %v", a, got)
+			if got := IsPublic(netip.MustParseAddr(a)); got != want {
+				t.Errorf("IsPublic(%s) = %v", a, got)
 			}
 		}
 	}
@@ -44,9 +44,9 @@ func TestProxies(t *testing.T) {
 	if got := slices.Sorted(maps.Keys(proxyAddresses())); !slices.Equal(got, want) {
 		t.Errorf("proxies are %q, want %q", got, want)
 	}
-	tr := newTransport(patience{}, "")
+	tr := newTransport(Patience{}, "")
 	tr.plain.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil } // net/http reads the environment only once
-	tr.publicOnly(publicDialer{})
+	tr.guard(IsPublic, nil)
 	for to, refused := range map[string]bool{
 		"https://registry.example/v2/": false, "https://127.0.0.1:5000/v2/": true, "http://169.254.169.254/latest": true, "https://localhost/v2/": true,
 		"https://[fd00::1]/v2/": true, "http://metadata/": true, "http://１２７.0.0.1/": true, "http://proxy.lan:3128/": true, "http://evil.internal./": true, "https://127.1/": true, "https://0x7F.0.0.0x1./": true,
@@ -56,7 +56,7 @@ func TestProxies(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = tr.plain.Proxy(req)
-		if errors.As(err, new(*privateError)) != refused {
+		if errors.As(err, new(*PrivateError)) != refused {
 			t.Errorf("%s: %v", to, err)
 		}
 	}

@@ -158,8 +158,8 @@ func TestPublicOnly(t *testing.T) {
 	newGuarded := func() *registry.Images {
 		fault = nil
 		im := newImages(t)
-		im.PublicOnly, im.PlainHTTP = true, []string{public, private}
-		registry.SetDialer(im, resolver, func(ip netip.Addr) bool { return ip == netip.MustParseAddr("127.0.0.1") })
+		im.Client = &registry.Client{PlainHTTP: []string{public, private}, Resolver: resolver}
+		im.Guarded = im.Client.Only(func(ip netip.Addr) bool { return ip == netip.MustParseAddr("127.0.0.1") })
 		return im
 	}
 	redirect := func(to, what string) func(http.ResponseWriter, *http.Request) bool {
@@ -240,7 +240,7 @@ func TestPublicOnly(t *testing.T) {
 			return "app"
 		},
 		"everything": func(im *registry.Images) string {
-			im.PublicOnly = false
+			im.Guarded = nil
 			return inside.addr + "/app"
 		},
 	} {
@@ -255,10 +255,7 @@ func TestPublicOnly(t *testing.T) {
 		})
 	}
 	t.Run("allowed: a cache", func(t *testing.T) {
-		repo, err := registry.OpenRepo(inside.addr+"/app", registry.RepoOptions{Images: newGuarded()})
-		if err != nil {
-			t.Fatal(err)
-		}
+		repo := openRepo(t, inside.addr+"/app")
 		if _, err := repo.Head(t.Context(), "latest"); err != nil {
 			t.Error(err)
 		}

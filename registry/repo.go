@@ -72,18 +72,9 @@ var (
 	ErrRefused     = errors.New("the registry does not take this kind of manifest")
 )
 
-// RepoOptions say how remote repositories are reached.
-type RepoOptions struct {
-	Images    *Images  // if not nil, its connections, logins and settings are shared, and the fields below do not count
-	PlainHTTP []string // hosts spoken to without TLS; loopback addresses always may be
-	UserAgent string
-
-	patience patience // for tests
-}
-
-// OpenRepo opens the repository that a user named: HOST/NAME in a registry, oci:DIR for a layout in a directory, oci:FILE.tar or FILE.tar for
+// Open opens the repository that a user named: HOST/NAME in a registry, oci:DIR for a layout in a directory, oci:FILE.tar or FILE.tar for
 // one in an archive. Nothing is asked of a registry yet; directory and file need not exist.
-func OpenRepo(ref string, o RepoOptions) (Repo, error) {
+func (c *Client) Open(ref string) (Repo, error) {
 	path, isLayout := strings.CutPrefix(ref, layoutPrefix)
 	rest, login := cutLogin(ref)
 	switch {
@@ -94,11 +85,14 @@ func OpenRepo(ref string, o RepoOptions) (Repo, error) {
 	case isLayout && hasTag(path):
 		return nil, fmt.Errorf("repository %q: it names a tag: results have tags of their own, write %s", ref, ref[:strings.LastIndex(ref, ":")])
 	case isLayout || strings.HasSuffix(ref, ".tar"):
-		repo, err := openLayout(path)
+		l, err := OpenLayout(path)
+		if err == nil {
+			err = l.checkDir()
+		}
 		if err != nil {
 			return nil, fmt.Errorf("repository %q: %w", ref, err)
 		}
-		return repo, nil
+		return l, nil
 	}
 	if login { // it is not repeated: it may hold a password
 		return nil, fmt.Errorf("repository %q: a name has no login before it: obx login keeps that", rest)
@@ -107,20 +101,7 @@ func OpenRepo(ref string, o RepoOptions) (Repo, error) {
 	if err != nil {
 		return nil, fmt.Errorf("repository %q: %w", ref, err)
 	}
-	r := &remoteRepo{}
-	if o.Images != nil {
-		if err := o.Images.init(); err != nil {
-			return nil, err
-		}
-		r.repository = o.Images.client.repository(host, path)
-		return r, nil
-	}
-	c, err := newClient(o.PlainHTTP, o.UserAgent, o.patience, certsDir(), nil)
-	if err != nil {
-		return nil, err
-	}
-	r.repository = c.repository(host, path)
-	return r, nil
+	return c.Repo(host, path)
 }
 
 // hasTag reports whether a directory or file is named as images of layouts are, oci:DIR:TAG, and is not there under that name.
@@ -142,31 +123,18 @@ func cutLogin(ref string) (rest string, login bool) {
 	return ref[at+1:], at >= 0
 }
 
-func openLayout(path string) (*layoutRepo, error) {
+// OpenLayout opens the layout in a directory, or in the archive that a file is, or is named as. Neither has to be there yet.
+func OpenLayout(path string) (*Layout, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, err
 	}
-	info, err := os.Stat(path)
-	switch {
-	case err == nil && !info.IsDir(), err != nil && strings.HasSuffix(path, ".tar"):
-		files, err := newTarFiles(path)
-		if err != nil {
-			return nil, err
-		}
-		return &layoutRepo{name: layoutPrefix + path, files: files}, nil
+	l := &Layout{name: layoutPrefix + path, files: &dirFiles{dir: path}}
+	if info, err := os.Stat(path); err == nil && !info.IsDir() || err != nil && strings.HasSuffix(path, ".tar") {
+		l.files, err = newTarFiles(path)
+		return l, err
 	}
-	files := &dirFiles{dir: path}
-	if err == nil { // what cannot be opened for another reason is an error of who uses it
-		root, err := files.openRoot()
-		if err == nil {
-			err = checkLayoutDir(root)
-		}
-		if err != nil {
-			return nil, errors.Join(err, files.close())
-		}
-	}
-	return &layoutRepo{name: layoutPrefix + path, files: files}, nil
+	return l, nil
 }
 
 // parseRepoName reads HOST/NAME. It is stricter than Docker's rules: that a path or one word alone means something on Docker Hub would

@@ -34,9 +34,20 @@ const (
 	tempAge    = 24 * time.Hour // older ones belong to processes that were killed
 )
 
-// checkLayoutDir refuses a directory that holds something else: it would be filled with blobs.
-func checkLayoutDir(root *os.Root) error {
-	if _, err := root.Stat(ocispec.ImageLayoutFile); !errors.Is(err, fs.ErrNotExist) {
+// checkDir refuses a directory that holds something else: it would be filled with blobs.
+func (l *Layout) checkDir() error {
+	d, ok := l.files.(*dirFiles)
+	if !ok {
+		return nil
+	}
+	if _, err := os.Stat(d.dir); err != nil {
+		return nil // it is not there yet, or is an error of who uses it
+	}
+	root, err := d.openRoot()
+	if err == nil {
+		_, err = root.Stat(ocispec.ImageLayoutFile)
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	names, err := foreign.ListIn(root, ".", 1)

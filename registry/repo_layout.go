@@ -18,15 +18,17 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/cas"
 )
 
-// A layoutRepo is an OCI layout as a Repo. What a tag names stands in a small file of its own, tags/TAG, that is renamed in: so many processes
+// A Layout is an OCI layout as a Repo, in a directory or a tar archive. What a tag names stands in a small file of its own, tags/TAG, that is renamed in: so many processes
 // may write at once, and each tag is there as soon as it is put. Close derives index.json from these files for other tools, under a
 // lock. Tags that only index.json has, because others put them there, are read too.
 //
 // Blobs are not synced: after a power cut some may hold zeros, which readers see by their digests, as they see all else that is broken.
 // https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md
-type layoutRepo struct {
+type Layout struct {
 	name  string
 	files layoutFiles
 
@@ -76,10 +78,10 @@ const (
 )
 
 // Name implements Repo.
-func (l *layoutRepo) Name() string { return l.name }
+func (l *Layout) Name() string { return l.name }
 
 // fail says what was being done in which layout.
-func (l *layoutRepo) fail(verb, what string, err error) error {
+func (l *Layout) fail(verb, what string, err error) error {
 	switch {
 	case errors.As(err, new(*sourceError)):
 	case verb == "read" && errors.Is(err, fs.ErrNotExist):
@@ -91,7 +93,7 @@ func (l *layoutRepo) fail(verb, what string, err error) error {
 }
 
 // readFile reads a small file.
-func (l *layoutRepo) readFile(name string, limit int64) ([]byte, fileStamp, error) {
+func (l *Layout) readFile(name string, limit int64) ([]byte, fileStamp, error) {
 	f, stamp, err := l.files.open(name)
 	if err != nil {
 		return nil, stamp, err
@@ -105,7 +107,7 @@ func (l *layoutRepo) readFile(name string, limit int64) ([]byte, fileStamp, erro
 }
 
 // readTag reads the file of a tag. One that is broken is not there.
-func (l *layoutRepo) readTag(tag string) (ocispec.Descriptor, error) {
+func (l *Layout) readTag(tag string) (ocispec.Descriptor, error) {
 	b, _, err := l.readFile(path.Join(tagsDir, tag), maxTagFile)
 	if err != nil {
 		return ocispec.Descriptor{}, err
@@ -118,7 +120,7 @@ func (l *layoutRepo) readTag(tag string) (ocispec.Descriptor, error) {
 }
 
 // readIndex reads index.json if it has changed. It is empty if there is none.
-func (l *layoutRepo) readIndex() (*layoutIndex, error) {
+func (l *Layout) readIndex() (*layoutIndex, error) {
 	stamp, err := l.files.stat(ocispec.ImageIndexFile)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &layoutIndex{Index: newIndex()}, nil
@@ -152,14 +154,36 @@ func (l *layoutRepo) readIndex() (*layoutIndex, error) {
 	return index, nil
 }
 
-func (l *layoutRepo) isDeleted(ref string) bool {
+// Index lists what index.json does, for those who look there as other tools do.
+func (l *Layout) Index() ([]ocispec.Descriptor, error) {
+	fail := func(err error) ([]ocispec.Descriptor, error) {
+		return nil, fmt.Errorf("read the layout %s: %w", l.name, err)
+	}
+	if _, err := l.files.list("."); err != nil {
+		return fail(err)
+	}
+	for _, name := range []string{ocispec.ImageLayoutFile, ocispec.ImageIndexFile} {
+		if _, err := l.files.stat(name); errors.Is(err, fs.ErrNotExist) {
+			return fail(fmt.Errorf("it is no OCI layout: it has no file %s", name))
+		} else if err != nil {
+			return fail(err)
+		}
+	}
+	index, err := l.readIndex()
+	if err != nil {
+		return fail(err)
+	}
+	return index.Manifests, nil
+}
+
+func (l *Layout) isDeleted(ref string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.deleted[ref]
 }
 
 // resolve finds what a tag or digest names. The media type of a digest is not known yet.
-func (l *layoutRepo) resolve(ref string) (ocispec.Descriptor, error) {
+func (l *Layout) resolve(ref string) (ocispec.Descriptor, error) {
 	if err := checkRef(ref); err != nil {
 		return ocispec.Descriptor{}, err
 	}
@@ -181,13 +205,13 @@ func (l *layoutRepo) resolve(ref string) (ocispec.Descriptor, error) {
 }
 
 // Head implements Repo.
-func (l *layoutRepo) Head(ctx context.Context, ref string) (ocispec.Descriptor, error) {
+func (l *Layout) Head(ctx context.Context, ref string) (ocispec.Descriptor, error) {
 	desc, _, err := l.Manifest(ctx, ref) // the media type of a digest stands in the bytes only
 	return desc, err
 }
 
 // Manifest implements Repo. Bytes that are not what a tag names are not there: the digest is not known to who asks for the tag.
-func (l *layoutRepo) Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
+func (l *Layout) Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
 	if err := ctx.Err(); err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}
@@ -198,7 +222,7 @@ func (l *layoutRepo) Manifest(ctx context.Context, ref string) (ocispec.Descript
 	return desc, b, nil
 }
 
-func (l *layoutRepo) manifest(ref string) (ocispec.Descriptor, []byte, error) {
+func (l *Layout) manifest(ref string) (ocispec.Descriptor, []byte, error) {
 	desc, err := l.resolve(ref)
 	if err != nil {
 		return desc, nil, err
@@ -223,7 +247,7 @@ func (l *layoutRepo) manifest(ref string) (ocispec.Descriptor, []byte, error) {
 }
 
 // Blob implements Repo.
-func (l *layoutRepo) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+func (l *Layout) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	err := cmp.Or(ctx.Err(), checkDigest(desc.Digest))
 	if err != nil {
 		return nil, err
@@ -240,7 +264,7 @@ func (l *layoutRepo) Blob(ctx context.Context, desc ocispec.Descriptor) (io.Read
 }
 
 // HasBlob implements Repo.
-func (l *layoutRepo) HasBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+func (l *Layout) HasBlob(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
 	if err := cmp.Or(ctx.Err(), checkDigest(desc.Digest)); err != nil {
 		return false, err
 	}
@@ -255,7 +279,7 @@ func (l *layoutRepo) HasBlob(ctx context.Context, desc ocispec.Descriptor) (bool
 }
 
 // prepare makes what every layout has.
-func (l *layoutRepo) prepare() error {
+func (l *Layout) prepare() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.ready {
@@ -278,7 +302,7 @@ func writeBytes(b []byte) func(io.Writer) error {
 }
 
 // PutBlob implements Repo. It verifies what it stores.
-func (l *layoutRepo) PutBlob(ctx context.Context, desc ocispec.Descriptor, _ string, open func() (io.ReadCloser, error)) error {
+func (l *Layout) PutBlob(ctx context.Context, desc ocispec.Descriptor, _ string, open func() (io.ReadCloser, error)) error {
 	if err := cmp.Or(ctx.Err(), checkDigest(desc.Digest)); err != nil {
 		return err
 	}
@@ -292,7 +316,7 @@ func (l *layoutRepo) PutBlob(ctx context.Context, desc ocispec.Descriptor, _ str
 		}
 		defer rc.Close()
 		verifier := desc.Digest.Verifier()
-		src := &sourceReader{r: io.LimitReader(ctxReader{ctx, rc}, desc.Size)}
+		src := &sourceReader{r: io.LimitReader(cas.Reader(ctx, rc), desc.Size)}
 		n, err := io.Copy(io.MultiWriter(w, verifier), src)
 		switch {
 		case src.err != nil:
@@ -313,7 +337,7 @@ func (l *layoutRepo) PutBlob(ctx context.Context, desc ocispec.Descriptor, _ str
 }
 
 // PutManifest implements Repo.
-func (l *layoutRepo) PutManifest(ctx context.Context, tag, mediaType string, data []byte) (ocispec.Descriptor, error) {
+func (l *Layout) PutManifest(ctx context.Context, tag, mediaType string, data []byte) (ocispec.Descriptor, error) {
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(data), Size: int64(len(data))}
 	if err := ctx.Err(); err != nil {
 		return desc, err
@@ -324,7 +348,7 @@ func (l *layoutRepo) PutManifest(ctx context.Context, tag, mediaType string, dat
 	return desc, nil
 }
 
-func (l *layoutRepo) putManifest(tag string, desc ocispec.Descriptor, data []byte) error {
+func (l *Layout) putManifest(tag string, desc ocispec.Descriptor, data []byte) error {
 	if err := checkManifestToPut(tag, data); err != nil {
 		return err
 	}
@@ -365,17 +389,8 @@ func (l *layoutRepo) putManifest(tag string, desc ocispec.Descriptor, data []byt
 	return nil
 }
 
-// refers lists what a manifest or index needs.
-func (d *document) refers() []ocispec.Descriptor {
-	all := slices.Concat(d.Manifests, d.Layers)
-	if d.Config != nil {
-		all = append(all, *d.Config)
-	}
-	return slices.DeleteFunc(all, func(d ocispec.Descriptor) bool { return len(d.URLs) > 0 })
-}
-
 // tagFiles lists the tags that have a file.
-func (l *layoutRepo) tagFiles() ([]string, error) {
+func (l *Layout) tagFiles() ([]string, error) {
 	names, err := l.files.list(tagsDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
@@ -384,7 +399,7 @@ func (l *layoutRepo) tagFiles() ([]string, error) {
 }
 
 // Tags implements Repo.
-func (l *layoutRepo) Tags(ctx context.Context) iter.Seq2[string, error] {
+func (l *Layout) Tags(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		if err := ctx.Err(); err != nil {
 			yield("", err)
@@ -407,7 +422,7 @@ func (l *layoutRepo) Tags(ctx context.Context) iter.Seq2[string, error] {
 	}
 }
 
-func (l *layoutRepo) allTags() ([]string, error) {
+func (l *Layout) allTags() ([]string, error) {
 	all, err := l.tagFiles()
 	if err != nil {
 		return nil, err
@@ -426,7 +441,7 @@ func (l *layoutRepo) allTags() ([]string, error) {
 }
 
 // Delete implements Repo. The blobs of a manifest stay until CollectGarbage.
-func (l *layoutRepo) Delete(ctx context.Context, ref string) error {
+func (l *Layout) Delete(ctx context.Context, ref string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -436,7 +451,7 @@ func (l *layoutRepo) Delete(ctx context.Context, ref string) error {
 	return nil
 }
 
-func (l *layoutRepo) delete(ref string) error {
+func (l *Layout) delete(ref string) error {
 	if err := checkRef(ref); err != nil {
 		return err
 	}
@@ -484,7 +499,7 @@ func (l *layoutRepo) delete(ref string) error {
 }
 
 // tagsOf finds the files of tags that name a digest. All are read for the first digest only: whoever deletes one deletes many.
-func (l *layoutRepo) tagsOf(d digest.Digest) (tags, error) {
+func (l *Layout) tagsOf(d digest.Digest) (tags, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.tagged == nil {
@@ -508,7 +523,7 @@ func (l *layoutRepo) tagsOf(d digest.Digest) (tags, error) {
 }
 
 // CollectGarbage implements Collector.
-func (l *layoutRepo) CollectGarbage(ctx context.Context, grace time.Duration) (int64, error) {
+func (l *Layout) CollectGarbage(ctx context.Context, grace time.Duration) (int64, error) {
 	freed, err := l.collect(ctx, time.Now().Add(-grace))
 	if err = cmp.Or(ctx.Err(), err); err != nil {
 		return freed, l.fail("collect", "garbage", err)
@@ -516,7 +531,7 @@ func (l *layoutRepo) CollectGarbage(ctx context.Context, grace time.Duration) (i
 	return freed, nil
 }
 
-func (l *layoutRepo) collect(ctx context.Context, before time.Time) (freed int64, err error) {
+func (l *Layout) collect(ctx context.Context, before time.Time) (freed int64, err error) {
 	all, err := l.allTags()
 	if err != nil {
 		return 0, err
@@ -571,7 +586,7 @@ func (l *layoutRepo) collect(ctx context.Context, before time.Time) (freed int64
 }
 
 // mark adds a manifest, and all that it refers to, to what is live. Indexes may be in indexes as deep as they like: one is in memory at a time.
-func (l *layoutRepo) mark(d digest.Digest, live map[digest.Digest]bool) error {
+func (l *Layout) mark(d digest.Digest, live map[digest.Digest]bool) error {
 	for work := []digest.Digest{d}; len(work) > 0; {
 		d, work = work[len(work)-1], work[:len(work)-1]
 		if live[d] {
@@ -603,7 +618,7 @@ func (l *layoutRepo) mark(d digest.Digest, live map[digest.Digest]bool) error {
 }
 
 // Close implements io.Closer: it writes index.json if anything was put or deleted.
-func (l *layoutRepo) Close() error {
+func (l *Layout) Close() error {
 	l.mu.Lock()
 	dirty := l.dirty
 	l.mu.Unlock()
@@ -617,7 +632,7 @@ func (l *layoutRepo) Close() error {
 	return nil
 }
 
-func (l *layoutRepo) publish(ctx context.Context) error {
+func (l *Layout) publish(ctx context.Context) error {
 	unlock, err := l.files.lock(ctx)
 	if err != nil {
 		return err
@@ -627,11 +642,7 @@ func (l *layoutRepo) publish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(index)
-	if err != nil {
-		return err
-	}
-	if err := l.files.create(ocispec.ImageIndexFile, writeBytes(b)); err != nil {
+	if err := l.writeIndex(index); err != nil {
 		return err
 	}
 	if err := l.files.publish(ctx); err != nil {
@@ -644,8 +655,60 @@ func (l *layoutRepo) publish(ctx context.Context) error {
 	return nil
 }
 
+// Add adds an image as other tools do, without files for its tags: blobs first, and last what index.json has to list, in the place of what has the same
+// name there. Blobs are not verified: they come from the store.
+func (l *Layout) Add(ctx context.Context, blobs []Blob, entries []ocispec.Descriptor) error {
+	for _, b := range blobs {
+		name := blobPath(b.Desc.Digest)
+		if stamp, err := l.files.stat(name); err == nil && stamp.size == b.Desc.Size {
+			continue
+		}
+		err := l.files.create(name, func(w io.Writer) error {
+			r, err := b.Open()
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			_, err = io.Copy(w, cas.Reader(ctx, r))
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	unlock, err := l.files.lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	old, err := l.readIndex()
+	if err != nil {
+		return err
+	}
+	if err := l.prepare(); err != nil {
+		return err
+	}
+	index := old.Index
+	index.Manifests = slices.DeleteFunc(slices.Clone(index.Manifests), func(d ocispec.Descriptor) bool {
+		return slices.ContainsFunc(entries, func(e ocispec.Descriptor) bool {
+			was := d.Annotations[ocispec.AnnotationRefName]
+			return was == e.Annotations[ocispec.AnnotationRefName] && (was != "" || d.Digest == e.Digest)
+		})
+	})
+	index.Manifests = append(index.Manifests, entries...)
+	return l.writeIndex(index)
+}
+
+func (l *Layout) writeIndex(index ocispec.Index) error {
+	b, err := json.Marshal(index)
+	if err != nil {
+		return err
+	}
+	return l.files.create(ocispec.ImageIndexFile, writeBytes(b))
+}
+
 // deriveIndex joins the tags with files and what others have put into index.json.
-func (l *layoutRepo) deriveIndex() (ocispec.Index, error) {
+func (l *Layout) deriveIndex() (ocispec.Index, error) {
 	old, err := l.readIndex()
 	if err != nil {
 		old = &layoutIndex{Index: newIndex()} // nobody can read it

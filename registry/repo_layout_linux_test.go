@@ -100,7 +100,7 @@ func TestLayoutFullDisk(t *testing.T) {
 	dir, _ := smallDisk(t)
 	file := filepath.Join(dir, "layout.tar")
 	inLayout(t, file, func(r registry.Repo) { conformance.PutImage(t, r, "x") })
-	r, err := registry.OpenRepo(file, registry.RepoOptions{})
+	r, err := new(registry.Client).Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}

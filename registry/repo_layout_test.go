@@ -27,7 +27,7 @@ import (
 // inLayout opens a layout, works with it, and closes it.
 func inLayout(t testing.TB, ref string, work func(r registry.Repo)) {
 	t.Helper()
-	r, err := registry.OpenRepo(ref, registry.RepoOptions{})
+	r, err := new(registry.Client).Open(ref)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -431,7 +431,7 @@ func TestLayoutArchiveIsWhole(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "cut.tar")
 			writeFile(t, file, b[:tt.size])
-			r, err := registry.OpenRepo(file, registry.RepoOptions{})
+			r, err := new(registry.Client).Open(file)
 			if err == nil {
 				defer r.(io.Closer).Close()
 			}
@@ -456,7 +456,7 @@ func FuzzLayoutArchive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		file := filepath.Join(t.TempDir(), "x.tar")
 		writeFile(t, file, b)
-		r, err := registry.OpenRepo(file, registry.RepoOptions{})
+		r, err := new(registry.Client).Open(file)
 		if err != nil {
 			return
 		}

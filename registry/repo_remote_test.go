@@ -28,11 +28,9 @@ import (
 	"github.com/ocurrent/obx/registry"
 )
 
-// hurried are options for tests that wait for what never comes.
-func hurried() registry.RepoOptions {
-	var o registry.RepoOptions
-	registry.HurryRepo(&o, 300*time.Millisecond, 300*time.Millisecond, 5*time.Second)
-	return o
+// hurriedClient is for tests that wait for what never comes.
+func hurriedClient() *registry.Client {
+	return hurried(300*time.Millisecond, 300*time.Millisecond, 5*time.Second)
 }
 
 func manifestWith(t testing.TB, config ocispec.Descriptor) []byte {
@@ -62,11 +60,11 @@ type operation struct {
 }
 
 // operations are all methods, each of which finds what it wants.
-func operations(t testing.TB, p *conformance.Proxy, o registry.RepoOptions) []operation {
+func operations(t testing.TB, p *conformance.Proxy, c *registry.Client) []operation {
 	t.Helper()
 	name := fmt.Sprintf("%s/x%s", repoName(t), p.Addr[strings.LastIndex(p.Addr, ":")+1:])
-	direct := openRepo(t, p.Addr+"/"+name, registry.RepoOptions{})
-	r := openRepo(t, p.Addr+"/"+name, o)
+	direct := openRepo(t, p.Addr+"/"+name)
+	r := openRepo(t, p.Addr+"/"+name, c)
 	desc, blob := conformance.RandomBlob(300_000)
 	conformance.PutBytes(t, direct, "", blob)
 	image, m := conformance.PutImage(t, direct, "x")
@@ -135,7 +133,7 @@ func operations(t testing.TB, p *conformance.Proxy, o registry.RepoOptions) []op
 func TestRepoRequests(t *testing.T) {
 	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
-	for _, op := range operations(t, p, registry.RepoOptions{}) {
+	for _, op := range operations(t, p, new(registry.Client)) {
 		p.Counts()
 		if err := op.call(t.Context()); err != nil {
 			t.Errorf("%s: %v", op.name, err)
@@ -182,7 +180,7 @@ func TestRepoPassingFaults(t *testing.T) {
 	defer wg.Wait()
 	for _, tt := range tests {
 		p := conformance.StartProxy(t, addr)
-		ops := operations(t, p, hurried())
+		ops := operations(t, p, hurriedClient())
 		wg.Go(func() {
 			for _, op := range ops {
 				for kind := range op.want {
@@ -235,13 +233,11 @@ func TestRepoLastingFaults(t *testing.T) {
 			return conformance.Fault{Redirect: "http://127.0.0.1:1/?s3cret"}
 		}},
 	}
-	var o registry.RepoOptions
-	registry.HurryRepo(&o, 300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	for _, tt := range tests {
 		p := conformance.StartProxy(t, addr)
-		ops := operations(t, p, o)
+		ops := operations(t, p, hurried(300*time.Millisecond, 300*time.Millisecond, 300*time.Millisecond))
 		wg.Go(func() {
 			for range 2 {
 				p.Break(tt.fault)
@@ -305,7 +301,7 @@ func TestRepoCancelledWhileWaiting(t *testing.T) {
 		"stalls": {Stall: true, After: 10},
 	} {
 		p.Break(nil)
-		for _, op := range operations(t, p, registry.RepoOptions{}) {
+		for _, op := range operations(t, p, new(registry.Client)) {
 			if (op.name == "delete" || strings.HasPrefix(op.name, "head") || strings.HasPrefix(op.name, "has")) && name == "stalls" {
 				continue // there are no bytes to wait for
 			}
@@ -324,10 +320,10 @@ func TestRepoCancelledWhileWaiting(t *testing.T) {
 func TestRepoPausesHost(t *testing.T) {
 	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
-	conformance.PutImage(t, openRepo(t, p.Addr+"/x", registry.RepoOptions{}), "x")
+	conformance.PutImage(t, openRepo(t, p.Addr+"/x"), "x")
 	p.Counts()
 	p.SetRate(20)
-	r := openRepo(t, p.Addr+"/x", registry.RepoOptions{})
+	r := openRepo(t, p.Addr+"/x")
 	begin := time.Now()
 	var wg sync.WaitGroup
 	const n = 60
@@ -352,7 +348,7 @@ func TestRepoPausesHost(t *testing.T) {
 func TestRepoPausedUpload(t *testing.T) {
 	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
-	r := openRepo(t, p.Addr+"/x", registry.RepoOptions{})
+	r := openRepo(t, p.Addr+"/x")
 	var refused atomic.Int32
 	p.Break(func(r *http.Request) conformance.Fault {
 		if r.Method == http.MethodPut && refused.Add(1) == 1 {
@@ -371,7 +367,7 @@ func TestRepoPausedUpload(t *testing.T) {
 func TestRepoInFlight(t *testing.T) {
 	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
-	r := openRepo(t, p.Addr+"/x", registry.RepoOptions{})
+	r := openRepo(t, p.Addr+"/x")
 	// No request is answered before the 32nd has arrived and a 33rd had time to.
 	full := make(chan struct{})
 	var arrived atomic.Int32
@@ -421,9 +417,7 @@ func TestRepoHTTP2(t *testing.T) {
 	addr := srv.Listener.Addr().String()
 	certs := t.TempDir()
 	writeFile(t, filepath.Join(certs, addr, "ca.crt"), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw}))
-	im := newImages(t)
-	registry.SetCertsDir(im, certs)
-	r := openRepo(t, addr+"/x", registry.RepoOptions{Images: im})
+	r := openRepo(t, addr+"/x", &registry.Client{Certs: certs})
 	image, _ := conformance.PutImage(t, r, "x")
 	var wg sync.WaitGroup
 	for range 40 {
@@ -452,8 +446,8 @@ func TestRepoHTTP2(t *testing.T) {
 func TestRepoMount(t *testing.T) {
 	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
-	base := openRepo(t, p.Addr+"/library/base", registry.RepoOptions{})
-	r := openRepo(t, p.Addr+"/cache", registry.RepoOptions{})
+	base := openRepo(t, p.Addr+"/library/base")
+	r := openRepo(t, p.Addr+"/cache")
 	_, b := conformance.RandomBlob(1000)
 	here := conformance.PutBytes(t, base, "", b)
 	sent := errors.New("it was sent")
@@ -511,7 +505,7 @@ func TestRepoReadOnly(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			reg := start(t)
-			r := openRepo(t, reg.Addr+"/x", registry.RepoOptions{})
+			r := openRepo(t, reg.Addr+"/x")
 			image, m := conformance.PutImage(t, r, "x")
 			reg.SetReadOnly(t, true)
 			desc, b := conformance.RandomBlob(10)
@@ -541,7 +535,7 @@ func TestRepoGarbageCollected(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			reg := start(t)
-			r := openRepo(t, reg.Addr+"/x", registry.RepoOptions{})
+			r := openRepo(t, reg.Addr+"/x")
 			first, m := conformance.PutImage(t, r, "x")
 			conformance.PutImage(t, r, "x")
 			loose := conformance.PutBytes(t, r, "", []byte("loose"))
@@ -570,7 +564,7 @@ func TestRepoGarbageCollected(t *testing.T) {
 func TestRepoBroken(t *testing.T) {
 	t.Parallel()
 	reg := conformance.NewDebian(t)
-	r := openRepo(t, reg.Addr+"/x", registry.RepoOptions{})
+	r := openRepo(t, reg.Addr+"/x")
 	for _, size := range []int{999, 1001} {
 		desc, b := conformance.RandomBlob(1000)
 		conformance.PutBytes(t, r, "", b)
@@ -583,7 +577,7 @@ func TestRepoBroken(t *testing.T) {
 		}
 	}
 	p := conformance.StartProxy(t, reg.Addr)
-	r = openRepo(t, p.Addr+"/x", registry.RepoOptions{})
+	r = openRepo(t, p.Addr+"/x")
 	conformance.PutImage(t, r, "x")
 	p.Break(func(*http.Request) conformance.Fault { return conformance.Fault{Append: 5 << 20} })
 	if _, _, err := r.Manifest(t.Context(), "x"); !errors.Is(err, registry.ErrNotFound) {
@@ -594,7 +588,7 @@ func TestRepoBroken(t *testing.T) {
 func TestRepoRefusedManifest(t *testing.T) {
 	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)
-	r := openRepo(t, p.Addr+"/x", registry.RepoOptions{})
+	r := openRepo(t, p.Addr+"/x")
 	_, m := conformance.PutImage(t, r, "x")
 	tests := []struct {
 		status int
@@ -653,7 +647,7 @@ func TestRepoTagPages(t *testing.T) {
 	self = srv.URL
 	addr := srv.Listener.Addr().String()
 	var got []string
-	for tag, err := range openRepo(t, addr+"/x", registry.RepoOptions{}).Tags(t.Context()) {
+	for tag, err := range openRepo(t, addr+"/x").Tags(t.Context()) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -662,7 +656,7 @@ func TestRepoTagPages(t *testing.T) {
 	if !slices.Equal(got, []string{"a", "b", "c", "d", "e"}) {
 		t.Errorf("got %q", got)
 	}
-	gc := &registry.Cache{Repo: openRepo(t, addr+"/x", registry.RepoOptions{})}
+	gc := &registry.Cache{Repo: openRepo(t, addr+"/x")}
 	if report, err := gc.GC(t.Context(), registry.GCOptions{OlderThan: time.Hour}); err != nil || report.Requests != len(pages) {
 		t.Errorf("garbage collection made %d requests, %v", report.Requests, err)
 	}
@@ -709,7 +703,7 @@ func TestRepoUploadElsewhere(t *testing.T) {
 		{storage.URL + "/bucket?sig=z&b=1", "PUT /bucket?sig=z&b=1&" + query + " 1000 "},
 	} {
 		location, got = tt.location, nil
-		err := openRepo(t, addr+"/x", registry.RepoOptions{}).PutBlob(t.Context(), desc, "", conformance.OpenBytes(blob))
+		err := openRepo(t, addr+"/x").PutBlob(t.Context(), desc, "", conformance.OpenBytes(blob))
 		if err != nil || len(got) != 1 || got[0] != tt.want {
 			t.Errorf("%s: %q, %v", tt.location, got, err)
 		}
@@ -742,10 +736,10 @@ func TestRepoSays(t *testing.T) {
 	addr := front.Listener.Addr().String()
 	desc, b := conformance.RandomBlob(10)
 	put := func(name string) error {
-		return openRepo(t, addr+name, hurried()).PutBlob(t.Context(), desc, "", conformance.OpenBytes(b))
+		return openRepo(t, addr+name, hurriedClient()).PutBlob(t.Context(), desc, "", conformance.OpenBytes(b))
 	}
-	_, full := openRepo(t, addr+"/x", hurried()).PutManifest(t.Context(), "y", ocispec.MediaTypeImageManifest, manifestWith(t, desc))
-	_, _, read := openRepo(t, addr+"/token", hurried()).Manifest(t.Context(), "y")
+	_, full := openRepo(t, addr+"/x", hurriedClient()).PutManifest(t.Context(), "y", ocispec.MediaTypeImageManifest, manifestWith(t, desc))
+	_, _, read := openRepo(t, addr+"/token", hurriedClient()).Manifest(t.Context(), "y")
 	for _, tt := range []struct {
 		err  error
 		want string
@@ -808,7 +802,7 @@ func TestRepoLogin(t *testing.T) {
 		dir := t.TempDir()
 		writeFile(t, filepath.Join(dir, "config.json"), fmt.Appendf(nil, `{"auths":{%q:{"auth":%q}}}`, addr, base64.StdEncoding.EncodeToString([]byte(user+":"+password))))
 		t.Setenv("DOCKER_CONFIG", dir)
-		return openRepo(t, addr+"/x", registry.RepoOptions{})
+		return openRepo(t, addr+"/x")
 	}
 	t.Run("writer", func(t *testing.T) {
 		r := login(t, "me", "passw0rd")
@@ -861,7 +855,7 @@ func TestRepoMemoryUse(t *testing.T) {
 	if desc.Digest, err = digest.FromReader(whole()); err != nil {
 		t.Fatal(err)
 	}
-	r := openRepo(t, conformance.NewDebian(t).Addr+"/x", registry.RepoOptions{})
+	r := openRepo(t, conformance.NewDebian(t).Addr+"/x")
 	var before, during runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)

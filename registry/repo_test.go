@@ -12,9 +12,10 @@ import (
 	"github.com/ocurrent/obx/registry"
 )
 
-func openRepo(t testing.TB, ref string, o registry.RepoOptions) registry.Repo {
+// openRepo opens a repository by a client, if one is given.
+func openRepo(t testing.TB, ref string, by ...*registry.Client) registry.Repo {
 	t.Helper()
-	r, err := registry.OpenRepo(ref, o)
+	r, err := append(by, new(registry.Client))[0].Open(ref)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,27 +37,27 @@ func TestRepoMemory(t *testing.T) {
 func TestRepoDirectory(t *testing.T) {
 	t.Parallel()
 	conformance.Repo(t, func(t *testing.T) registry.Repo {
-		return openRepo(t, "oci:"+filepath.Join(t.TempDir(), "new/layout"), registry.RepoOptions{})
+		return openRepo(t, "oci:"+filepath.Join(t.TempDir(), "new/layout"))
 	})
 }
 
 func TestRepoTar(t *testing.T) {
 	t.Parallel()
 	conformance.Repo(t, func(t *testing.T) registry.Repo {
-		return openRepo(t, filepath.Join(t.TempDir(), "new/layout.tar"), registry.RepoOptions{})
+		return openRepo(t, filepath.Join(t.TempDir(), "new/layout.tar"))
 	})
 }
 
 func TestRepoDebian(t *testing.T) {
 	t.Parallel()
 	addr := conformance.NewDebian(t).Addr
-	conformance.Repo(t, func(t *testing.T) registry.Repo { return openRepo(t, addr+"/"+repoName(t), registry.RepoOptions{}) })
+	conformance.Repo(t, func(t *testing.T) registry.Repo { return openRepo(t, addr+"/"+repoName(t)) })
 }
 
 func TestRepoDistribution(t *testing.T) {
 	t.Parallel()
 	addr := conformance.StartDistribution(t)
-	conformance.Repo(t, func(t *testing.T) registry.Repo { return openRepo(t, addr+"/"+repoName(t), registry.RepoOptions{}) })
+	conformance.Repo(t, func(t *testing.T) registry.Repo { return openRepo(t, addr+"/"+repoName(t)) })
 }
 
 func TestOpenRepo(t *testing.T) {
@@ -106,7 +107,7 @@ func TestOpenRepo(t *testing.T) {
 		if runtime.GOOS == "windows" && strings.HasPrefix(strings.TrimPrefix(tt.ref, "oci:"), "/") {
 			continue // it has no drive
 		}
-		r, err := registry.OpenRepo(tt.ref, registry.RepoOptions{})
+		r, err := new(registry.Client).Open(tt.ref)
 		if c, ok := r.(io.Closer); ok {
 			defer c.Close()
 		}

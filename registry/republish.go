@@ -29,7 +29,7 @@ func (p *push) republish(ctx context.Context, was *predicate) error {
 	if was.Key != p.r.Key || was.Status != statusOK {
 		return errors.New("its envelope is that of another")
 	}
-	done, err := p.entries.claim(ctx, p.tag)
+	done, err := p.entries.Claim(ctx, p.tag)
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (p *push) republish(ctx context.Context, was *predicate) error {
 			return err
 		}
 	}
-	if err := p.putAll(ctx, slices.Concat(image.blobs, rec.blobs(ctx, p.Cache))); err != nil {
+	if err := p.send(ctx, slices.Concat(image.blobs, rec.blobs(ctx, p.Cache))); err != nil {
 		return err
 	}
 	if err := p.putImage(ctx, image); err != nil {

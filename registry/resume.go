@@ -1,12 +1,10 @@
 package registry
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 )
 
 var errWrongRange = errors.New("the registry sent other bytes than asked for")
@@ -14,10 +12,9 @@ var errWrongRange = errors.New("the registry sent other bytes than asked for")
 // resumingReader reads a blob of known size from a server, and goes on behind the last byte when a connection breaks. It reads no more
 // than the size, and reports an end before it as an error. It does not verify the bytes.
 type resumingReader struct {
-	ctx     context.Context
-	open    func(ctx context.Context, offset int64) (io.ReadCloser, error)
-	backoff time.Duration
-	size    int64
+	open  func(offset int64) (io.ReadCloser, error)
+	pause func(tries int) error // before another try; its error is final
+	size  int64
 
 	offset   int64
 	body     io.ReadCloser // nil without a connection
@@ -31,8 +28,8 @@ const (
 	enoughBetween = 1 << 20 // bytes of a connection after which it counts as a good one
 )
 
-func newResumingReader(ctx context.Context, size int64, backoff time.Duration, open func(context.Context, int64) (io.ReadCloser, error)) *resumingReader {
-	return &resumingReader{ctx: ctx, open: open, backoff: backoff, size: size}
+func newResumingReader(size int64, open func(offset int64) (io.ReadCloser, error), pause func(tries int) error) *resumingReader {
+	return &resumingReader{open: open, pause: pause, size: size}
 }
 
 func (r *resumingReader) Read(p []byte) (int, error) {
@@ -80,21 +77,17 @@ func (r *resumingReader) begin() error {
 
 // fail waits before the next try, or sets the final error.
 func (r *resumingReader) fail(err error) {
-	if r.ctx.Err() != nil {
-		r.err = r.ctx.Err()
-		return
-	}
 	if r.failures++; r.failures > maxFailures {
 		r.err = fmt.Errorf("the transfer broke %d times, at last at byte %d of %d: %w", r.failures, r.offset, r.size, err)
 		return
 	}
-	if err := sleep(r.ctx, r.backoff<<min(r.failures-1, 4)); err != nil {
+	if err := r.pause(r.failures - 1); err != nil {
 		r.err = err
 	}
 }
 
 func (r *resumingReader) connect() (err error) {
-	r.body, err = r.open(r.ctx, r.offset)
+	r.body, err = r.open(r.offset)
 	r.began = r.offset
 	return err
 }

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -335,8 +337,8 @@ func TestCopyRotten(t *testing.T) {
 	last := build.last()
 	rotten := last.Layers[2].Blob
 	for name, to := range map[string]registry.Repo{
-		"memory": new(registry.Memory), "layout": openRepo(t, "oci:"+t.TempDir()+"/layout", registry.RepoOptions{}),
-		"registry": openRepo(t, conformance.NewDebian(t).Addr+"/rotten", registry.RepoOptions{}),
+		"memory": new(registry.Memory), "layout": openRepo(t, "oci:"+t.TempDir()+"/layout"),
+		"registry": openRepo(t, conformance.NewDebian(t).Addr+"/rotten"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			from, warned := machine(t, &changed{near, map[digest.Digest]string{rotten.Digest: strings.Repeat("x", int(rotten.Size))}})
@@ -488,5 +490,62 @@ func (c *changed) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadClo
 		return nil, errors.New("the disk is broken")
 	default:
 		return io.NopCloser(strings.NewReader(text)), nil
+	}
+}
+
+// Verify reads base images and names too.
+func TestVerifyBases(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "1", compressed: "gzip"})
+	origin := "oci:" + layoutDir(t, map[string]*testImage{"latest": img})
+	dir := t.TempDir()
+	im := newImages(t)
+	to := &registry.Cache{Repo: openRepo(t, "oci:"+dir), Store: im.Store}
+	base, err := im.Resolve(t.Context(), origin, linux("amd64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.PublishBase(t.Context(), to.Sender(), base); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := im.PublishName(t.Context(), to.Sender(), registry.Name{For: linux("amd64"), Base: base}); err != nil {
+		t.Fatal(err)
+	}
+	if found := problems(t, to); len(found) > 0 {
+		t.Fatalf("found %q", found)
+	}
+	if err := os.Remove(filepath.Join(dir, "blobs/sha256", img.layers[0].Digest.Encoded())); err != nil {
+		t.Fatal(err)
+	}
+	c := &registry.Cache{Repo: openRepo(t, "oci:"+dir), Store: im.Store}
+	found := problems(t, c)
+	if len(found) != 1 || !strings.HasPrefix(found[0], "base-") || !strings.Contains(found[0], img.layers[0].Digest.String()) {
+		t.Errorf("found %q", found)
+	}
+}
+
+// Keys are those of records, in the domains that are read.
+func TestKeys(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	repo := &registry.Memory{}
+	c, _ := machine(t, repo)
+	build := newChain(t, c.Store, "keys")
+	build.step("1\n")
+	build.step("2\n")
+	push(t, c, build.results...)
+	other, _ := machine(t, repo)
+	other.Domains, other.Store = []string{"pr-7"}, c.Store
+	push(t, other, build.last())
+	for _, x := range []struct {
+		domains []string
+		want    int
+	}{{nil, len(build.results)}, {[]string{"pr-7"}, 1}, {[]string{"pr-7", "default"}, len(build.results)}, {[]string{"pr-8"}, 0}} {
+		c := &registry.Cache{Repo: repo, Domains: x.domains}
+		ids, err := c.Keys(t.Context())
+		if err != nil || len(ids) != x.want || slices.ContainsFunc(ids, func(id keys.ID) bool { return !slices.Contains(build.ids(), id) }) {
+			t.Errorf("%v: %v, %v", x.domains, ids, err)
+		}
 	}
 }

@@ -23,26 +23,26 @@ import (
 )
 
 // patience says how long to wait for whom. Zero fields mean the values beside them.
-type patience struct {
-	connect  time.Duration // 10 s: for a connection, and for its TLS handshake
-	header   time.Duration // 30 s: for the head of a response, and a second more for each 8 MiB that were sent: registries verify and move them
-	stall    time.Duration // 30 s: for the next bytes of a body, either way; see pace
-	backoff  time.Duration // 250 ms: before the first retry; doubled for each further one
-	throttle time.Duration // 30 s: in all, for a host that asks for pauses for requests with one method, and does nothing else with them
-	vain     time.Duration // 30 s: in all, for a host that does nothing that it is asked; see vigil
-	tell     time.Duration // 2 s: of waiting for a host, the user is told
+type Patience struct {
+	Connect  time.Duration // 10 s: for a connection, and for its TLS handshake
+	Header   time.Duration // 30 s: for the head of a response, and a second more for each 8 MiB that were sent: registries verify and move them
+	Stall    time.Duration // 30 s: for the next bytes of a body, either way; see pace
+	Backoff  time.Duration // 250 ms: before the first retry; doubled for each further one
+	Throttle time.Duration // 30 s: in all, for a host that asks for pauses for requests with one method, and does nothing else with them
+	Vain     time.Duration // 30 s: in all, for a host that does nothing that it is asked; see vigil
+	Tell     time.Duration // 2 s: of waiting for a host, the user is told
 	short    bool          // header is for the connection, too
 }
 
-func (p patience) orDefaults() patience {
-	return patience{
-		connect:  cmp.Or(p.connect, 10*time.Second),
-		header:   cmp.Or(p.header, 30*time.Second),
-		stall:    cmp.Or(p.stall, 30*time.Second),
-		backoff:  cmp.Or(p.backoff, 250*time.Millisecond),
-		throttle: cmp.Or(p.throttle, 30*time.Second),
-		vain:     cmp.Or(p.vain, 30*time.Second),
-		tell:     cmp.Or(p.tell, 2*time.Second),
+func (p Patience) orDefaults() Patience {
+	return Patience{
+		Connect:  cmp.Or(p.Connect, 10*time.Second),
+		Header:   cmp.Or(p.Header, 30*time.Second),
+		Stall:    cmp.Or(p.Stall, 30*time.Second),
+		Backoff:  cmp.Or(p.Backoff, 250*time.Millisecond),
+		Throttle: cmp.Or(p.Throttle, 30*time.Second),
+		Vain:     cmp.Or(p.Vain, 30*time.Second),
+		Tell:     cmp.Or(p.Tell, 2*time.Second),
 	}
 }
 
@@ -58,7 +58,7 @@ const (
 // a request until it answers, one that refuses requests with some method gets one try for each of these until it does what it is asked, and one
 // whose documents come too slowly gets one short try for each until one comes. All waiting for a host together ends with its vigil.
 type transport struct {
-	patience patience
+	patience Patience
 	certs    string           // directory with one of certificates for each host
 	tell     func(msg string) // what is waited for, after two seconds; may be nil
 
@@ -81,7 +81,7 @@ type host struct {
 	dragging bool                     // the last document that it sent came too slowly
 }
 
-func newTransport(p patience, certs string) *transport {
+func newTransport(p Patience, certs string) *transport {
 	p = p.orDefaults()
 	return &transport{
 		patience: p,
@@ -89,8 +89,8 @@ func newTransport(p patience, certs string) *transport {
 		hosts:    make(map[string]*host),
 		plain: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
-			DialContext:         (&net.Dialer{Timeout: p.connect, KeepAlive: 30 * time.Second}).DialContext,
-			TLSHandshakeTimeout: p.connect,
+			DialContext:         (&net.Dialer{Timeout: p.Connect, KeepAlive: 30 * time.Second}).DialContext,
+			TLSHandshakeTimeout: p.Connect,
 			IdleConnTimeout:     90 * time.Second,
 			MaxIdleConns:        4 * maxIdleHost,
 			MaxIdleConnsPerHost: maxIdleHost,
@@ -109,7 +109,7 @@ func (t *transport) host(addr string) (*host, error) {
 	h := &host{
 		http:     t.plain,
 		slots:    make(chan struct{}, maxInFlight),
-		vigil:    vigil{host: addr, most: t.patience.vain, tell: t.tell, after: t.patience.tell},
+		vigil:    vigil{host: addr, most: t.patience.Vain, tell: t.tell, after: t.patience.Tell},
 		refusing: make(map[string]bool),
 		waited:   make(map[string]time.Duration),
 	}
@@ -224,13 +224,13 @@ func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error
 			return resp, err
 		}
 		h.vigil.fails(isTimeout(err))
-		delay := jitter(p.backoff << min(try, 5))
+		delay := jitter(p.Backoff << min(try, 5))
 		throttled := isThrottled(resp)
 		if throttled {
 			if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
 				delay = after
 			}
-			if limit == 0 || !h.pause(req.Method, delay, p.throttle) {
+			if limit == 0 || !h.pause(req.Method, delay, p.Throttle) {
 				return resp, nil
 			}
 		}
@@ -327,7 +327,7 @@ func discard(resp *http.Response) {
 }
 
 // roundTrip sends a request once the host may have it, and puts a watch over it and over the body of its response.
-func (h *host) roundTrip(req *http.Request, p patience) (*http.Response, error) {
+func (h *host) roundTrip(req *http.Request, p Patience) (*http.Response, error) {
 	select {
 	case h.slots <- struct{}{}:
 		defer func() { <-h.slots }()
@@ -391,14 +391,14 @@ type uploadWatch struct {
 	stopWait func()
 }
 
-func newUploadWatch(p patience, size int64, cancel context.CancelCauseFunc, v *vigil) *uploadWatch {
+func newUploadWatch(p Patience, size int64, cancel context.CancelCauseFunc, v *vigil) *uploadWatch {
 	extra := time.Duration(max(size, 0)>>23) * time.Second
 	return &uploadWatch{
 		vigil:  v,
 		extra:  extra,
-		begin:  &waitedError{"the host took no request", 2*p.connect + p.header}, // a long one, say, or none before another one ends
-		stall:  &waitedError{"the host took no more bytes", p.stall},
-		answer: &waitedError{"the host did not answer", p.header + extra},
+		begin:  &waitedError{"the host took no request", 2*p.Connect + p.Header}, // a long one, say, or none before another one ends
+		stall:  &waitedError{"the host took no more bytes", p.Stall},
+		answer: &waitedError{"the host did not answer", p.Header + extra},
 		cancel: cancel,
 	}
 }
@@ -495,16 +495,16 @@ const (
 )
 
 // pace says how slowly the body of a response may come. A host that was too slow with a document gets little time for the next.
-func (h *host) pace(p patience, stream bool) pace {
+func (h *host) pace(p Patience, stream bool) pace {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.dragging && !stream || h.vigil.isOver() {
-		p.stall = max(p.stall/16, min(p.stall, time.Second))
+		p.Stall = max(p.Stall/16, min(p.Stall, time.Second))
 	}
 	if stream {
-		return pace{p.stall, streamRate}
+		return pace{p.Stall, streamRate}
 	}
-	return pace{p.stall, documentRate}
+	return pace{p.Stall, documentRate}
 }
 
 // ended notes how the body of a document came.
@@ -642,19 +642,19 @@ func retryAfter(v string, now time.Time) time.Duration {
 }
 
 // temper says how patient a request is: with which limits of time, and how many retries. hasty ones take one failure for several.
-func (h *host) temper(p patience, passing bool, method string) (_ patience, limit int, hasty bool) {
+func (h *host) temper(p Patience, passing bool, method string) (_ Patience, limit int, hasty bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	limit, hasty = maxRetries, passing && !h.seen
 	switch {
 	case h.silent > 1: // the end of a build may have many more
-		p.header = max(p.header/16, min(p.header, time.Second))
+		p.Header = max(p.Header/16, min(p.Header, time.Second))
 	case h.silent > 0, hasty:
-		p.header = max(p.header/4, min(p.header, time.Second))
+		p.Header = max(p.Header/4, min(p.Header, time.Second))
 	}
 	p.short = h.silent > 0 || hasty
 	if h.vigil.isOver() {
-		p.header, p.short, limit = min(p.header, time.Second), true, 0
+		p.Header, p.short, limit = min(p.Header, time.Second), true, 0
 	}
 	if h.silent > 0 || h.refusing[method] {
 		limit = 0

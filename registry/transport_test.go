@@ -68,7 +68,7 @@ func TestTransportRetries(t *testing.T) {
 				w.WriteHeader(status)
 			}))
 			defer srv.Close()
-			tr := newTransport(patience{backoff: time.Millisecond}, "")
+			tr := newTransport(Patience{Backoff: time.Millisecond}, "")
 			defer tr.plain.CloseIdleConnections()
 			var body io.Reader
 			if tt.method == "PUT" {
@@ -105,7 +105,7 @@ func TestTransportPausesHost(t *testing.T) {
 		}
 	}))
 	defer srv.Close()
-	tr := newTransport(patience{backoff: time.Millisecond}, "")
+	tr := newTransport(Patience{Backoff: time.Millisecond}, "")
 	defer tr.plain.CloseIdleConnections()
 	begin := time.Now()
 	done := make(chan struct{})
@@ -135,7 +135,7 @@ func TestTransportGivesUpWaiting(t *testing.T) {
 		w.WriteHeader(http.StatusTooManyRequests)
 	}))
 	defer srv.Close()
-	tr := newTransport(patience{}, "")
+	tr := newTransport(Patience{}, "")
 	defer tr.plain.CloseIdleConnections()
 	req, _ := http.NewRequest("GET", srv.URL, nil)
 	begin := time.Now()
@@ -187,7 +187,7 @@ func TestTransportPatienceIsSpentOnce(t *testing.T) {
 			}))
 			srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 			defer srv.Close()
-			tr := newTransport(patience{backoff: time.Millisecond, throttle: 20 * time.Millisecond}, "")
+			tr := newTransport(Patience{Backoff: time.Millisecond, Throttle: 20 * time.Millisecond}, "")
 			tr.plain.DisableKeepAlives = true // net/http sends again what a reused connection has lost
 			send := func(method string) int {
 				n.Store(0)
@@ -219,7 +219,7 @@ func TestTransportPatienceIsSpentOnce(t *testing.T) {
 }
 
 func aHost(t *testing.T) *host {
-	h, err := newTransport(patience{}, "").host("registry.example")
+	h, err := newTransport(Patience{}, "").host("registry.example")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -268,7 +268,7 @@ func TestTransportConnectionRefused(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var dials atomic.Int32
-			tr := newTransport(patience{backoff: time.Millisecond}, "")
+			tr := newTransport(Patience{Backoff: time.Millisecond}, "")
 			tr.plain.DisableKeepAlives = true
 			dial := tr.plain.DialContext
 			tr.plain.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -354,7 +354,7 @@ func TestTransportIsCancelled(t *testing.T) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 	}))
 	defer srv.Close()
-	tr := newTransport(patience{}, "")
+	tr := newTransport(Patience{}, "")
 	defer tr.plain.CloseIdleConnections()
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
 	defer cancel()
@@ -366,9 +366,9 @@ func TestTransportIsCancelled(t *testing.T) {
 }
 
 // brokenSource gives bytes of s in pieces, each ending in one of errs in turn.
-func brokenSource(s string, errs ...error) (open func(context.Context, int64) (io.ReadCloser, error), opened *int) {
+func brokenSource(s string, errs ...error) (open func(int64) (io.ReadCloser, error), opened *int) {
 	opened = new(int)
-	return func(_ context.Context, offset int64) (io.ReadCloser, error) {
+	return func(offset int64) (io.ReadCloser, error) {
 		i := *opened
 		*opened++
 		if i >= len(errs) {
@@ -385,22 +385,22 @@ func (r errReader) Read([]byte) (int, error) { return 0, r.err }
 
 func TestResumingReader(t *testing.T) {
 	const s = "the quick brown fox jumps over the lazy dog"
-	const quick = time.Microsecond
+	quick := func(int) error { return nil }
 	reset := errors.New("connection reset")
 	open, opened := brokenSource(s, reset, io.EOF, reset)
-	b, err := io.ReadAll(newResumingReader(context.Background(), int64(len(s)), quick, open))
+	b, err := io.ReadAll(newResumingReader(int64(len(s)), open, quick))
 	if err != nil || string(b) != s || *opened != 4 {
 		t.Errorf("got %q, %v with %d connections", b, err, *opened)
 	}
 
 	open, opened = brokenSource(s, reset, reset, reset, reset, reset, reset, reset, reset, reset, reset)
-	b, err = io.ReadAll(newResumingReader(context.Background(), int64(len(s)), quick, open))
+	b, err = io.ReadAll(newResumingReader(int64(len(s)), open, quick))
 	if !errors.Is(err, reset) || *opened != maxFailures+1 || !strings.HasPrefix(s, string(b)) {
 		t.Errorf("got %q, %v with %d connections", b, err, *opened)
 	}
 
 	open, _ = brokenSource(s + " and more")
-	b, err = io.ReadAll(newResumingReader(context.Background(), int64(len(s)), quick, open))
+	b, err = io.ReadAll(newResumingReader(int64(len(s)), open, quick))
 	if err != nil || string(b) != s {
 		t.Errorf("got %q, %v", b, err)
 	}
@@ -408,7 +408,7 @@ func TestResumingReader(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
 	open, _ = brokenSource(s, reset)
-	if _, err = io.ReadAll(newResumingReader(ctx, int64(len(s)), quick, open)); !errors.Is(err, context.Canceled) {
+	if _, err = io.ReadAll(newResumingReader(int64(len(s)), open, func(int) error { return sleep(ctx, 0) })); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -424,10 +424,7 @@ func TestRedirectsTakeNoCredentials(t *testing.T) {
 		got = append(got, r.Header.Get("Authorization"))
 	}))
 	defer srv.Close()
-	c, err := newClient(nil, "", patience{}, "", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := startClient(t, &Client{})
 	c.transport.plain.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, srv.Listener.Addr().String())
 	}
@@ -514,7 +511,7 @@ func TestPace(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				h := aHost(t)
-				p := h.pace(patience{}.orDefaults(), tt.stream)
+				p := h.pace(Patience{}.orDefaults(), tt.stream)
 				body := &watchedBody{
 					body: &slowReader{ctx, tt.bytes, tt.every, tt.size}, cancel: cancel, pace: p, left: p.wait,
 					ended: func(tooSlow bool) { h.dragging = tooSlow }, vigil: &h.vigil,
@@ -552,7 +549,7 @@ func TestRequestIsNotTaken(t *testing.T) {
 		w.WriteHeader(http.StatusTemporaryRedirect)
 	}))
 	defer from.Close()
-	tr := newTransport(patience{connect: time.Second / 2, header: 3 * time.Second, backoff: time.Millisecond}, "") // the other host is loaded, perhaps
+	tr := newTransport(Patience{Connect: time.Second / 2, Header: 3 * time.Second, Backoff: time.Millisecond}, "") // the other host is loaded, perhaps
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(asStream(ctx), http.MethodGet, from.URL, nil)
@@ -571,7 +568,7 @@ func TestRequestIsNotTaken(t *testing.T) {
 // What a request was to send is closed, whether or not it is sent: it may be a file.
 func TestTransportClosesBodies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		tr := bubbleTransport(t, patience{backoff: time.Hour}, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })
+		tr := bubbleTransport(t, Patience{Backoff: time.Hour}, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) })
 		var opened, open int
 		body := func() (io.ReadCloser, error) {
 			opened++

@@ -51,7 +51,7 @@ func TestVainWaiting(t *testing.T) {
 			defer srv.CloseClientConnections()
 			var mu sync.Mutex
 			var told []string
-			tr := newTransport(patience{vain: vain, backoff: 20 * time.Millisecond, tell: 100 * time.Millisecond}, "")
+			tr := newTransport(Patience{Vain: vain, Backoff: 20 * time.Millisecond, Tell: 100 * time.Millisecond}, "")
 			tr.tell = func(msg string) {
 				mu.Lock()
 				defer mu.Unlock()

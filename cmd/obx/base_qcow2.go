@@ -53,7 +53,7 @@ The disk must stand alone, boot by itself, and let obx in: by ssh, or by obx's a
 				return err
 			}
 			defer func() { err = errors.Join(err, p.Close()) }()
-			repo, err := openRepo(name, p.builder.Images)
+			repo, err := openRepo(name, p.builder.Images.Client)
 			if err != nil {
 				return err
 			}
@@ -113,7 +113,7 @@ func (d *diskBase) make(ctx context.Context, st *cas.Store) (ref string, err err
 		_ = os.Chtimes(dir, now, now) // a prune goes by it; it may be another user's
 		return layout + ":latest", nil
 	}
-	repo, err := registry.OpenRepo(layout, registry.RepoOptions{})
+	repo, err := new(registry.Client).Open(layout)
 	if err != nil {
 		return "", err
 	}

@@ -76,7 +76,7 @@ copied too. obx cache export takes results from the store of this machine, and o
 			}
 			what := progress.Count(r.Copied, "result")
 			if all {
-				bases, sent, err := registry.CopyBases(cmd.Context(), source, target)
+				bases, sent, err := registry.CopyBases(cmd.Context(), st, from, target.Sender(), warn)
 				if err != nil {
 					return err
 				}

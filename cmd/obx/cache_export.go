@@ -68,7 +68,7 @@ uses it as it is.`,
 			}
 			defer func() { err = errors.Join(err, p.Close()) }()
 			p.builder.Compression = in.compression
-			repo, err := openRepo(to, p.builder.Images)
+			repo, err := openRepo(to, p.builder.Images.Client)
 			if err != nil {
 				return err
 			}

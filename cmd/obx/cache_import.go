@@ -34,7 +34,7 @@ With --trust, only results that are signed come in.`,
 				return err
 			}
 			defer func() { err = errors.Join(err, p.Close()) }()
-			repo, err := openRepo(args[0], p.builder.Images)
+			repo, err := openRepo(args[0], p.builder.Images.Client)
 			if err != nil {
 				return err
 			}

@@ -127,15 +127,10 @@ func pairs(flag string, values []string, what string) ([][2]string, error) {
 }
 
 // images makes what resolves base images, but for its store.
-func (in *inputs) images() (*registry.Images, error) {
-	im := &registry.Images{
-		Bases:     map[string]string{},
-		Mirrors:   in.file.Mirrors,
-		PlainHTTP: in.plainHTTP,
-		Offline:   in.offline,
-		UserAgent: userAgent(),
-
-		PublicOnly: !in.policy.Allows(build.RegistryPrivate),
+func (in *inputs) images(n *notices) (*registry.Images, error) {
+	im := &registry.Images{Client: in.client(n), Bases: map[string]string{}, Mirrors: in.file.Mirrors, Offline: in.offline}
+	if !in.policy.Allows(build.RegistryPrivate) {
+		im.Guarded = im.Client.Only(registry.IsPublic)
 	}
 	if in.policyFlags.limits != nil {
 		im.Limits = imageLimits
@@ -292,12 +287,12 @@ func (in *inputs) start(cmd *cobra.Command) (*project, error) {
 	if err := in.settle(); err != nil {
 		return nil, err
 	}
-	images, err := in.images()
+	n := &notices{stderr: cmd.ErrOrStderr()}
+	images, err := in.images(n)
 	if err != nil {
 		return nil, err
 	}
-	p := &project{builder: &build.Builder{Images: images, Domains: domains}, notices: &notices{stderr: cmd.ErrOrStderr()}}
-	images.Waiting = p.notices.warn
+	p := &project{builder: &build.Builder{Images: images, Domains: domains}, notices: n}
 	if err := p.openRepos(in); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}

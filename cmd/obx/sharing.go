@@ -65,18 +65,17 @@ func (h *hosts) settle() (err error) {
 }
 
 // connections reach registries for a command that has no base images.
-func (h *hosts) connections(cmd *cobra.Command) *registry.Images {
-	return &registry.Images{
-		PlainHTTP: h.plainHTTP, UserAgent: userAgent(),
-		Waiting: (&notices{stderr: cmd.ErrOrStderr()}).warn,
-	}
+func (h *hosts) connections(cmd *cobra.Command) *registry.Client {
+	return h.client(&notices{stderr: cmd.ErrOrStderr()})
 }
 
-func userAgent() string { return "obx/" + readVersion().Version }
+func (h *hosts) client(n *notices) *registry.Client {
+	return &registry.Client{PlainHTTP: h.plainHTTP, UserAgent: "obx/" + readVersion().Version, Waiting: n.warn}
+}
 
 // openRepo opens the repository that an argument names.
-func openRepo(ref string, im *registry.Images) (registry.Repo, error) {
-	repo, err := registry.OpenRepo(ref, registry.RepoOptions{Images: im})
+func openRepo(ref string, c *registry.Client) (registry.Repo, error) {
+	repo, err := c.Open(ref)
 	if err != nil {
 		return nil, usage("for example registry.example/cache, oci:DIR or FILE.tar", "%w", err)
 	}
@@ -225,7 +224,7 @@ func readSigner(file string) (*registry.Signer, error) {
 // openRepos opens the repositories of a build's caches. With --offline, there are none in registries.
 func (p *project) openRepos(in *inputs) error {
 	for _, name := range in.caches {
-		repo, err := openRepo(name, p.builder.Images)
+		repo, err := openRepo(name, p.builder.Images.Client)
 		if err != nil {
 			return fmt.Errorf("%s: %w", in.source, err)
 		}

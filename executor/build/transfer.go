@@ -378,7 +378,7 @@ func (x *export) forward(ctx context.Context, all []*exported) (left []*exported
 func (x *export) putBases(ctx context.Context) error {
 	there := map[digest.Digest]bool{}
 	for d, base := range x.bases() {
-		sent, err := x.Images.PublishBase(ctx, x.to, base)
+		sent, err := x.Images.PublishBase(ctx, x.to.Sender(), base)
 		x.report.Bytes += sent
 		switch {
 		case ctx.Err() != nil:
@@ -395,7 +395,7 @@ func (x *export) putBases(ctx context.Context) error {
 		if !there[n.Base.Digest] {
 			continue
 		}
-		sent, err := x.Images.PublishName(ctx, x.to, n)
+		sent, err := x.Images.PublishName(ctx, x.to.Sender(), n)
 		x.report.Bytes += sent
 		if err != nil {
 			return err
@@ -574,7 +574,7 @@ func (in *imports) all(ctx context.Context, ids []string) error {
 		wanted = nil
 	}
 	var err error
-	in.moved.Bases, err = in.Images.Import(ctx, in.from, wanted, in.progress)
+	in.moved.Bases, err = in.Images.Import(ctx, in.from.Repo, wanted, in.progress, in.from.Warn)
 	return err
 }
 

@@ -71,7 +71,7 @@ func (m *machine) cache(r registry.Repo) *registry.Cache {
 
 func openRepo(t *testing.T, ref string) registry.Repo {
 	t.Helper()
-	r, err := registry.OpenRepo(ref, registry.RepoOptions{})
+	r, err := new(registry.Client).Open(ref)
 	if err != nil {
 		t.Fatal(err)
 	}
