@@ -27,7 +27,7 @@ const keepBytes = 1 << 20
 // Fetch brings the layers of a result of Find into the store, several at once, and the image's config, into r.Config: as bytes, or with
 // unpack as files, unpacked as they arrive, and then as bytes too if they are few or the base image's. What the store has is not fetched. It gives the layers in the order of r.Layers. An error that wraps ErrGone
 // makes the result a miss; others are ctx's, or the store's.
-func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) ([]layers.Layer, error) {
+func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p layers.Progress) ([]layers.Layer, error) {
 	if r.record == nil || r.record.Status != statusOK {
 		return nil, fmt.Errorf("fetch %s: it has no image", r.Key)
 	}
@@ -54,6 +54,9 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p Progress) (
 				form = layers.Both
 			case unpack:
 				form = layers.Files
+			}
+			if c.Store.HasLayer(layers.DirName(l.DiffID)) && unpack {
+				form = layers.Files // the bytes can be had again where they came from
 			}
 			if ls[i], err = c.fetchLayer(gctx, l, r.record.data(l.Blob), form, p); err != nil {
 				err = fmt.Errorf("layer %d of %d: %w", i+1, len(ls), err)
@@ -100,7 +103,7 @@ func (c *Cache) findImage(ctx context.Context, rec *record) error {
 func (c *Cache) fetchConfig(ctx context.Context, rec *record) (img ocispec.Image, err error) {
 	desc := rec.Config.descriptor(ocispec.MediaTypeImageConfig)
 	fail := func(err error) (ocispec.Image, error) {
-		return ocispec.Image{}, fmt.Errorf("config: %w", c.gone(ctx, desc.Digest, err, err))
+		return ocispec.Image{}, fmt.Errorf("config: %w", c.gone(ctx, desc.Digest, &layers.SourceError{Err: err}))
 	}
 	b, err := c.stored(desc)
 	if err != nil {
@@ -140,71 +143,33 @@ func (c *Cache) stored(desc ocispec.Descriptor) ([]byte, error) {
 	return b, checkBytes(b, desc.Digest)
 }
 
-// here says what of a layer is in the store.
-func (c *Cache) here(l layers.Layer) (found layers.Layer, hasBlob bool) {
-	if dir := layers.DirName(l.DiffID); l.Dir == "" && c.Store.HasLayer(dir) {
-		l.Dir = dir
-	}
-	size, ok := c.Store.HasBlob(l.Blob.Digest)
-	return l, ok && size == l.Blob.Size
-}
-
-// fetchLayer brings one layer, whose bytes are data if that is not nil. Processes that want the same one fetch it once.
-func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, data []byte, form layers.Form, p Progress) (layers.Layer, error) {
-	unpack := form != layers.Bytes
-	enough := func() (layers.Layer, bool, error) {
-		switch l, hasBlob := c.here(l); {
-		case unpack && l.Dir != "", !unpack && hasBlob:
-			return l, true, nil
-		case hasBlob:
-			l, err := layers.Unpack(ctx, c.Store, l)
-			return l, true, err
-		}
-		return layers.Layer{}, false, nil
-	}
-	if l, ok, err := enough(); ok && err == nil {
-		return l, nil
-	}
-	lock, err := c.Store.Lock(ctx, ImagesDomain, l.Blob.Digest.Encoded())
-	if err != nil {
-		return l, err
-	}
-	defer lock.Unlock()
-	if l, ok, err := enough(); ok && err == nil {
-		return l, nil
-	}
-	rc := io.NopCloser(bytes.NewReader(data))
-	if data == nil {
-		if rc, err = c.Repo.Blob(ctx, l.Blob); err != nil {
-			return l, c.gone(ctx, l.Blob.Digest, err, err)
-		}
-	}
-	defer rc.Close()
-	src := &sourceReader{r: rc}
-	var r io.Reader = src
-	if p != nil {
-		r = &progressReader{r: src, tell: func(done int64) { p(l.Blob.Digest, done, l.Blob.Size) }}
-	}
+// fetchLayer brings one layer, whose bytes are data if that is not nil.
+func (c *Cache) fetchLayer(ctx context.Context, l layers.Layer, data []byte, form layers.Form, p layers.Progress) (layers.Layer, error) {
 	// One byte more than the record says shows that it is wrong, as one too few does.
-	got, err := layers.Load(ctx, c.Store, l.Blob, l.DiffID, r, form, layers.Limits{Bytes: l.Size})
-	if err != nil {
-		return l, c.gone(ctx, l.Blob.Digest, err, src.err)
+	got, err := layers.Fetch(ctx, c.Store, l, form, layers.Limits{Bytes: l.Size}, p, func() (io.ReadCloser, error) {
+		if data != nil {
+			return io.NopCloser(bytes.NewReader(data)), nil
+		}
+		return c.Repo.Blob(ctx, l.Blob)
+	})
+	if err == nil && l.Size != 0 && got.Size != l.Size {
+		err = fmt.Errorf("it unpacks to %d bytes, the record says %d", got.Size, l.Size)
 	}
-	if l.Size != 0 && got.Size != l.Size {
-		return l, c.gone(ctx, l.Blob.Digest, fmt.Errorf("it unpacks to %d bytes, the record says %d", got.Size, l.Size), nil)
+	if err != nil {
+		return l, c.gone(ctx, l.Blob.Digest, err)
 	}
 	return got, nil
 }
 
-// gone tells what an error means that came with a blob; from is what its source said. Whatever a Repo does not give, though asked again, is
+// gone tells what an error means that came with a blob. Whatever a Repo does not give, though asked again, is
 // lost to us: to send it once more when the network alone was to blame costs little, never to mend it costs every build.
-func (c *Cache) gone(ctx context.Context, d digest.Digest, err, from error) error {
+func (c *Cache) gone(ctx context.Context, d digest.Digest, err error) error {
 	var path *fs.PathError
 	var errno syscall.Errno
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case from != nil:
+	case errors.As(err, new(*layers.SourceError)):
 	case errors.As(err, &errno):
 		if isStoreErrno(errno) {
 			return err
@@ -215,20 +180,6 @@ func (c *Cache) gone(ctx context.Context, d digest.Digest, err, from error) erro
 	}
 	c.Sender().Note(false, d)
 	return fmt.Errorf("%w: blob %s: %w", ErrGone, d, err)
-}
-
-// sourceReader remembers the error of its source, which is not one of where the bytes go.
-type sourceReader struct {
-	r   io.Reader
-	err error
-}
-
-func (s *sourceReader) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
-	if err != nil && err != io.EOF {
-		s.err = err
-	}
-	return n, err
 }
 
 // smallLog is up to which size a log passes through memory.
@@ -317,19 +268,20 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 	if repo == nil {
 		repo = c.Repo
 	}
+	fail := func(err error) (io.ReadCloser, error) { return nil, c.gone(ctx, l.Desc.Digest, err) }
 	rc, err := repo.Blob(ctx, l.Desc)
 	if err != nil {
-		return nil, c.gone(ctx, l.Desc.Digest, err, err)
+		return fail(&layers.SourceError{Err: err})
 	}
 	defer rc.Close()
-	src := &sourceReader{r: io.LimitReader(rc, l.Desc.Size+1)}
+	src := logSource{io.LimitReader(rc, l.Desc.Size+1)}
 	if l.Desc.Size <= smallLog {
 		b, err := io.ReadAll(src)
 		if err == nil {
 			err = checkBytes(b, l.Desc.Digest)
 		}
 		if err != nil {
-			return nil, c.gone(ctx, l.Desc.Digest, err, src.err)
+			return fail(&layers.SourceError{Err: err})
 		}
 		return io.NopCloser(bytes.NewReader(b)), nil
 	}
@@ -339,12 +291,23 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 	}
 	defer w.Close()
 	if _, err := io.Copy(w, cas.Reader(ctx, src)); err != nil {
-		return nil, c.gone(ctx, l.Desc.Digest, err, src.err)
+		return fail(err)
 	}
 	if _, _, err := w.Commit(l.Desc.Digest); err != nil {
-		return nil, c.gone(ctx, l.Desc.Digest, err, nil)
+		return fail(err)
 	}
 	return c.Store.Blob(l.Desc.Digest)
+}
+
+// A logSource tells its own errors from the store's.
+type logSource struct{ r io.Reader }
+
+func (s logSource) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	if err != nil && err != io.EOF {
+		err = &layers.SourceError{Err: err}
+	}
+	return n, err
 }
 
 type logReader struct {

@@ -126,7 +126,7 @@ func decodeMountManifest(b []byte) (*recordManifest, error) {
 }
 
 // FetchMount brings what FindMount gave into the store, unpacked. An error that wraps ErrGone says that it is lost.
-func (c *Cache) FetchMount(ctx context.Context, m Mount, p Progress) (layers.Layer, error) {
+func (c *Cache) FetchMount(ctx context.Context, m Mount, p layers.Progress) (layers.Layer, error) {
 	return c.fetchLayer(ctx, m.Layer, nil, layers.Files, p)
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/layers"
 )
 
 // What the names of base images meant, and base images themselves, can travel with a cache: then a machine without a network can plan and run what
@@ -311,7 +312,7 @@ func (im *Images) open(ctx context.Context, srcs []source, desc ocispec.Descript
 // nothing. wanted says which by the blobs of their layers; nil: all. What is broken there is left out, and told to
 // warn, once a cause; warn may be nil.
 func (im *Images) Import(
-	ctx context.Context, from Repo, wanted func(layers []digest.Digest) bool, p Progress, warn func(msg string),
+	ctx context.Context, from Repo, wanted func(layers []digest.Digest) bool, p layers.Progress, warn func(msg string),
 ) (bases int, err error) {
 	digests, names, err := listBases(ctx, from)
 	if err != nil {
@@ -411,7 +412,7 @@ func listBases(ctx context.Context, repo Repo) (bases []digest.Digest, names []s
 	return bases, names, nil
 }
 
-func (im *Images) importBase(ctx context.Context, from Repo, d digest.Digest, wanted func([]digest.Digest) bool, p Progress) (bool, error) {
+func (im *Images) importBase(ctx context.Context, from Repo, d digest.Digest, wanted func([]digest.Digest) bool, p layers.Progress) (bool, error) {
 	srcs := []source{{from, true}}
 	manifest, err := im.document(ctx, srcs, d)
 	if err != nil {

@@ -27,10 +27,6 @@ type Image struct {
 	Layers []layers.Layer
 }
 
-// A Progress is told of the bytes of layers as they arrive. A blob begins again at 0 if another source has to be tried. Calls come from several
-// goroutines.
-type Progress func(blob digest.Digest, done, total int64)
-
 // maxTransfers is how many layers of an image come at once. Each is unpacked by several writers already.
 const maxTransfers = 4
 
@@ -80,7 +76,7 @@ func (a *allowance) spent() error {
 
 // Pull makes the image of a resolved base available in the store: its config, and its layers, unpacked as they arrive
 // if unpack is set, several at once. What is there already is not fetched. Everything is verified. Processes that want the same layer fetch it once.
-func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progress) (*Image, error) {
+func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p layers.Progress) (*Image, error) {
 	if base.Digest == "" {
 		return &Image{Config: ocispec.Image{Platform: base.Platform, RootFS: ocispec.RootFS{Type: "layers"}}}, nil
 	}
@@ -104,7 +100,7 @@ func (im *Images) Pull(ctx context.Context, base keys.Base, unpack bool, p Progr
 	return img, nil
 }
 
-func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpack bool, a *allowance, p Progress) (*Image, error) {
+func (im *Images) pull(ctx context.Context, srcs []source, base keys.Base, unpack bool, a *allowance, p layers.Progress) (*Image, error) {
 	if err := checkDigest(base.Digest); err != nil {
 		return nil, err
 	}
@@ -225,73 +221,26 @@ func (im *Images) recordImage(key string, blobs []digest.Digest, ls []layers.Lay
 	return im.Store.PutResult(ImagesDomain, r)
 }
 
-func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Descriptor, diffID digest.Digest, unpack bool, a *allowance, p Progress) (layers.Layer, error) {
+func (im *Images) pullLayer(ctx context.Context, srcs []source, desc ocispec.Descriptor, diffID digest.Digest, unpack bool, a *allowance, p layers.Progress) (layers.Layer, error) {
 	mediaType, err := ociLayerType(desc.MediaType)
 	if err != nil {
 		return layers.Layer{}, err
 	}
-	desc = ocispec.Descriptor{MediaType: mediaType, Digest: desc.Digest, Size: desc.Size}
-	l, hasBlob := im.present(desc, diffID)
-	if hasBlob && (l.Dir != "" || !unpack) {
-		return l, nil
+	l := layers.Layer{DiffID: diffID, Blob: ocispec.Descriptor{MediaType: mediaType, Digest: desc.Digest, Size: desc.Size}}
+	form := layers.Bytes
+	if unpack {
+		form = layers.Both
 	}
-	lock, err := im.Store.Lock(ctx, ImagesDomain, desc.Digest.Encoded())
-	if err != nil {
-		return l, err
-	}
-	defer lock.Unlock()
-	switch l, hasBlob = im.present(desc, diffID); { // somebody else may have brought it
-	case hasBlob && (l.Dir != "" || !unpack):
-		return l, nil
-	case hasBlob:
-		return layers.Unpack(ctx, im.Store, l)
+	if have, err := layers.Fetch(ctx, im.Store, l, form, layers.Limits{}, nil, nil); !errors.Is(err, cas.ErrNotFound) {
+		return have, err
 	}
 	lim, err := a.layer()
 	if err != nil {
 		return l, err
 	}
 	return try(ctx, srcs, func(s source) (layers.Layer, error) {
-		rc, err := s.Blob(ctx, desc)
-		if err != nil {
-			return layers.Layer{}, err
-		}
-		defer rc.Close()
-		var r io.Reader = rc
-		if p != nil {
-			r = &progressReader{r: rc, tell: func(done int64) { p(desc.Digest, done, desc.Size) }}
-		}
-		form := layers.Bytes
-		if unpack {
-			form = layers.Both
-		}
-		return layers.Load(ctx, im.Store, desc, diffID, r, form, lim)
+		return layers.Fetch(ctx, im.Store, l, form, lim, p, func() (io.ReadCloser, error) { return s.Blob(ctx, l.Blob) })
 	})
-}
-
-// present says what of a layer is in the store.
-func (im *Images) present(desc ocispec.Descriptor, diffID digest.Digest) (l layers.Layer, hasBlob bool) {
-	l = layers.Layer{DiffID: diffID, Blob: desc}
-	if dir := layers.DirName(diffID); im.Store.HasLayer(dir) {
-		l.Dir = dir
-	}
-	size, ok := im.Store.HasBlob(desc.Digest)
-	return l, ok && size == desc.Size
-}
-
-// progressReader tells how many bytes were read.
-type progressReader struct {
-	r    io.Reader
-	done int64
-	tell func(done int64)
-}
-
-func (r *progressReader) Read(b []byte) (int, error) {
-	n, err := r.r.Read(b)
-	if n > 0 {
-		r.done += int64(n)
-		r.tell(r.done)
-	}
-	return n, err
 }
 
 // Missing tells how many bytes of layers Pull would fetch for a base: of what is neither unpacked nor here as bytes.

@@ -316,11 +316,8 @@ func (l *Layout) PutBlob(ctx context.Context, desc ocispec.Descriptor, _ string,
 		}
 		defer rc.Close()
 		verifier := desc.Digest.Verifier()
-		src := &sourceReader{r: io.LimitReader(cas.Reader(ctx, rc), desc.Size)}
-		n, err := io.Copy(io.MultiWriter(w, verifier), src)
+		n, err := io.Copy(io.MultiWriter(w, verifier), sourceReader{io.LimitReader(cas.Reader(ctx, rc), desc.Size)})
 		switch {
-		case src.err != nil:
-			return &sourceError{src.err}
 		case err != nil:
 			return err
 		case n != desc.Size:
@@ -334,6 +331,17 @@ func (l *Layout) PutBlob(ctx context.Context, desc ocispec.Descriptor, _ string,
 		return l.fail("put", "blob "+desc.Digest.String(), err)
 	}
 	return nil
+}
+
+// A sourceReader tells its own errors from those of where the bytes go.
+type sourceReader struct{ r io.Reader }
+
+func (s sourceReader) Read(b []byte) (int, error) {
+	n, err := s.r.Read(b)
+	if err != nil && err != io.EOF {
+		err = &sourceError{err}
+	}
+	return n, err
 }
 
 // PutManifest implements Repo.

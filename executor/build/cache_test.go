@@ -197,7 +197,7 @@ type fetchSpy struct {
 	unpacked []bool
 }
 
-func (s *fetchSpy) Fetch(ctx context.Context, r *registry.Result, unpack bool, p registry.Progress) ([]layers.Layer, error) {
+func (s *fetchSpy) Fetch(ctx context.Context, r *registry.Result, unpack bool, p layers.Progress) ([]layers.Layer, error) {
 	s.unpacked = append(s.unpacked, unpack)
 	return s.Cache.Fetch(ctx, r, unpack, p)
 }

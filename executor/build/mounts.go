@@ -35,7 +35,7 @@ const (
 type MountCache interface {
 	Name() string
 	FindMount(ctx context.Context, name string) (registry.Mount, error)
-	FetchMount(ctx context.Context, m registry.Mount, p registry.Progress) (layers.Layer, error)
+	FetchMount(ctx context.Context, m registry.Mount, p layers.Progress) (layers.Layer, error)
 	PushMount(ctx context.Context, name string, l layers.Layer, over *registry.Mount) (sent int64, err error)
 	TouchMount(ctx context.Context, name string, m registry.Mount)
 }

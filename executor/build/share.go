@@ -26,7 +26,7 @@ type Cache interface {
 	Name() string
 	Find(ctx context.Context, ids []keys.ID) (*registry.Result, error)
 	Survey(ctx context.Context, ids []keys.ID) (*registry.Result, error)
-	Fetch(ctx context.Context, r *registry.Result, unpack bool, p registry.Progress) ([]layers.Layer, error)
+	Fetch(ctx context.Context, r *registry.Result, unpack bool, p layers.Progress) ([]layers.Layer, error)
 	FetchLogs(ctx context.Context, r *registry.Result) error
 	OpenLog(ctx context.Context, l registry.Log) (io.ReadCloser, error)
 	Refuse(r *registry.Result)
