@@ -30,11 +30,13 @@ import (
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // Cache checks that a shared cache in a repository never breaks a build: whatever is missing or wrong in it, whatever it answers, the result of
 // a build is right, and a later build finds the cache mended. fresh makes an empty repository for each test.
-func Cache(t *testing.T, fresh func(t *testing.T) registry.Repo) {
+func Cache(t *testing.T, fresh func(t *testing.T) repo.Repo) {
 	RequireRoot(t)
 	tests := []struct {
 		name string
@@ -64,7 +66,7 @@ func Cache(t *testing.T, fresh func(t *testing.T) registry.Repo) {
 // A cacheTest is a test on one repository.
 type cacheTest struct {
 	*testing.T
-	repo registry.Repo
+	repo repo.Repo
 }
 
 // cacheSpec has two stages, a step that changes nothing, a log that no record can hold, and one more step for each of the last words.
@@ -121,7 +123,7 @@ type site struct {
 }
 
 // site makes one. change, if not nil, changes its cache before it is used.
-func (c *cacheTest) site(repo registry.Repo, change func(*registry.Cache)) *site {
+func (c *cacheTest) site(repo repo.Repo, change func(*registry.Cache)) *site {
 	c.Helper()
 	st, err := cas.Open(memoryDir(c))
 	if err != nil {
@@ -139,7 +141,7 @@ func (c *cacheTest) site(repo registry.Repo, change func(*registry.Cache)) *site
 		change(s.cache)
 	}
 	s.builder = build.Builder{
-		Store: st, Executor: exec, Images: &registry.Images{Store: st},
+		Store: st, Executor: exec, Images: &images.Resolver{Store: st},
 		Source:  fstest.MapFS{"noise": {Data: []byte(cacheNoise()), Mode: 0o644}},
 		Domains: s.cache.Domains, Trust: s.cache.Trust, NeedFiles: true,
 		Caches: []build.Cache{s.cache},
@@ -259,7 +261,7 @@ func (c *cacheTest) right(what string, b *built, last ...string) {
 }
 
 // hit checks that new machines have nothing to run and nothing to warn of.
-func (c *cacheTest) hit(what string, repo registry.Repo, change func(*registry.Cache), last ...string) {
+func (c *cacheTest) hit(what string, repo repo.Repo, change func(*registry.Cache), last ...string) {
 	c.Helper()
 	b := c.site(repo, change).build(cacheSpec(last...))
 	c.right(what, b, last...)
@@ -269,7 +271,7 @@ func (c *cacheTest) hit(what string, repo registry.Repo, change func(*registry.C
 }
 
 // fill builds on a new machine, and pushes.
-func (c *cacheTest) fill(repo registry.Repo, change func(*registry.Cache), last ...string) *built {
+func (c *cacheTest) fill(repo repo.Repo, change func(*registry.Cache), last ...string) *built {
 	c.Helper()
 	b := c.site(repo, change).build(cacheSpec(last...))
 	c.right("fill", b, last...)
@@ -280,7 +282,7 @@ func (c *cacheTest) fill(repo registry.Repo, change func(*registry.Cache), last 
 }
 
 // mends checks that a build warns, that its result is right, and that the next finds all.
-func (c *cacheTest) mends(what string, repo registry.Repo, change func(*registry.Cache), last ...string) {
+func (c *cacheTest) mends(what string, repo repo.Repo, change func(*registry.Cache), last ...string) {
 	c.Helper()
 	b := c.site(repo, change).build(cacheSpec(last...))
 	c.right(what, b, last...)
@@ -340,7 +342,7 @@ func digestOf(v any) digest.Digest {
 
 // A sickRepo is a repository with faults.
 type sickRepo struct {
-	registry.Repo
+	repo.Repo
 
 	mu        sync.Mutex
 	blobs     map[digest.Digest]func([]byte) []byte // what has become of blobs; nil: nothing is left. Whoever puts one again, mends it
@@ -395,7 +397,7 @@ func (r *sickRepo) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCl
 	}
 	f, ok := r.fault(desc.Digest)
 	if ok && f == nil {
-		return nil, fmt.Errorf("blob %s: %w", desc.Digest, registry.ErrNotFound)
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, repo.ErrNotFound)
 	}
 	rc, err := r.Repo.Blob(ctx, desc)
 	if !ok || err != nil {
@@ -698,7 +700,7 @@ func cacheMovedRecords(c *cacheTest) {
 
 // What the repository's garbage collection takes, the next build brings back.
 func cacheCollected(c *cacheTest) {
-	collector, ok := c.repo.(registry.Collector)
+	collector, ok := c.repo.(repo.Collector)
 	if !ok {
 		return // registries collect by programs of their own
 	}
@@ -722,7 +724,7 @@ var errSick = errors.New("the repository is sick")
 func cacheReadOnly(c *cacheTest) {
 	sick := &sickRepo{Repo: c.repo, fail: func(_ int, method string) error {
 		if strings.HasPrefix(method, "Put") {
-			return fmt.Errorf("%s: %w", method, registry.ErrReadOnly)
+			return fmt.Errorf("%s: %w", method, repo.ErrReadOnly)
 		}
 		return nil
 	}}
@@ -769,7 +771,7 @@ func cacheDown(c *cacheTest) {
 }
 
 // diesAt lets each call of a build in turn be the last that is answered.
-func (c *cacheTest) diesAt(repo registry.Repo, word func(n int) string) {
+func (c *cacheTest) diesAt(repo repo.Repo, word func(n int) string) {
 	for n := 1; n < 200; n++ {
 		sick := &sickRepo{Repo: repo, fail: func(call int, _ string) error {
 			if call > n {

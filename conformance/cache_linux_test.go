@@ -7,26 +7,26 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 func TestCacheMemory(t *testing.T) {
-	Cache(t, func(*testing.T) registry.Repo { return new(registry.Memory) })
+	Cache(t, func(*testing.T) repo.Repo { return new(repo.Memory) })
 }
 
 func TestCacheDirectory(t *testing.T) {
-	Cache(t, func(t *testing.T) registry.Repo { return openLayout(t, memoryDir(t)) })
+	Cache(t, func(t *testing.T) repo.Repo { return openLayout(t, memoryDir(t)) })
 }
 
 func TestCacheTar(t *testing.T) {
-	Cache(t, func(t *testing.T) registry.Repo { return openLayout(t, filepath.Join(memoryDir(t), "cache.tar")) })
+	Cache(t, func(t *testing.T) repo.Repo { return openLayout(t, filepath.Join(memoryDir(t), "cache.tar")) })
 }
 
 func TestCacheDebian(t *testing.T) { cacheOn(t, NewDebian(t)) }
 
 func TestCacheDistribution(t *testing.T) { cacheOn(t, NewDistribution(t)) }
 
-func openLayout(t *testing.T, dir string) registry.Repo {
+func openLayout(t *testing.T, dir string) repo.Repo {
 	t.Helper()
 	r := openRepo(t, "oci:"+filepath.Join(dir, "layout"))
 	t.Cleanup(func() {
@@ -44,7 +44,7 @@ func repoName(t testing.TB) string {
 
 // cacheOn runs the suite on a registry, and then what only a registry can do.
 func cacheOn(t *testing.T, reg *Registry) {
-	Cache(t, func(t *testing.T) registry.Repo { return openRepo(t, reg.Addr+"/"+repoName(t)) })
+	Cache(t, func(t *testing.T) repo.Repo { return openRepo(t, reg.Addr+"/"+repoName(t)) })
 	for name, test := range map[string]func(c *cacheTest, reg *Registry){
 		"garbage": cacheGarbage, "lost files": cacheLostFiles, "rotten files": cacheRottenFiles, "read-only registry": cacheReadOnlyRegistry,
 	} {

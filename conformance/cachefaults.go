@@ -8,19 +8,19 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // CacheFaults checks that a cache in a registry that has bad days never breaks a build: it answers wrongly, or not at all, always or now and
 // then, or dies and comes back. open opens a repository, HOST/NAME, as a new process does, with less patience than users have; where nothing is
 // broken, that of users counts, for a busy machine is no bad day of a registry.
-func CacheFaults(t *testing.T, reg *Registry, open func(t *testing.T, name string) registry.Repo) {
+func CacheFaults(t *testing.T, reg *Registry, open func(t *testing.T, name string) repo.Repo) {
 	RequireRoot(t)
 	proxy := StartProxy(t, reg.Addr)
 	elsewhere := StartProxy(t, reg.Addr)
 	elsewhere.Break(func(*http.Request) Fault { return Fault{Status: http.StatusForbidden} })
-	patient := func(addr string) registry.Repo {
-		repo, err := new(registry.Client).Open(addr+"/faults")
+	patient := func(addr string) repo.Repo {
+		repo, err := new(repo.Client).Open(addr + "/faults")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -28,6 +28,7 @@ import (
 	"oras.land/oras-go/v2/registry/remote"
 
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A fleet is machines with stores of their own that share one registry, behind a proxy. Base images are in the registry too.
@@ -71,7 +72,7 @@ func (f *fleet) with(t testing.TB) *fleet {
 func (f *fleet) repo() string { return f.proxy.Addr + "/" + strings.ToLower(path.Base(f.Name())) }
 
 // direct is repo without the proxy.
-func (f *fleet) direct() registry.Repo {
+func (f *fleet) direct() repo.Repo {
 	f.Helper()
 	return openRepo(f, strings.Replace(f.repo(), f.proxy.Addr, f.reg.Addr, 1))
 }
@@ -83,9 +84,9 @@ func (f *fleet) machine() *machine {
 	return &machine{TB: f.TB, obx: f.obx, store: filepath.Join(dir, "store"), busybox: f.layout, dir: dir}
 }
 
-func openRepo(t testing.TB, name string) registry.Repo {
+func openRepo(t testing.TB, name string) repo.Repo {
 	t.Helper()
-	r, err := new(registry.Client).Open(name)
+	r, err := new(repo.Client).Open(name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +94,7 @@ func openRepo(t testing.TB, name string) registry.Repo {
 }
 
 // publish pushes the image of a layout as latest.
-func publish(t testing.TB, layout string, to registry.Repo) {
+func publish(t testing.TB, layout string, to repo.Repo) {
 	t.Helper()
 	read := func(d digest.Digest) []byte {
 		b, err := os.ReadFile(filepath.Join(layout, "blobs/sha256", d.Encoded()))
@@ -226,7 +227,7 @@ func (m *machine) local() (dir string, flags []string) {
 }
 
 // tags lists a repository.
-func (f *fleet) tags(r registry.Repo) (tags []string) {
+func (f *fleet) tags(r repo.Repo) (tags []string) {
 	f.Helper()
 	for tag, err := range r.Tags(f.Context()) {
 		if err != nil {
@@ -238,7 +239,7 @@ func (f *fleet) tags(r registry.Repo) (tags []string) {
 }
 
 // manifest reads a manifest.
-func (f *fleet) manifest(r registry.Repo, ref string) (m ocispec.Manifest) {
+func (f *fleet) manifest(r repo.Repo, ref string) (m ocispec.Manifest) {
 	f.Helper()
 	_, b, err := r.Manifest(f.Context(), ref)
 	if err == nil {
@@ -670,7 +671,7 @@ func (f *fleet) keyPair(name string) (secret string, public string) {
 }
 
 // statements gives the payloads of all records of a repository, by tag.
-func (f *fleet) statements(r registry.Repo) map[string]string {
+func (f *fleet) statements(r repo.Repo) map[string]string {
 	f.Helper()
 	all := map[string]string{}
 	for _, tag := range f.tags(r) {
@@ -902,7 +903,7 @@ func fleetDeleted(f *fleet) {
 }
 
 // delete removes from a repository what a request names.
-func (f *fleet) delete(repo registry.Repo, url string) {
+func (f *fleet) delete(repo repo.Repo, url string) {
 	if strings.Contains(url, "/blobs/") {
 		req, err := http.NewRequestWithContext(f.Context(), http.MethodDelete, "http://"+f.reg.Addr+url, nil)
 		if err != nil {

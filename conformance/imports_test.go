@@ -21,8 +21,12 @@ var mayImport = map[string][]string{
 	"cas/userns":                      {},
 	"cas":                             {"cas/foreign", "cas/userns"},
 	"layers":                          {"cas", "cas/foreign", "cas/userns"},
-	"registry":                        {"keys", "cas", "cas/foreign", "cas/userns", "layers", "registry/reference"},
 	"registry/reference":              {},
+	"registry/internal/oci":           {"registry/reference"},
+	"registry/internal/repotest":      {"registry/repo"},
+	"registry/repo":                   {"cas", "cas/foreign", "cas/userns", "registry/internal/oci", "registry/reference"},
+	"registry/images":                 {"keys", "cas", "cas/foreign", "layers", "registry/internal/oci", "registry/reference", "registry/repo"},
+	"registry":                        {"keys", "cas", "cas/foreign", "layers", "registry/internal/oci", "registry/repo", "registry/images"},
 	"executor":                        {"layers"},
 	"executor/rootless":               {"executor/internal/sandbox", "cas/userns"},
 	"executor/overlay":                {"executor", "executor/internal/cgroup", "executor/internal/rootfs", "executor/internal/sandbox", "executor/rootless", "layers", "cas", "cas/foreign", "cas/userns"},
@@ -36,13 +40,13 @@ var mayImport = map[string][]string{
 	"executor/qemu":                   {"executor", "executor/internal/rootfs", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
 	"executor/qemu/agent":             {"executor", "executor/internal/rootfs", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
 	"executor/qemu/wire":              {"executor"},
-	"executor/build":                  {"keys", "keys/spec", "cas", "cas/foreign", "layers", "registry", "executor"},
-	"conformance":                     {"keys", "keys/spec", "cas", "layers", "registry", "executor", "executor/build", "executor/fake", "executor/rootless", "cas/userns"},
+	"executor/build":                  {"keys", "keys/spec", "cas", "cas/foreign", "layers", "registry", "registry/images", "registry/repo", "executor"},
+	"conformance":                     {"keys", "keys/spec", "cas", "layers", "registry", "registry/images", "registry/repo", "executor", "executor/build", "executor/fake", "executor/rootless", "cas/userns"},
 }
 
 // onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.
 var onlyIn = map[string][]string{
-	"oras.land/oras-go/":    {"registry"},
+	"oras.land/oras-go/":    {"registry/repo"},
 	"github.com/klauspost/": {"layers", "registry"},
 	"github.com/opencontainers/runtime-spec/": {
 		"executor/internal/rootfs", "executor/internal/cgroup", "executor/internal/sandbox", "executor/internal/seccomp", "executor/overlay", "executor/hcs",

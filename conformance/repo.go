@@ -18,14 +18,14 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
-// Repo checks an implementation of registry.Repo. fresh makes an empty repository for each test; it closes what it makes.
-func Repo(t *testing.T, fresh func(t *testing.T) registry.Repo) {
+// Repo checks an implementation of repo.Repo. fresh makes an empty repository for each test; it closes what it makes.
+func Repo(t *testing.T, fresh func(t *testing.T) repo.Repo) {
 	tests := []struct {
 		name string
-		test func(t *testing.T, r registry.Repo)
+		test func(t *testing.T, r repo.Repo)
 	}{
 		{"empty", repoEmpty},
 		{"blobs", repoBlobs},
@@ -66,7 +66,7 @@ func OpenBytes(b []byte) func() (io.ReadCloser, error) {
 }
 
 // PutBytes stores bytes as a blob.
-func PutBytes(t testing.TB, r registry.Repo, mediaType string, b []byte) ocispec.Descriptor {
+func PutBytes(t testing.TB, r repo.Repo, mediaType string, b []byte) ocispec.Descriptor {
 	t.Helper()
 	desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(b), Size: int64(len(b))}
 	if err := r.PutBlob(t.Context(), desc, "", OpenBytes(b)); err != nil {
@@ -76,7 +76,7 @@ func PutBytes(t testing.TB, r registry.Repo, mediaType string, b []byte) ocispec
 }
 
 // PutImage stores a manifest with a config and one layer of random bytes.
-func PutImage(t testing.TB, r registry.Repo, tag string) (ocispec.Descriptor, []byte) {
+func PutImage(t testing.TB, r repo.Repo, tag string) (ocispec.Descriptor, []byte) {
 	t.Helper()
 	_, layer := RandomBlob(100)
 	m := manifestOf(
@@ -109,7 +109,7 @@ func wantErr(t *testing.T, what string, err, want error) {
 	}
 }
 
-func wantManifest(t *testing.T, r registry.Repo, ref string, want ocispec.Descriptor, data []byte) {
+func wantManifest(t *testing.T, r repo.Repo, ref string, want ocispec.Descriptor, data []byte) {
 	t.Helper()
 	desc, b, err := r.Manifest(t.Context(), ref)
 	if err != nil {
@@ -125,15 +125,15 @@ func wantManifest(t *testing.T, r registry.Repo, ref string, want ocispec.Descri
 	}
 }
 
-func wantNoManifest(t *testing.T, r registry.Repo, ref string) {
+func wantNoManifest(t *testing.T, r repo.Repo, ref string) {
 	t.Helper()
 	_, err := r.Head(t.Context(), ref)
-	wantErr(t, "head "+ref, err, registry.ErrNotFound)
+	wantErr(t, "head "+ref, err, repo.ErrNotFound)
 	_, _, err = r.Manifest(t.Context(), ref)
-	wantErr(t, "manifest "+ref, err, registry.ErrNotFound)
+	wantErr(t, "manifest "+ref, err, repo.ErrNotFound)
 }
 
-func readBlob(t *testing.T, r registry.Repo, desc ocispec.Descriptor) []byte {
+func readBlob(t *testing.T, r repo.Repo, desc ocispec.Descriptor) []byte {
 	t.Helper()
 	rc, err := r.Blob(t.Context(), desc)
 	if err != nil {
@@ -147,7 +147,7 @@ func readBlob(t *testing.T, r registry.Repo, desc ocispec.Descriptor) []byte {
 	return b
 }
 
-func wantTags(t *testing.T, r registry.Repo, want ...string) {
+func wantTags(t *testing.T, r repo.Repo, want ...string) {
 	t.Helper()
 	var got []string
 	for tag, err := range r.Tags(t.Context()) {
@@ -162,7 +162,7 @@ func wantTags(t *testing.T, r registry.Repo, want ...string) {
 	}
 }
 
-func repoEmpty(t *testing.T, r registry.Repo) {
+func repoEmpty(t *testing.T, r repo.Repo) {
 	if r.Name() == "" {
 		t.Error("it has no name")
 	}
@@ -170,7 +170,7 @@ func repoEmpty(t *testing.T, r registry.Repo) {
 	wantNoManifest(t, r, "nothing")
 	wantNoManifest(t, r, desc.Digest.String())
 	_, err := r.Blob(t.Context(), desc)
-	wantErr(t, "blob", err, registry.ErrNotFound)
+	wantErr(t, "blob", err, repo.ErrNotFound)
 	if has, err := r.HasBlob(t.Context(), desc); has || err != nil {
 		t.Errorf("has blob: %v, %v", has, err)
 	}
@@ -182,7 +182,7 @@ func repoEmpty(t *testing.T, r registry.Repo) {
 	}
 }
 
-func repoBlobs(t *testing.T, r registry.Repo) {
+func repoBlobs(t *testing.T, r repo.Repo) {
 	for _, size := range []int{0, 1, 5 << 20} {
 		desc, b := RandomBlob(size)
 		if err := r.PutBlob(t.Context(), desc, "", OpenBytes(b)); err != nil {
@@ -197,7 +197,7 @@ func repoBlobs(t *testing.T, r registry.Repo) {
 	}
 }
 
-func repoBlobAgain(t *testing.T, r registry.Repo) {
+func repoBlobAgain(t *testing.T, r repo.Repo) {
 	desc, b := RandomBlob(1000)
 	for range 2 {
 		if err := r.PutBlob(t.Context(), desc, "", OpenBytes(b)); err != nil {
@@ -209,7 +209,7 @@ func repoBlobAgain(t *testing.T, r registry.Repo) {
 	}
 }
 
-func repoBlobSize(t *testing.T, r registry.Repo) {
+func repoBlobSize(t *testing.T, r repo.Repo) {
 	desc, b := RandomBlob(1000)
 	if err := r.PutBlob(t.Context(), desc, "", OpenBytes(b)); err != nil {
 		t.Fatal(err)
@@ -220,11 +220,11 @@ func repoBlobSize(t *testing.T, r registry.Repo) {
 			t.Errorf("has blob of %d bytes: %v, %v", size, has, err)
 		}
 		_, err := r.Blob(t.Context(), desc)
-		wantErr(t, "blob", err, registry.ErrNotFound)
+		wantErr(t, "blob", err, repo.ErrNotFound)
 	}
 }
 
-func repoWrongBytes(t *testing.T, r registry.Repo) {
+func repoWrongBytes(t *testing.T, r repo.Repo) {
 	desc, b := RandomBlob(1000)
 	b[500] ^= 1
 	if err := r.PutBlob(t.Context(), desc, "", OpenBytes(b)); err == nil {
@@ -239,7 +239,7 @@ type failingReader struct{ err error }
 
 func (r failingReader) Read([]byte) (int, error) { return 0, r.err }
 
-func repoBrokenSource(t *testing.T, r registry.Repo) {
+func repoBrokenSource(t *testing.T, r repo.Repo) {
 	desc, b := RandomBlob(100_000)
 	lost := errors.New("the disk is gone")
 	sources := map[string]func() (io.ReadCloser, error){
@@ -264,7 +264,7 @@ func repoBrokenSource(t *testing.T, r registry.Repo) {
 	}
 }
 
-func repoMountHint(t *testing.T, r registry.Repo) {
+func repoMountHint(t *testing.T, r repo.Repo) {
 	for _, from := range []string{r.Name(), "docker.io/library/busybox", "docker.io/library/busybox@" + digest.FromString("x").String(), "oci:/nowhere", "!"} {
 		desc, b := RandomBlob(100)
 		if err := r.PutBlob(t.Context(), desc, from, OpenBytes(b)); err != nil {
@@ -276,7 +276,7 @@ func repoMountHint(t *testing.T, r registry.Repo) {
 	}
 }
 
-func repoManifests(t *testing.T, r registry.Repo) {
+func repoManifests(t *testing.T, r repo.Repo) {
 	desc, m := PutImage(t, r, "a.rec")
 	if desc.Digest != digest.FromBytes(m) || desc.Size != int64(len(m)) || desc.MediaType != ocispec.MediaTypeImageManifest {
 		t.Errorf("put gives %+v", desc)
@@ -290,7 +290,7 @@ func repoManifests(t *testing.T, r registry.Repo) {
 	wantTags(t, r, "a.rec")
 }
 
-func repoTagReplaced(t *testing.T, r registry.Repo) {
+func repoTagReplaced(t *testing.T, r repo.Repo) {
 	one, first := PutImage(t, r, "x")
 	two, second := PutImage(t, r, "x")
 	wantManifest(t, r, "x", two, second)
@@ -299,7 +299,7 @@ func repoTagReplaced(t *testing.T, r registry.Repo) {
 }
 
 // repoArtifact is what a record of the shared cache looks like.
-func repoArtifact(t *testing.T, r registry.Repo) {
+func repoArtifact(t *testing.T, r repo.Repo) {
 	config := PutBytes(t, r, "application/vnd.obx.record.v1+json", []byte(`{"payload":""}`))
 	config.Data = []byte(`{"payload":""}`)
 	m := manifestOf(config, PutBytes(t, r, "application/vnd.obx.log.v1+zstd", []byte("a log")))
@@ -318,7 +318,7 @@ func indexOf(entries ...ocispec.Descriptor) []byte {
 	return b
 }
 
-func repoIndex(t *testing.T, r registry.Repo) {
+func repoIndex(t *testing.T, r repo.Repo) {
 	child, m := PutImage(t, r, "")
 	child.Platform = &ocispec.Platform{OS: "linux", Architecture: "amd64"}
 	index := indexOf(child)
@@ -331,11 +331,11 @@ func repoIndex(t *testing.T, r registry.Repo) {
 
 	child.Digest = digest.FromString("nowhere")
 	_, err = r.PutManifest(t.Context(), "multi", ocispec.MediaTypeImageIndex, indexOf(child))
-	wantErr(t, "put an index without its manifest", err, registry.ErrBlobUnknown)
+	wantErr(t, "put an index without its manifest", err, repo.ErrBlobUnknown)
 	wantManifest(t, r, "multi", desc, index)
 }
 
-func repoUnknownBlob(t *testing.T, r registry.Repo) {
+func repoUnknownBlob(t *testing.T, r repo.Repo) {
 	there := PutBytes(t, r, ocispec.MediaTypeImageLayer, []byte("there"))
 	gone, _ := RandomBlob(10)
 	gone.MediaType = ocispec.MediaTypeImageLayer
@@ -344,12 +344,12 @@ func repoUnknownBlob(t *testing.T, r registry.Repo) {
 	noConfig.MediaType = ocispec.MediaTypeImageConfig
 	for name, m := range map[string][]byte{"layer": manifestOf(config, there, gone), "config": manifestOf(noConfig, there)} {
 		_, err := r.PutManifest(t.Context(), "x", ocispec.MediaTypeImageManifest, m)
-		wantErr(t, "put a manifest without its "+name, err, registry.ErrBlobUnknown)
+		wantErr(t, "put a manifest without its "+name, err, repo.ErrBlobUnknown)
 		wantNoManifest(t, r, "x")
 	}
 }
 
-func repoLargeManifest(t *testing.T, r registry.Repo) {
+func repoLargeManifest(t *testing.T, r repo.Repo) {
 	config := PutBytes(t, r, ocispec.MediaTypeImageConfig, []byte("{}"))
 	config.Annotations = map[string]string{"x": strings.Repeat("x", 4<<20)}
 	if _, err := r.PutManifest(t.Context(), "x", ocispec.MediaTypeImageManifest, manifestOf(config)); err == nil {
@@ -358,7 +358,7 @@ func repoLargeManifest(t *testing.T, r registry.Repo) {
 	wantNoManifest(t, r, "x")
 }
 
-func repoBadRefs(t *testing.T, r registry.Repo) {
+func repoBadRefs(t *testing.T, r repo.Repo) {
 	_, m := PutImage(t, r, "x")
 	for _, ref := range []string{"", ".", "..", "../x", "a/b", "x?y", "sha256:12", "sha256:../x", "-x", "x y", "x\x00", strings.Repeat("x", 129)} {
 		if _, err := r.Head(t.Context(), ref); err == nil {
@@ -383,7 +383,7 @@ func repoBadRefs(t *testing.T, r registry.Repo) {
 	wantTags(t, r, "x")
 }
 
-func repoTags(t *testing.T, r registry.Repo) {
+func repoTags(t *testing.T, r repo.Repo) {
 	_, m := PutImage(t, r, "")
 	var want []string
 	for i := range 30 {
@@ -402,7 +402,7 @@ func repoTags(t *testing.T, r registry.Repo) {
 	}
 }
 
-func repoDeleteTag(t *testing.T, r registry.Repo) {
+func repoDeleteTag(t *testing.T, r repo.Repo) {
 	PutImage(t, r, "x")
 	kept, m := PutImage(t, r, "y")
 	for range 2 {
@@ -418,7 +418,7 @@ func repoDeleteTag(t *testing.T, r registry.Repo) {
 	wantTags(t, r, "x", "y")
 }
 
-func repoDeleteManifest(t *testing.T, r registry.Repo) {
+func repoDeleteManifest(t *testing.T, r repo.Repo) {
 	desc, m := PutImage(t, r, "x")
 	if _, err := r.PutManifest(t.Context(), "also", ocispec.MediaTypeImageManifest, m); err != nil {
 		t.Fatal(err)
@@ -439,7 +439,7 @@ func repoDeleteManifest(t *testing.T, r registry.Repo) {
 	wantManifest(t, r, "x", desc, m)
 }
 
-func repoCancelled(t *testing.T, r registry.Repo) {
+func repoCancelled(t *testing.T, r repo.Repo) {
 	image, m := PutImage(t, r, "x")
 	desc, b := RandomBlob(100)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -481,7 +481,7 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-func repoConcurrent(t *testing.T, r registry.Repo) {
+func repoConcurrent(t *testing.T, r repo.Repo) {
 	const workers, rounds = 8, 5
 	shared := PutBytes(t, r, ocispec.MediaTypeImageConfig, []byte("{}"))
 	manifests := make([][]byte, workers*rounds)
@@ -518,8 +518,8 @@ func repoConcurrent(t *testing.T, r registry.Repo) {
 	}
 }
 
-func repoCollect(t *testing.T, r registry.Repo) {
-	c, ok := r.(registry.Collector)
+func repoCollect(t *testing.T, r repo.Repo) {
+	c, ok := r.(repo.Collector)
 	if !ok {
 		t.Skip("it keeps no garbage, or by rules of its own")
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"slices"
 	"strings"
@@ -19,6 +18,8 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry/internal/oci"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A Cache is where results are shared: a Repo, and rules of whom to believe. What is broken, missing, untrusted or of an unknown format is a
@@ -26,7 +27,7 @@ import (
 //
 // Its methods may be called concurrently. A Cache remembers what it has seen of the Repo, and must not be copied.
 type Cache struct {
-	Repo        Repo
+	Repo        repo.Repo
 	Store       *cas.Store
 	Domains     []string           // results of all are read, first to last; new ones belong to the first. None: "default"
 	Platform    ocispec.Platform   // if not zero, only results for it are read
@@ -43,16 +44,13 @@ type Cache struct {
 	merges  cas.Claims[string] // one merge of a range
 
 	mu      sync.Mutex
-	seen    map[string]sight // by tag of a record
-	sender  *Sender
+	seen    map[string]tagState // by tag of a record
+	sender  *repo.Sender
 	members map[digest.Digest]int       // by diff id: of how many layers of steps a layer was merged
 	packed  map[digest.Digest]packedLog // by digest of the log
 	warned  map[string]bool
 	plain   bool // the Repo refuses media types of records
 }
-
-// ErrGone says that what a record refers to is no longer there, or is not what it says: the result is a miss.
-var ErrGone = errors.New("a cached result is gone or broken")
 
 // A Result is what is shared of a key.
 type Result struct {
@@ -96,8 +94,8 @@ type Log struct {
 	Blob digest.Digest      // else: a blob of the store (not compressed), for Push
 	Desc ocispec.Descriptor // else: a blob of the Repo (zstd), from Find; its Data is there if it was inlined. Read it with OpenLog
 
-	unpacked int64 // of Desc
-	repo     Repo  // that has Desc
+	unpacked int64     // of Desc
+	repo     repo.Repo // that has Desc
 }
 
 // fresh is how long the last look at a tag counts. Within it a push asks nothing before and after: a race that this misses costs a
@@ -105,18 +103,18 @@ type Log struct {
 const fresh = 10 * time.Second
 
 // A sight is what was last seen under the tag of a record.
-type sight struct {
-	verdict verdict
-	at      time.Time
-	digest  digest.Digest // of the manifest
-	made    time.Time     // of a failure: when
+type tagState struct {
+	kind   tagKind
+	at     time.Time
+	digest digest.Digest // of the manifest
+	made   time.Time     // of a failure: when
 }
 
 // A verdict says what is under a tag, and so whether a push replaces it.
-type verdict int
+type tagKind int
 
 const (
-	unseen    verdict = iota
+	unseen    tagKind = iota
 	missing           // nothing
 	broken            // nothing that anybody could use
 	untrusted         // a record that others may believe
@@ -129,11 +127,11 @@ const (
 func (c *Cache) Name() string { return c.Repo.Name() }
 
 // Sender puts things into the Repo, and knows which blobs that has.
-func (c *Cache) Sender() *Sender {
+func (c *Cache) Sender() *repo.Sender {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.sender == nil {
-		c.sender = &Sender{Repo: c.Repo}
+		c.sender = &repo.Sender{Repo: c.Repo}
 	}
 	return c.sender
 }
@@ -165,17 +163,17 @@ func (c *Cache) warn(cause, format string, args ...any) {
 	}
 }
 
-func (c *Cache) note(tag string, s sight) {
+func (c *Cache) note(tag string, s tagState) {
 	s.at = c.now()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.seen == nil {
-		c.seen = make(map[string]sight)
+		c.seen = make(map[string]tagState)
 	}
 	c.seen[tag] = s
 }
 
-func (c *Cache) sightOf(tag string) sight {
+func (c *Cache) stateOf(tag string) tagState {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.seen[tag]
@@ -214,7 +212,7 @@ func (c *Cache) Find(ctx context.Context, ids []keys.ID) (*Result, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	ctx = inPassing(ctx)
+	ctx = repo.InPassing(ctx)
 	r, err := c.find(ctx, ids[0], c.domains(), c.inTurn)
 	if err == nil && r == nil && len(ids) > 1 {
 		r, err = c.findRest(ctx, ids[1], ids[2:])
@@ -265,7 +263,7 @@ func (c *Cache) Survey(ctx context.Context, ids []keys.ID) (*Result, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	ctx = inPassing(ctx)
+	ctx = repo.InPassing(ctx)
 	var r *Result
 	var there [][]string
 	g, gctx := errgroup.WithContext(ctx)
@@ -358,8 +356,8 @@ func (c *Cache) heads(ctx context.Context, ids []keys.ID) ([][]string, error) {
 					has[i][j] = true
 				case gctx.Err() != nil:
 					return gctx.Err()
-				case errors.Is(err, ErrNotFound):
-					c.note(tag, sight{verdict: missing})
+				case errors.Is(err, repo.ErrNotFound):
+					c.note(tag, tagState{kind: missing})
 				default:
 					c.warn("read", "cannot be read: %v", err)
 				}
@@ -398,7 +396,7 @@ func (c *Cache) find(ctx context.Context, id keys.ID, domains []string, search s
 			}
 		}
 		// Whoever builds it may get another content key: then this alias must not stand in the way.
-		c.note(rec.tag, sight{verdict: broken, digest: rec.digest})
+		c.note(rec.tag, tagState{kind: broken, digest: rec.digest})
 	}
 	return nil, nil
 }
@@ -415,41 +413,41 @@ func (c *Cache) lookUp(ctx context.Context, id keys.ID, domain string) (*record,
 	case err == nil:
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.Is(err, ErrNotFound):
-		c.note(tag, sight{verdict: missing})
+	case errors.Is(err, repo.ErrNotFound):
+		c.note(tag, tagState{kind: missing})
 		return nil, nil
 	case errors.As(err, &distrust):
 		c.warn("untrusted", "the result of %s is not used: %v (trust its signer with --trust NAME:KEY, or let a machine that "+
 			"is trusted build it with --sign-key)", id, err)
-		c.note(tag, sight{verdict: untrusted, digest: d})
+		c.note(tag, tagState{kind: untrusted, digest: d})
 		return nil, nil
 	case errors.Is(err, errNewer):
 		c.warn("newer", "the result of %s is not used: %v", id, err)
-		c.note(tag, sight{verdict: newer, digest: d})
+		c.note(tag, tagState{kind: newer, digest: d})
 		return nil, nil
 	case d == "":
 		c.warn("read", "cannot be read: %v", err)
 		return nil, errNoAnswer
 	default:
 		c.warn("broken", "the result of %s is broken, and not used: %v", id, err)
-		c.note(tag, sight{verdict: broken, digest: d})
+		c.note(tag, tagState{kind: broken, digest: d})
 		return nil, nil
 	}
-	if was := c.sightOf(tag); was.verdict == broken && was.digest == d {
+	if was := c.stateOf(tag); was.kind == broken && was.digest == d {
 		return nil, nil // Fetch found it so, and nobody has mended it since
 	}
 	if lost, ok := c.lost(rec); ok {
 		c.warn("broken", "the result of %s is broken, and not used: blob %s is gone", id, lost)
-		c.note(tag, sight{verdict: broken, digest: d})
+		c.note(tag, tagState{kind: broken, digest: d})
 		return nil, nil
 	}
 	if rec.Status == statusFailed {
-		c.note(tag, sight{verdict: failure, digest: d, made: rec.finished()})
+		c.note(tag, tagState{kind: failure, digest: d, made: rec.finished()})
 		if !c.recent(rec.finished()) {
 			return nil, nil
 		}
 	} else {
-		c.note(tag, sight{verdict: good, digest: d})
+		c.note(tag, tagState{kind: good, digest: d})
 	}
 	blobs := []digest.Digest{rec.config.Digest}
 	for _, l := range rec.Layers {
@@ -484,8 +482,8 @@ func (c *Cache) read(ctx context.Context, tag string) (*record, digest.Digest, e
 	}
 	envelope := m.Config.Data
 	if envelope == nil {
-		switch envelope, err = readBlob(ctx, c.Repo, m.Config); {
-		case errors.Is(err, ErrNotFound):
+		switch envelope, err = repo.ReadBlob(ctx, c.Repo, m.Config); {
+		case errors.Is(err, repo.ErrNotFound):
 			return nil, d, fmt.Errorf("its envelope %s is gone", m.Config.Digest)
 		case err != nil:
 			// Lost to us, as any blob that a Repo does not give though asked again: else nobody would ever mend it.
@@ -510,28 +508,11 @@ func (c *Cache) fits(r *record, id keys.ID, domain string) error {
 	case c.Platform.OS == "":
 		return nil
 	}
-	have, want := platformString(normalizePlatform(r.Platform)), platformString(normalizePlatform(c.Platform))
+	have, want := oci.PlatformString(oci.NormalizePlatform(r.Platform)), oci.PlatformString(oci.NormalizePlatform(c.Platform))
 	if have != want {
 		return fmt.Errorf("it is for %s, not for %s", have, want)
 	}
 	return nil
-}
-
-// readBlob reads a small blob. The caller holds it against its digest.
-func readBlob(ctx context.Context, repo Repo, desc ocispec.Descriptor) ([]byte, error) {
-	if desc.Size > maxDocument {
-		return nil, fmt.Errorf("%s has %d bytes: too many", desc.Digest, desc.Size)
-	}
-	rc, err := repo.Blob(asDocument(ctx), desc)
-	if err != nil {
-		return nil, err
-	}
-	defer rc.Close()
-	b, err := io.ReadAll(io.LimitReader(rc, desc.Size+1))
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", desc.Digest, err)
-	}
-	return b, nil
 }
 
 // result gives a record in the terms of those who use it.
@@ -613,8 +594,8 @@ func (c *Cache) touch(ctx context.Context, rec *record) {
 		desc, err = c.Repo.PutManifest(ctx, rec.tag, ocispec.MediaTypeImageManifest, b)
 	}
 	if err == nil {
-		c.note(rec.tag, sight{verdict: good, digest: desc.Digest})
-	} else if !errors.Is(err, ErrReadOnly) && ctx.Err() == nil {
+		c.note(rec.tag, tagState{kind: good, digest: desc.Digest})
+	} else if !errors.Is(err, repo.ErrReadOnly) && ctx.Err() == nil {
 		c.warn("touch", "the date of last use cannot be noted: %v", err)
 	}
 }
@@ -623,7 +604,7 @@ func (c *Cache) touch(ctx context.Context, rec *record) {
 func (c *Cache) restore(ctx context.Context, rec *record) {
 	b, err := rec.imageManifest()
 	if err == nil {
-		err = checkBytes(b, rec.Image.Digest.digest())
+		err = oci.CheckBytes(b, rec.Image.Digest.digest())
 	}
 	if err == nil {
 		_, err = c.Repo.PutManifest(ctx, strings.TrimSuffix(rec.tag, recordSuffix), ocispec.MediaTypeImageManifest, b)
@@ -631,10 +612,10 @@ func (c *Cache) restore(ctx context.Context, rec *record) {
 	switch {
 	case err == nil:
 		rec.astray = false
-	case errors.Is(err, ErrBlobUnknown):
-		c.note(rec.tag, sight{verdict: broken, digest: rec.digest})
+	case errors.Is(err, repo.ErrBlobUnknown):
+		c.note(rec.tag, tagState{kind: broken, digest: rec.digest})
 		fallthrough
-	case !errors.Is(err, ErrReadOnly) && ctx.Err() == nil:
+	case !errors.Is(err, repo.ErrReadOnly) && ctx.Err() == nil:
 		c.warn("restore", "the image of %s cannot be put again: %v", rec.Key, err)
 	}
 }

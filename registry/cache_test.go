@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ocurrent/obx/registry/internal/repotest"
+
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -24,11 +26,12 @@ import (
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A spy is a Memory that tells and spoils requests.
 type spy struct {
-	*registry.Memory
+	*repo.Memory
 
 	mu     sync.Mutex
 	lines  []string
@@ -37,7 +40,7 @@ type spy struct {
 	wrote  int64                   // bytes of manifests, and of blobs that no image lists as layers
 }
 
-func newSpy() *spy { return &spy{Memory: &registry.Memory{}} }
+func newSpy() *spy { return &spy{Memory: &repo.Memory{}} }
 
 func (s *spy) see(format string, args ...any) error {
 	line := fmt.Sprintf(format, args...)
@@ -110,7 +113,7 @@ func (s *spy) PutManifest(ctx context.Context, tag, mediaType string, data []byt
 		return ocispec.Descriptor{}, err
 	}
 	if s.refuse != "" && strings.Contains(string(data), s.refuse) {
-		return ocispec.Descriptor{}, fmt.Errorf("put manifest: %w", registry.ErrRefused)
+		return ocispec.Descriptor{}, fmt.Errorf("put manifest: %w", repo.ErrRefused)
 	}
 	s.mu.Lock()
 	s.wrote += int64(len(data))
@@ -168,7 +171,7 @@ func (c *chain) layer(files map[string]string) layers.Layer {
 	old := time.Unix(1e9, 0)
 	root := filepath.Join(dir, "fs")
 	for name, text := range files {
-		writeFile(c.t, filepath.Join(root, name), []byte(text))
+		repotest.WriteFile(c.t, filepath.Join(root, name), []byte(text))
 		if err := os.Chtimes(filepath.Join(root, name), old, old); err != nil {
 			c.t.Fatal(err)
 		}
@@ -240,7 +243,7 @@ func (w *warnings) take() []string {
 }
 
 // machine is a Cache of a fresh store.
-func machine(t testing.TB, repo registry.Repo) (*registry.Cache, *warnings) {
+func machine(t testing.TB, repo repo.Repo) (*registry.Cache, *warnings) {
 	t.Helper()
 	w := &warnings{}
 	return &registry.Cache{Repo: repo, Store: openStore(t), Warn: w.warn}, w
@@ -538,8 +541,8 @@ func TestManySteps(t *testing.T) {
 
 func TestGoneIsAMiss(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	to := newSpy()
+	a, _ := machine(t, to)
 	build := newChain(t, a.Store, "one")
 	build.step("one\n")
 	build.step("two\n")
@@ -548,16 +551,16 @@ func TestGoneIsAMiss(t *testing.T) {
 	// What a resume asks for vanishes, each in turn.
 	var lines []string
 	for k := 0; ; k++ {
-		b, warned := machine(t, repo)
+		b, warned := machine(t, to)
 		var mu sync.Mutex
 		gone := ""
 		n := 0
-		repo.setFault(func(line string) error {
+		to.setFault(func(line string) error {
 			mu.Lock()
 			defer mu.Unlock()
 			if n++; n == k || line == gone {
 				gone = line
-				return fmt.Errorf("%s: %w", line, registry.ErrNotFound)
+				return fmt.Errorf("%s: %w", line, repo.ErrNotFound)
 			}
 			return nil
 		})
@@ -570,11 +573,11 @@ func TestGoneIsAMiss(t *testing.T) {
 			if err == nil && len(ls) == len(r.Layers) {
 				break
 			}
-			if !errors.Is(err, registry.ErrGone) {
+			if !errors.Is(err, repo.ErrGone) {
 				t.Fatalf("%s vanished: %v", gone, err)
 			}
 		}
-		repo.setFault(nil)
+		to.setFault(nil)
 		if k > 0 && gone == "" {
 			break
 		}
@@ -589,7 +592,7 @@ func TestGoneIsAMiss(t *testing.T) {
 		redo.step("one\n")
 		redo.step("two\n")
 		push(t, b, redo.results...)
-		c, warned := machine(t, repo)
+		c, warned := machine(t, to)
 		r := find(t, c, build.ids()...)
 		if r == nil || r.Key != build.last().Key {
 			t.Fatalf("%s vanished: found %+v after it was built again, warned %q", gone, r, warned.take())
@@ -604,8 +607,8 @@ func TestGoneIsAMiss(t *testing.T) {
 // A layer that cannot be unpacked here is no reason to fail: its result is a miss, and what was made here replaces it.
 func TestLayerThatCannotBeMade(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	to := newSpy()
+	a, _ := machine(t, to)
 	build := newChain(t, a.Store, "one")
 	good := build.step("1\n")
 	bad := *build.step("2\n")
@@ -627,12 +630,12 @@ func TestLayerThatCannotBeMade(t *testing.T) {
 	})
 	push(t, a, good, &bad)
 
-	c, warned := machine(t, repo)
+	c, warned := machine(t, to)
 	r := find(t, c, build.ids()...)
 	if r == nil || r.Key != bad.Key {
 		t.Fatalf("found %+v", r)
 	}
-	if _, err := c.Fetch(t.Context(), r, true, nil); !errors.Is(err, registry.ErrGone) {
+	if _, err := c.Fetch(t.Context(), r, true, nil); !errors.Is(err, repo.ErrGone) {
 		t.Errorf("Fetch gives %v", err)
 	}
 	if r := find(t, c, build.ids()...); r == nil || r.Key != good.Key {
@@ -644,33 +647,34 @@ func TestLayerThatCannotBeMade(t *testing.T) {
 	redo := newChain(t, c.Store, "one")
 	redo.step("1\n")
 	push(t, c, redo.step("2\n"))
-	last, _ := machine(t, repo)
+	last, _ := machine(t, to)
 	fetch(t, last, find(t, last, build.ids()...))
 }
 
 // Who finds bytes wrong sends them again, though the registry says that it has them.
 func TestCorruptBlobsAreReplaced(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	to := newSpy()
+	a, _ := machine(t, to)
 	noise := make([]byte, 1<<20)
 	rand.NewChaCha8([32]byte{}).Read(noise)
 	build := newChain(t, a.Store, hex.EncodeToString(noise[:4<<10])) // its layers are too large for records
 	push(t, a, build.step("1\n"))
 	push(t, a, build.step(string(noise)))
 	last := build.last()
-	log := find(t, a, last.Key).Steps[1].Log.Desc.Digest
-	for _, d := range []digest.Digest{last.Layers[0].Blob.Digest, last.Layers[2].Blob.Digest, log} {
-		registry.Corrupt(repo.Memory, d)
-		b, _ := machine(t, repo)
+	log := find(t, a, last.Key).Steps[1].Log.Desc
+	for _, desc := range []ocispec.Descriptor{last.Layers[0].Blob, last.Layers[2].Blob, log} {
+		corrupt(t, to.Memory, desc)
+		d := desc.Digest
+		b, _ := machine(t, to)
 		r := find(t, b, last.Key)
 		var err error
-		if d == log {
+		if d == log.Digest {
 			_, err = b.OpenLog(t.Context(), r.Steps[1].Log)
 		} else {
 			_, err = b.Fetch(t.Context(), r, true, nil)
 		}
-		if !errors.Is(err, registry.ErrGone) {
+		if !errors.Is(err, repo.ErrGone) {
 			t.Fatalf("read %s, %v", d, err)
 		}
 		if r := find(t, b, last.Key); r != nil {
@@ -678,7 +682,7 @@ func TestCorruptBlobsAreReplaced(t *testing.T) {
 		}
 		b.Store = a.Store
 		push(t, b, last)
-		c, warned := machine(t, repo)
+		c, warned := machine(t, to)
 		if r := find(t, c, last.Key); r == nil || readLog(t, c, r.Steps[1].Log) != string(noise) {
 			t.Fatalf("found %+v, warned %q", r, warned.take())
 		} else {
@@ -689,7 +693,7 @@ func TestCorruptBlobsAreReplaced(t *testing.T) {
 
 func TestDomains(t *testing.T) {
 	needRoot(t)
-	repo := &registry.Memory{}
+	repo := &repo.Memory{}
 	a, _ := machine(t, repo)
 	build := newChain(t, a.Store, "one")
 	one, two := build.step("1\n"), build.step("2\n")
@@ -716,23 +720,23 @@ func TestDomains(t *testing.T) {
 
 func TestAlias(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	to := newSpy()
+	a, _ := machine(t, to)
 	build := newChain(t, a.Store, "one")
 	r := build.step("1\n")
 	input := build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command input))", r.Key))
 	alias := &registry.Result{Key: input.Key, Alias: r.Key, Preimage: input.Preimage, Platform: r.Platform}
 	push(t, a, r, alias)
 
-	b, warned := machine(t, repo)
-	repo.Requests()
+	b, warned := machine(t, to)
+	to.Requests()
 	got := find(t, b, input.Key)
-	if got == nil || got.Key != r.Key || got.Found != input.Key || repo.Requests() != 2 {
+	if got == nil || got.Key != r.Key || got.Found != input.Key || to.Requests() != 2 {
 		t.Fatalf("found %+v, warned %q", got, warned.take())
 	}
 	fetch(t, b, got)
-	_, image, err := repo.Manifest(t.Context(), input.Key.String())
-	if !errors.Is(err, registry.ErrNotFound) {
+	_, image, err := to.Manifest(t.Context(), input.Key.String())
+	if !errors.Is(err, repo.ErrNotFound) {
 		t.Errorf("an alias has the image %s, %v", image, err)
 	}
 	// An alias of nothing, and one of an alias, lead nowhere.
@@ -756,8 +760,8 @@ func TestAlias(t *testing.T) {
 
 func TestFailures(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	to := newSpy()
+	a, _ := machine(t, to)
 	build := newChain(t, a.Store, "one")
 	push(t, a, build.step("1\n"))
 	ok := build.step("it works\n")
@@ -767,7 +771,7 @@ func TestFailures(t *testing.T) {
 	failed.Steps[1].Log.Data = []byte("it fails\n")
 	push(t, a, &failed)
 
-	careless, warned := machine(t, repo)
+	careless, warned := machine(t, to)
 	if r := find(t, careless, ok.Key); r != nil {
 		t.Errorf("a failure is found: %+v", r)
 	}
@@ -775,19 +779,19 @@ func TestFailures(t *testing.T) {
 	if r := find(t, careless, ok.Key); r != nil {
 		t.Errorf("a failure from the future is found: %+v", r)
 	}
-	b, warnB := machine(t, repo)
+	b, warnB := machine(t, to)
 	b.Failures = time.Hour
 	r := find(t, b, ok.Key)
 	if r == nil || r.Exit != 2 || len(r.Layers) != 0 || readLog(t, b, r.Steps[1].Log) != "it fails\n" {
 		t.Fatalf("found %+v, warned %q", r, warnB.take())
 	}
-	if _, err := repo.Head(t.Context(), ok.Key.String()); !errors.Is(err, registry.ErrNotFound) {
+	if _, err := to.Head(t.Context(), ok.Key.String()); !errors.Is(err, repo.ErrNotFound) {
 		t.Errorf("a failure has an image: %v", err)
 	}
 	if _, err := b.Fetch(t.Context(), r, true, nil); err == nil {
 		t.Error("a failure can be fetched")
 	}
-	old, _ := machine(t, repo)
+	old, _ := machine(t, to)
 	old.Failures = time.Hour
 	registry.SetClock(old, func() time.Time { return time.Now().Add(2 * time.Hour) })
 	if r := find(t, old, ok.Key); r != nil {
@@ -914,9 +918,9 @@ func TestRace(t *testing.T) {
 	needRoot(t)
 	for _, slow := range []bool{false, true} {
 		t.Run(fmt.Sprintf("slow=%v", slow), func(t *testing.T) {
-			repo := newSpy()
-			a, _ := machine(t, repo)
-			b, _ := machine(t, repo)
+			to := newSpy()
+			a, _ := machine(t, to)
+			b, _ := machine(t, to)
 			first, second := newChain(t, a.Store, "one"), newChain(t, b.Store, "one")
 			r := first.step("first\n")
 			r.Layers[1] = first.layer(map[string]string{"log": "first"})
@@ -929,19 +933,19 @@ func TestRace(t *testing.T) {
 				registry.SetClock(a, func() time.Time { late = late.Add(6 * time.Second); return late })
 			}
 			tag := r.Key.String()
-			repo.setFault(func(line string) error {
+			to.setFault(func(line string) error {
 				if line == "PUT "+tag+".rec" {
-					repo.setFault(nil)
+					to.setFault(nil)
 					push(t, b, s) // PUT image A, image B, record B, record A
 				}
 				return nil
 			})
 			push(t, a, r)
-			if _, err := repo.CollectGarbage(t.Context(), 0); err != nil {
+			if _, err := to.CollectGarbage(t.Context(), 0); err != nil {
 				t.Fatal(err)
 			}
 
-			c, _ := machine(t, repo)
+			c, _ := machine(t, to)
 			got := find(t, c, r.Key)
 			if log := readLog(t, c, got.Steps[0].Log); log != "first\n" {
 				t.Fatalf("the log is %q", log)
@@ -953,7 +957,7 @@ func TestRace(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, registry.ErrGone) {
+			if !errors.Is(err, repo.ErrGone) {
 				t.Fatalf("fetched, %v", err)
 			}
 			// The next build heals, the one after hits.
@@ -962,7 +966,7 @@ func TestRace(t *testing.T) {
 			}
 			third := newChain(t, c.Store, "one")
 			push(t, c, third.results[0], third.step("third\n"))
-			d, _ := machine(t, repo)
+			d, _ := machine(t, to)
 			if files := fetch(t, d, find(t, d, r.Key)); files["log"] != "one1\n" {
 				t.Errorf("got %q", files)
 			}
@@ -1065,20 +1069,20 @@ func TestUnknownBlobs(t *testing.T) {
 
 func TestNoAnswer(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	to := newSpy()
+	a, _ := machine(t, to)
 	build := newChain(t, a.Store, "one")
 	push(t, a, build.step("hello\n"))
-	repo.setFault(func(string) error { return errors.New("connection refused") })
-	b, warned := machine(t, repo)
+	to.setFault(func(string) error { return errors.New("connection refused") })
+	b, warned := machine(t, to)
 	b.Store = a.Store
-	repo.seen()
+	to.seen()
 	for range 2 {
 		if r := find(t, b, build.ids()...); r != nil {
 			t.Errorf("found %+v", r)
 		}
 	}
-	if lines := repo.seen(); len(lines) != 2 {
+	if lines := to.seen(); len(lines) != 2 {
 		t.Errorf("a dead registry is asked %q", lines)
 	}
 	if w := warned.take(); len(w) != 1 || !strings.Contains(w[0], "connection refused") {
@@ -1087,15 +1091,15 @@ func TestNoAnswer(t *testing.T) {
 	if _, err := b.Push(t.Context(), build.step("")); err == nil {
 		t.Error("pushed to a dead registry")
 	}
-	repo.setFault(nil)
+	to.setFault(nil)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := b.Find(ctx, build.ids()); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
 	}
 	r := find(t, b, build.ids()...)
-	fresh, _ := machine(t, repo)
-	if _, err := fresh.Fetch(ctx, r, true, nil); !errors.Is(err, context.Canceled) || errors.Is(err, registry.ErrGone) {
+	fresh, _ := machine(t, to)
+	if _, err := fresh.Fetch(ctx, r, true, nil); !errors.Is(err, context.Canceled) || errors.Is(err, repo.ErrGone) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
@@ -1145,8 +1149,8 @@ func TestNoAnswerToRecords(t *testing.T) {
 // TestFindAsks tells what a look-up asks for when the last step is not there: of the one before alone, unless that misses or the registry is slow.
 func TestFindAsks(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	to := newSpy()
+	a, _ := machine(t, to)
 	build := newChain(t, a.Store, "one")
 	for range 6 {
 		build.step("")
@@ -1162,10 +1166,10 @@ func TestFindAsks(t *testing.T) {
 		"slow":           {5, 1, 7},
 	} {
 		gone := ids[1 : len(ids)-1-c.last]
-		repo.setFault(func(line string) error {
+		to.setFault(func(line string) error {
 			for _, id := range gone {
 				if strings.Contains(line, id.String()) {
-					return registry.ErrNotFound
+					return repo.ErrNotFound
 				}
 			}
 			if c.slow >= 0 && strings.Contains(line, ids[c.slow].String()) {
@@ -1173,16 +1177,16 @@ func TestFindAsks(t *testing.T) {
 			}
 			return nil
 		})
-		b, warned := machine(t, repo)
+		b, warned := machine(t, to)
 		if c.slow < 0 {
 			registry.Nearby(b, time.Hour)
 		}
-		repo.seen()
+		to.seen()
 		r := find(t, b, ids...)
 		if r == nil || r.Key != build.results[c.last].Key {
 			t.Errorf("%s: found %+v, warned %q", name, r, warned.take())
 		}
-		if lines := repo.seen(); len(lines) != c.asks {
+		if lines := to.seen(); len(lines) != c.asks {
 			t.Errorf("%s: asked %q", name, lines)
 		}
 	}
@@ -1190,38 +1194,38 @@ func TestFindAsks(t *testing.T) {
 
 func TestTouch(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	to := newSpy()
+	a, _ := machine(t, to)
 	a.Signer = signer(t, "ci")
 	build := newChain(t, a.Store, "one")
 	r := build.step("hello\n")
 	push(t, a, r)
-	b, warned := machine(t, repo)
+	b, warned := machine(t, to)
 	b.Trust = trust(a.Signer)
 	got := find(t, b, r.Key)
-	repo.seen()
+	to.seen()
 	b.Touch(t.Context(), got)
-	if lines := repo.seen(); len(lines) != 0 {
+	if lines := to.seen(); len(lines) != 0 {
 		t.Errorf("touching what is new took %q", lines)
 	}
 	registry.SetClock(b, func() time.Time { return time.Now().Add(25 * time.Hour) })
 	b.Touch(t.Context(), got)
-	if lines := repo.seen(); len(lines) != 3 { // looks at both tags
+	if lines := to.seen(); len(lines) != 3 { // looks at both tags
 		t.Errorf("touching took %q", lines)
 	}
 	again := find(t, b, r.Key)
 	if again == nil || !bytes.Equal(again.Envelope, got.Envelope) {
 		t.Fatalf("found %+v, warned %q", again, warned.take())
 	}
-	repo.seen()
+	to.seen()
 	b.Touch(t.Context(), again)
 	b.Touch(t.Context(), got) // somebody has put it again since
-	if lines := repo.seen(); len(lines) != 1 {
+	if lines := to.seen(); len(lines) != 1 {
 		t.Errorf("touching twice took %q", lines)
 	}
-	repo.setFault(func(line string) error {
+	to.setFault(func(line string) error {
 		if strings.HasPrefix(line, "PUT") {
-			return fmt.Errorf("%s: %w", line, registry.ErrReadOnly)
+			return fmt.Errorf("%s: %w", line, repo.ErrReadOnly)
 		}
 		return nil
 	})
@@ -1334,4 +1338,23 @@ func TestPackedAgain(t *testing.T) {
 	if files := fetch(t, d, find(t, d, next.last().Key)); files["log"] != "one1\n2\n" || files["base"] != "one" {
 		t.Errorf("got %q, warned %q", files, warned.take())
 	}
+}
+
+// corrupt changes the last byte of a blob where it is.
+func corrupt(t testing.TB, m *repo.Memory, desc ocispec.Descriptor) {
+	t.Helper()
+	rc, err := m.Blob(t.Context(), desc)
+	if err == nil {
+		_, err = io.Copy(spoiler{}, rc) // which is given the very bytes
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+type spoiler struct{}
+
+func (spoiler) Write(b []byte) (int, error) {
+	b[len(b)-1] ^= 1
+	return len(b), nil
 }

@@ -4,8 +4,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/ocurrent/obx/registry/internal/repotest"
+
 	"github.com/ocurrent/obx/conformance"
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 func TestCacheFaultsDebian(t *testing.T) { cacheFaults(t, conformance.NewDebian(t)) }
@@ -14,7 +16,7 @@ func TestCacheFaultsDistribution(t *testing.T) { cacheFaults(t, conformance.NewD
 
 func cacheFaults(t *testing.T, reg *conformance.Registry) {
 	t.Parallel() // it waits most of the time
-	conformance.CacheFaults(t, reg, func(t *testing.T, name string) registry.Repo {
-		return openRepo(t, name, hurried(300*time.Millisecond, 300*time.Millisecond, time.Second))
+	conformance.CacheFaults(t, reg, func(t *testing.T, name string) repo.Repo {
+		return repotest.Open(t, name, repotest.Hurried(300*time.Millisecond, 300*time.Millisecond, time.Second))
 	})
 }

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/registry/internal/oci"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A CopyReport says what Copy did.
@@ -30,7 +32,7 @@ type CopyReport struct {
 func Copy(ctx context.Context, from, to *Cache, ids []keys.ID) (CopyReport, error) {
 	cp := &copying{from: from, to: to}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(maxTransfers)
+	g.SetLimit(maxReads)
 	for _, id := range ids {
 		g.Go(func() error {
 			found, err := cp.key(gctx, id)
@@ -85,8 +87,8 @@ func (cp *copying) keyOrTarget(ctx context.Context, id keys.ID, target bool) (fo
 			}
 		}
 		switch err := cp.entry(ctx, rec); {
-		case errors.Is(err, ErrGone):
-			cp.from.note(rec.tag, sight{verdict: broken, digest: rec.digest})
+		case errors.Is(err, repo.ErrGone):
+			cp.from.note(rec.tag, tagState{kind: broken, digest: rec.digest})
 			cp.from.warn("gone", "the result of %s cannot be copied: %v", id, err)
 		case err != nil:
 			return found, err
@@ -141,7 +143,7 @@ func (cp *copying) entry(ctx context.Context, rec *record) error {
 	if err != nil {
 		return err
 	}
-	cp.to.note(rec.tag, sight{verdict: good, digest: desc.Digest})
+	cp.to.note(rec.tag, tagState{kind: good, digest: desc.Digest})
 	cp.count(&cp.report.Copied)
 	return nil
 }
@@ -157,7 +159,7 @@ func (cp *copying) count(n *int) {
 func (cp *copying) stays(ctx context.Context, rec *record) (bool, error) {
 	desc, err := cp.to.Repo.Head(ctx, rec.tag)
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, repo.ErrNotFound):
 		return false, nil
 	case err != nil:
 		return false, err
@@ -169,7 +171,7 @@ func (cp *copying) stays(ctx context.Context, rec *record) (bool, error) {
 		return false, err
 	}
 	if there == nil {
-		return cp.to.sightOf(rec.tag).verdict == newer, nil
+		return cp.to.stateOf(rec.tag).kind == newer, nil
 	}
 	return there.Status != statusFailed || rec.Status == statusFailed, nil
 }
@@ -181,22 +183,22 @@ func (cp *copying) image(ctx context.Context, rec *record) (*imageDocs, error) {
 	}
 	d := rec.Image.Digest.digest()
 	_, b, err := cp.from.Repo.Manifest(ctx, d.String())
-	if errors.Is(err, ErrNotFound) {
-		return nil, fmt.Errorf("image %s: %w", d, ErrGone)
+	if errors.Is(err, repo.ErrNotFound) {
+		return nil, fmt.Errorf("image %s: %w", d, repo.ErrGone)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if err := checkBytes(b, d); err != nil {
-		return nil, fmt.Errorf("image: %w: %w", ErrGone, err)
+	if err := oci.CheckBytes(b, d); err != nil {
+		return nil, fmt.Errorf("image: %w: %w", repo.ErrGone, err)
 	}
 	var m ocispec.Manifest
 	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("image %s: %w: %w", d, ErrGone, err)
+		return nil, fmt.Errorf("image %s: %w: %w", d, repo.ErrGone, err)
 	}
 	docs := &imageDocs{manifest: b, digest: d}
 	for _, desc := range append(m.Layers, m.Config) {
-		docs.blobs = append(docs.blobs, Blob{
+		docs.blobs = append(docs.blobs, repo.Blob{
 			Desc: desc, From: cp.from.Repo.Name(), Ask: true,
 			Open: func() (io.ReadCloser, error) { return cp.open(ctx, desc) },
 		})
@@ -210,11 +212,11 @@ func (cp *copying) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCl
 		return cp.from.Store.Blob(desc.Digest)
 	}
 	rc, err := cp.from.Repo.Blob(ctx, desc)
-	if errors.Is(err, ErrNotFound) {
-		return nil, fmt.Errorf("blob %s: %w", desc.Digest, ErrGone)
+	if errors.Is(err, repo.ErrNotFound) {
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, repo.ErrGone)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return Verified(rc, desc), nil
+	return repo.Verified(rc, desc), nil
 }

@@ -1,6 +1,11 @@
 package registry
 
-import "time"
+import (
+	"time"
+)
 
-// SetResolveTime shortens how long a name may take.
-func SetResolveTime(im *Images, d time.Duration) { im.hurry = d }
+// SetClock gives a Cache another time.
+func SetClock(c *Cache, now func() time.Time) { c.clock = now }
+
+// Nearby says how long Find waits for one answer before it asks for all others.
+func Nearby(c *Cache, d time.Duration) { c.nearby = d }

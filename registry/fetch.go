@@ -18,6 +18,8 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry/internal/oci"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // keepBytes is up to which size the bytes of a layer are kept beside its files, in bytes. Those of larger ones are where they came from, and
@@ -34,7 +36,7 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p layers.Prog
 	ls := make([]layers.Layer, len(r.Layers))
 	first := make(map[digest.Digest]int) // index of the first layer with these bytes
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(maxTransfers)
+	g.SetLimit(maxReads)
 	g.Go(func() (err error) {
 		r.Config, err = c.fetchConfig(gctx, r.record)
 		return err
@@ -68,8 +70,8 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p layers.Prog
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.Is(err, ErrGone):
-		c.note(r.record.tag, sight{verdict: broken, digest: r.record.digest})
+	case errors.Is(err, repo.ErrGone):
+		c.note(r.record.tag, tagState{kind: broken, digest: r.record.digest})
 		c.warn("gone", "the result of %s cannot be used: %v", r.Key, err)
 		fallthrough
 	case err != nil:
@@ -86,11 +88,11 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p layers.Prog
 func (c *Cache) findImage(ctx context.Context, rec *record) error {
 	tag := strings.TrimSuffix(rec.tag, recordSuffix)
 	desc, err := c.Repo.Head(ctx, tag)
-	rec.looked = err == nil || errors.Is(err, ErrNotFound)
+	rec.looked = err == nil || errors.Is(err, repo.ErrNotFound)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, repo.ErrNotFound):
 		c.warn("image", "the image %s is gone, and is put again unless the cache is only read", tag)
 		rec.astray = true
 	case err == nil:
@@ -107,8 +109,8 @@ func (c *Cache) fetchConfig(ctx context.Context, rec *record) (img ocispec.Image
 	}
 	b, err := c.stored(desc)
 	if err != nil {
-		if b, err = readBlob(ctx, c.Repo, desc); err == nil {
-			err = checkBytes(b, desc.Digest)
+		if b, err = repo.ReadBlob(ctx, c.Repo, desc); err == nil {
+			err = oci.CheckBytes(b, desc.Digest)
 		}
 		if err != nil {
 			return fail(err)
@@ -117,7 +119,7 @@ func (c *Cache) fetchConfig(ctx context.Context, rec *record) (img ocispec.Image
 			return ocispec.Image{}, err
 		}
 	}
-	parsed, err := parseConfig(b, len(rec.Layers))
+	parsed, err := oci.ParseConfig(b, len(rec.Layers))
 	if err != nil {
 		return fail(err)
 	}
@@ -136,11 +138,11 @@ func (c *Cache) stored(desc ocispec.Descriptor) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxDocument))
+	b, err := io.ReadAll(io.LimitReader(f, oci.MaxDocument))
 	if err != nil {
 		return nil, err
 	}
-	return b, checkBytes(b, desc.Digest)
+	return b, oci.CheckBytes(b, desc.Digest)
 }
 
 // fetchLayer brings one layer, whose bytes are data if that is not nil.
@@ -179,7 +181,7 @@ func (c *Cache) gone(ctx context.Context, d digest.Digest, err error) error {
 		return err // of the store
 	}
 	c.Sender().Note(false, d)
-	return fmt.Errorf("%w: blob %s: %w", ErrGone, d, err)
+	return fmt.Errorf("%w: blob %s: %w", repo.ErrGone, d, err)
 }
 
 // smallLog is up to which size a log passes through memory.
@@ -220,8 +222,8 @@ func (c *Cache) FetchLogs(ctx context.Context, r *Result) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, ErrGone):
-		c.note(r.record.tag, sight{verdict: broken, digest: r.record.digest})
+	case errors.Is(err, repo.ErrGone):
+		c.note(r.record.tag, tagState{kind: broken, digest: r.record.digest})
 		c.warn("gone", "the result of %s cannot be used: log: %v", r.Key, err)
 	}
 	if err != nil {
@@ -251,7 +253,7 @@ func (c *Cache) OpenLog(ctx context.Context, l Log) (io.ReadCloser, error) {
 	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(logWindow))
 	if err != nil {
 		r.Close()
-		return nil, fmt.Errorf("open log: %w: %w", ErrGone, err)
+		return nil, fmt.Errorf("open log: %w: %w", repo.ErrGone, err)
 	}
 	return &logReader{Reader: io.LimitReader(z, l.unpacked), z: z, packed: r}, nil
 }
@@ -278,7 +280,7 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 	if l.Desc.Size <= smallLog {
 		b, err := io.ReadAll(src)
 		if err == nil {
-			err = checkBytes(b, l.Desc.Digest)
+			err = oci.CheckBytes(b, l.Desc.Digest)
 		}
 		if err != nil {
 			return fail(&layers.SourceError{Err: err})
@@ -414,6 +416,6 @@ func (c *Cache) compressLog(ctx context.Context, r io.Reader) (p packedLog, err 
 // Refuse notes that a result of Find cannot be what it says. It is not found again, and a push replaces it.
 func (c *Cache) Refuse(r *Result) {
 	if r.record != nil {
-		c.note(r.record.tag, sight{verdict: broken, digest: r.record.digest})
+		c.note(r.record.tag, tagState{kind: broken, digest: r.record.digest})
 	}
 }

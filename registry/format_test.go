@@ -20,6 +20,8 @@ import (
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // formatKey is the key pair that signs the examples.
@@ -29,7 +31,7 @@ var update = flag.Bool("update", false, "write the examples of FORMAT.md: what r
 
 // TestFormatExamples holds the examples of FORMAT.md against what is really written.
 func TestFormatExamples(t *testing.T) {
-	repo := &registry.Memory{}
+	repo := &repo.Memory{}
 	c, _ := machine(t, repo)
 	var err error
 	if c.Signer, err = registry.ParseSigner([]byte(formatKey)); err != nil {
@@ -96,9 +98,9 @@ func TestFormatExamples(t *testing.T) {
 	}
 	alias := &registry.Result{Key: sum(input), Alias: two, Preimage: input, Platform: linux("amd64")}
 	push(t, c, r, failed, alias)
-	im := &registry.Images{Store: c.Store}
+	im := &images.Resolver{Store: c.Store}
 	busybox := keys.Base{Ref: "docker.io/library/busybox:latest", Digest: digest.FromString("busybox"), Platform: linux("amd64")}
-	if _, err := im.PublishName(t.Context(), c.Sender(), registry.Name{For: linux("amd64"), Base: busybox}); err != nil {
+	if _, err := im.PublishName(t.Context(), c.Sender(), images.Name{For: linux("amd64"), Base: busybox}); err != nil {
 		t.Fatal(err)
 	}
 

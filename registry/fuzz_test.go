@@ -15,6 +15,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/registry/internal/oci"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // fuzzSigner makes the same key each time, so that what was found is found again.
@@ -31,7 +33,7 @@ func FuzzLog(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { st.Close() })
-	c := &Cache{Repo: &Memory{}, Store: st}
+	c := &Cache{Repo: &repo.Memory{}, Store: st}
 	z, err := zstd.NewWriter(nil)
 	if err != nil {
 		f.Fatal(err)
@@ -116,7 +118,7 @@ func FuzzMount(f *testing.F) {
 	f.Add(bytes.Replace(good, []byte(`"payload":`), []byte(`"payload":"e30=","Payload":`), 1), []byte{})
 	f.Add(bytes.Replace(good, []byte(`"signatures":[`), []byte(`"signatures":[{"keyid":"ci","sig":""},`), 1), []byte{})
 	f.Add([]byte{}, []byte(`{"schemaVersion":2,"config":{"mediaType":"application/vnd.obx.mount.v1+json","digest":"sha256:00","size":-1}}`))
-	c, trusting := &Cache{Repo: &Memory{}}, &Cache{Repo: &Memory{}, Trust: []PublicKey{ci.Public()}}
+	c, trusting := &Cache{Repo: &repo.Memory{}}, &Cache{Repo: &repo.Memory{}, Trust: []PublicKey{ci.Public()}}
 	tag := mountTag(want.Domain, want.Name)
 	f.Fuzz(func(t *testing.T, env, manifest []byte) {
 		made := len(manifest) == 0
@@ -148,10 +150,10 @@ func FuzzMount(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if checkDigest(l.Blob.Digest) != nil || checkDigest(l.DiffID) != nil || l.Blob.Size <= 0 || l.Blob.Size > maxSize || l.Size < 0 || l.Size > maxSize {
+		if oci.CheckDigest(l.Blob.Digest) != nil || oci.CheckDigest(l.DiffID) != nil || l.Blob.Size <= 0 || l.Blob.Size > maxSize || l.Size < 0 || l.Size > maxSize {
 			t.Fatalf("usable: %+v", l)
 		}
-		if _, err := ociLayerType(l.Blob.MediaType); err != nil || len(l.Blob.URLs)+len(l.Blob.Data)+len(l.Blob.Annotations) > 0 {
+		if _, err := oci.LayerType(l.Blob.MediaType); err != nil || len(l.Blob.URLs)+len(l.Blob.Data)+len(l.Blob.Annotations) > 0 {
 			t.Fatalf("usable: %+v", l)
 		}
 		if _, err := c.openMount(t.Context(), mountTag("pr-7", want.Name), manifest); err == nil {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // GCOptions says what GC removes.
@@ -115,7 +116,7 @@ func (g *collection) run(ctx context.Context) error {
 	if err := g.sweepMounts(ctx, mounts); err != nil || g.o.DryRun {
 		return err
 	}
-	if repo, ok := g.Repo.(Collector); ok {
+	if repo, ok := g.Repo.(repo.Collector); ok {
 		g.report.Bytes, err = repo.CollectGarbage(ctx, gcGrace)
 	}
 	return err
@@ -124,7 +125,7 @@ func (g *collection) run(ctx context.Context) error {
 // load reads a record. One that cannot be read keeps nothing, but has a date like others.
 func (g *collection) load(ctx context.Context, tag string, e *entry) error {
 	_, b, err := g.Repo.Manifest(ctx, tag)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, repo.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
@@ -141,8 +142,8 @@ func (g *collection) load(ctx context.Context, tag string, e *entry) error {
 		if g.now().Sub(e.used) > g.o.OlderThan {
 			return nil // what it needs does not matter, unless another needs it; and that then names the same
 		}
-		switch envelope, err = readBlob(ctx, g.Repo, m.Config); {
-		case errors.Is(err, ErrNotFound):
+		switch envelope, err = repo.ReadBlob(ctx, g.Repo, m.Config); {
+		case errors.Is(err, repo.ErrNotFound):
 			return nil
 		case err != nil:
 			return err // what it needs is not known, and must not be taken for garbage
@@ -205,7 +206,7 @@ func (g *collection) sweep(ctx context.Context) error {
 		d := e.manifest
 		if d == "" && e.image { // its envelope was not read
 			desc, err := g.Repo.Head(ctx, tag)
-			if err != nil && !errors.Is(err, ErrNotFound) {
+			if err != nil && !errors.Is(err, repo.ErrNotFound) {
 				return err
 			}
 			d = desc.Digest
@@ -233,7 +234,7 @@ func (g *collection) sweep(ctx context.Context) error {
 		}
 		if !g.o.DryRun {
 			// Somebody may have published it again.
-			if _, err := g.Repo.Head(ctx, tag+recordSuffix); !errors.Is(err, ErrNotFound) {
+			if _, err := g.Repo.Head(ctx, tag+recordSuffix); !errors.Is(err, repo.ErrNotFound) {
 				return err
 			}
 		}
@@ -243,7 +244,7 @@ func (g *collection) sweep(ctx context.Context) error {
 			switch {
 			case err == nil:
 				dead = append(dead, desc.Digest)
-			case !errors.Is(err, ErrNotFound):
+			case !errors.Is(err, repo.ErrNotFound):
 				return err
 			}
 		}
@@ -287,7 +288,7 @@ func (g *collection) delete(ctx context.Context, d digest.Digest) error {
 func (g *collection) sweepMounts(ctx context.Context, tags []string) error {
 	for _, tag := range tags {
 		_, b, err := g.Repo.Manifest(ctx, tag)
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, repo.ErrNotFound) {
 			continue
 		}
 		if err != nil {

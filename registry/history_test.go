@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/ocurrent/obx/registry/internal/oci"
 )
 
 // A history has an entry that is not empty for each layer, whatever the base image's was. In the table, small letters are entries, capitals
@@ -20,7 +22,7 @@ func TestFitHistory(t *testing.T) {
 	format := func(hs []ocispec.History) (s string) {
 		for _, h := range hs {
 			switch {
-			case h.Comment == unknownEntry && !h.EmptyLayer:
+			case h.Comment == oci.UnknownEntry && !h.EmptyLayer:
 				s += "?"
 			case h.EmptyLayer:
 				s += strings.ToUpper(h.CreatedBy)
@@ -44,7 +46,7 @@ func TestFitHistory(t *testing.T) {
 		{"all too many", "ab", 0, "AB"},
 	} {
 		hs := parse(c.history)
-		if got := format(fitHistory(hs, c.layers)); got != c.want {
+		if got := format(oci.FitHistory(hs, c.layers)); got != c.want {
 			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
 		}
 		if got := format(hs); got != c.history {

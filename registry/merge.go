@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/cas/foreign"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -263,4 +266,15 @@ func (c *Cache) noteMembers(diffID digest.Digest, n int) {
 		c.members = make(map[digest.Digest]int)
 	}
 	c.members[diffID] = n
+}
+
+// isDisk reports whether a layer directory has a disk, which is one of a chain.
+func (c *Cache) isDisk(name string) bool {
+	root, err := os.OpenRoot(c.Store.LayerPath(name))
+	if err != nil {
+		return false
+	}
+	defer root.Close()
+	names, err := foreign.ListIn(root, layers.DiskDir, -1)
+	return err == nil && slices.ContainsFunc(names, layers.IsDiskName)
 }

@@ -15,6 +15,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry/internal/oci"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A cache mount that travels is an artifact under the tag mount-HASH: one layer, and a DSSE envelope that says of which
@@ -64,7 +66,7 @@ func (c *Cache) FindMount(ctx context.Context, name string) (Mount, error) {
 	switch {
 	case ctx.Err() != nil:
 		return Mount{}, ctx.Err()
-	case err != nil && !errors.Is(err, ErrNotFound):
+	case err != nil && !errors.Is(err, repo.ErrNotFound):
 		c.warn("mount", "the cache mount %s cannot be used: %v", name, err)
 	}
 	return m, nil
@@ -78,11 +80,11 @@ func (c *Cache) openMount(ctx context.Context, tag string, manifest []byte) (l l
 	}
 	envelope := m.Config.Data
 	if envelope == nil {
-		if envelope, err = readBlob(ctx, c.Repo, m.Config); err != nil {
+		if envelope, err = repo.ReadBlob(ctx, c.Repo, m.Config); err != nil {
 			return l, fmt.Errorf("read its envelope: %w", err)
 		}
 	}
-	if err := checkBytes(envelope, m.Config.Digest); err != nil {
+	if err := oci.CheckBytes(envelope, m.Config.Digest); err != nil {
 		return l, fmt.Errorf("its envelope: %w", err)
 	}
 	payload, _, err := unseal(envelope, c.Trust)
@@ -101,10 +103,10 @@ func (c *Cache) openMount(ctx context.Context, tag string, manifest []byte) (l l
 	case p.Layer.Size <= 0 || p.Layer.Size > maxSize || p.Size < 0 || p.Size > maxSize:
 		return l, errors.New("it has a size that cannot be")
 	}
-	if err := errors.Join(checkDigest(p.Layer.Digest), checkDigest(p.DiffID)); err != nil {
+	if err := errors.Join(oci.CheckDigest(p.Layer.Digest), oci.CheckDigest(p.DiffID)); err != nil {
 		return l, err
 	}
-	mediaType, err := ociLayerType(p.Layer.MediaType)
+	mediaType, err := oci.LayerType(p.Layer.MediaType)
 	if err != nil {
 		return l, err
 	}
@@ -122,7 +124,7 @@ func decodeMountManifest(b []byte) (*recordManifest, error) {
 	if t := m.Config.MediaType; t != mediaTypeMount && t != ocispec.MediaTypeImageConfig {
 		return nil, fmt.Errorf("it is no cache mount: its config's type is %q", t)
 	}
-	return &m, checkDescriptor(m.Config)
+	return &m, oci.CheckDescriptor(m.Config)
 }
 
 // FetchMount brings what FindMount gave into the store, unpacked. An error that wraps ErrGone says that it is lost.
@@ -145,7 +147,7 @@ func (p *push) pushMount(ctx context.Context, name string, l layers.Layer, over 
 	domain := p.domains()[0]
 	tag := mountTag(domain, name)
 	payload, err := json.Marshal(mountPredicate{
-		Format: mountFormat, Name: name, Domain: domain, Layer: bare(l.Blob), DiffID: l.DiffID, Size: l.Size,
+		Format: mountFormat, Name: name, Domain: domain, Layer: oci.Bare(l.Blob), DiffID: l.DiffID, Size: l.Size,
 	})
 	if err != nil {
 		return fmt.Errorf("encode it: %w", err)
@@ -154,13 +156,13 @@ func (p *push) pushMount(ctx context.Context, name string, l layers.Layer, over 
 	if err != nil {
 		return fmt.Errorf("sign it: %w", err)
 	}
-	layer := Blob{Desc: bare(l.Blob), Open: p.opener(l.Blob.Digest), Ask: l.Blob.Size > askAbove}
-	if err := p.send(ctx, []Blob{layer}); err != nil { // that may take a while
+	layer := repo.Blob{Desc: oci.Bare(l.Blob), Open: p.opener(l.Blob.Digest), Ask: l.Blob.Size > askAbove}
+	if err := p.send(ctx, []repo.Blob{layer}); err != nil { // that may take a while
 		return err
 	}
 	is := func(d digest.Digest) error {
 		desc, err := p.Repo.Head(ctx, tag)
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, repo.ErrNotFound) {
 			err = nil
 		}
 		if err == nil && desc.Digest != d {
@@ -178,7 +180,7 @@ func (p *push) pushMount(ctx context.Context, name string, l layers.Layer, over 
 		Versioned:   specs.Versioned{SchemaVersion: 2},
 		MediaType:   ocispec.MediaTypeImageManifest,
 		Config:      envelopeDescriptor(mediaTypeMount, envelope),
-		Layers:      []ocispec.Descriptor{bare(l.Blob)},
+		Layers:      []ocispec.Descriptor{oci.Bare(l.Blob)},
 		Annotations: map[string]string{ocispec.AnnotationCreated: at, annotationUsed: at},
 	}}
 	put := func() (d digest.Digest, err error) {
@@ -186,8 +188,8 @@ func (p *push) pushMount(ctx context.Context, name string, l layers.Layer, over 
 		if err != nil {
 			return "", err
 		}
-		config := Blob{Desc: bare(docs.manifest.Config), Open: opener(docs.envelope)}
-		desc, err := p.Sender().Put(ctx, tag, ocispec.MediaTypeImageManifest, b, []Blob{layer, config}, &p.sent)
+		config := repo.Blob{Desc: oci.Bare(docs.manifest.Config), Open: oci.Opener(docs.envelope)}
+		desc, err := p.Sender().Put(ctx, tag, ocispec.MediaTypeImageManifest, b, []repo.Blob{layer, config}, &p.sent)
 		return desc.Digest, err
 	}
 	if p.refuses() {
@@ -196,7 +198,7 @@ func (p *push) pushMount(ctx context.Context, name string, l layers.Layer, over 
 		}
 	}
 	d, err := put()
-	if errors.Is(err, ErrRefused) && !docs.disguised {
+	if errors.Is(err, repo.ErrRefused) && !docs.disguised {
 		if err := docs.disguiseMount(l.DiffID); err != nil {
 			return err
 		}
@@ -226,7 +228,7 @@ func (c *Cache) TouchMount(ctx context.Context, name string, m Mount) {
 	if err == nil {
 		_, err = c.Repo.PutManifest(ctx, tag, ocispec.MediaTypeImageManifest, b)
 	}
-	if err != nil && !errors.Is(err, ErrReadOnly) && ctx.Err() == nil {
+	if err != nil && !errors.Is(err, repo.ErrReadOnly) && ctx.Err() == nil {
 		c.warn("touch", "the date of last use cannot be noted: %v", err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 func mountTag(domain, name string) string {
@@ -144,17 +145,17 @@ func lie(t testing.TB, repo *spy) {
 // A blob that is lost is gone for who fetches it, and sent again by who pushes next.
 func TestMountIsLost(t *testing.T) {
 	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
+	r := newSpy()
+	a, _ := machine(t, r)
 	l := pushMount(t, a, "c", map[string]string{"f": "text"})
-	b, warned := machine(t, repo)
-	liar := &changed{spy: repo, bytes: map[digest.Digest]string{l.Blob.Digest: ""}}
+	b, warned := machine(t, r)
+	liar := &changed{spy: r, bytes: map[digest.Digest]string{l.Blob.Digest: ""}}
 	b.Repo = liar
 	m, err := b.FindMount(t.Context(), "c")
 	if err != nil || m.IsZero() {
 		t.Fatalf("found %+v, %v", m, err)
 	}
-	if _, err := b.FetchMount(t.Context(), m, nil); !errors.Is(err, registry.ErrGone) {
+	if _, err := b.FetchMount(t.Context(), m, nil); !errors.Is(err, repo.ErrGone) {
 		t.Errorf("fetched it: %v", err)
 	}
 	if w := warned.take(); len(w) > 0 {
@@ -168,16 +169,16 @@ func TestMountIsLost(t *testing.T) {
 		t.Errorf("Verify finds %q", found)
 	}
 
-	if err := repo.Memory.Delete(t.Context(), mountTag("default", "c")); err != nil {
+	if err := r.Memory.Delete(t.Context(), mountTag("default", "c")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := repo.CollectGarbage(t.Context(), 0); err != nil {
+	if _, err := r.CollectGarbage(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := a.PushMount(t.Context(), "c", l, nil); err != nil {
 		t.Fatal(err)
 	}
-	c, _ := machine(t, repo)
+	c, _ := machine(t, r)
 	if got := mounted(t, c, "c", "f"); got != "text" {
 		t.Errorf("got %q", got)
 	}

@@ -17,6 +17,8 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry/internal/oci"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // Push publishes a result: blobs in any order (mounted, or skipped where they are known), the image, then the record. Its layers must be
@@ -37,7 +39,7 @@ func (c *Cache) Push(ctx context.Context, r *Result) (sent int64, err error) {
 }
 
 // errNowhere says that bytes are in neither store.
-var errNowhere = fmt.Errorf("its bytes are neither here nor there: %w", ErrGone)
+var errNowhere = fmt.Errorf("its bytes are neither here nor there: %w", repo.ErrGone)
 
 // A push is one Push.
 type push struct {
@@ -60,7 +62,7 @@ func (p *push) run(ctx context.Context) error {
 	if taken, err := p.takenNow(ctx); taken || err != nil {
 		return err
 	}
-	since := p.sightOf(p.tag + recordSuffix).at
+	since := p.stateOf(p.tag + recordSuffix).at
 
 	image, rec, err := p.prepare(ctx)
 	if err != nil {
@@ -85,12 +87,12 @@ func (p *push) run(ctx context.Context) error {
 		return err
 	}
 	if p.r.Exit != 0 {
-		p.note(p.tag+recordSuffix, sight{verdict: failure, digest: desc.Digest, made: p.r.Started.Add(p.r.Took)})
+		p.note(p.tag+recordSuffix, tagState{kind: failure, digest: desc.Digest, made: p.r.Started.Add(p.r.Took)})
 		return p.giveWay(ctx, desc.Digest)
 	}
-	p.note(p.tag+recordSuffix, sight{verdict: good, digest: desc.Digest})
+	p.note(p.tag+recordSuffix, tagState{kind: good, digest: desc.Digest})
 	if image.manifest != nil && p.now().Sub(since) > fresh {
-		p.mend(ctx, desc.Digest, image)
+		p.restoreTag(ctx, desc.Digest, image)
 	}
 	return nil
 }
@@ -135,7 +137,7 @@ func (p *push) takenNow(ctx context.Context) (bool, error) {
 	if p.r.Exit == 0 {
 		return p.taken(ctx)
 	}
-	p.note(p.tag+recordSuffix, sight{})
+	p.note(p.tag+recordSuffix, tagState{})
 	if taken, err := p.taken(ctx); taken || err != nil {
 		return taken, err
 	}
@@ -144,7 +146,7 @@ func (p *push) takenNow(ctx context.Context) (bool, error) {
 
 func (p *push) hasImage(ctx context.Context) (bool, error) {
 	_, err := p.Repo.Head(ctx, p.tag)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, repo.ErrNotFound) {
 		return false, nil
 	}
 	return err == nil, err
@@ -157,7 +159,7 @@ func (p *push) giveWay(ctx context.Context, rec digest.Digest) error {
 		return err
 	}
 	tag := p.tag + recordSuffix
-	p.note(tag, sight{})
+	p.note(tag, tagState{})
 	if desc, err := p.Repo.Head(ctx, tag); err != nil || desc.Digest != rec {
 		return ctx.Err() // the success came later
 	}
@@ -170,18 +172,18 @@ func (p *push) giveWay(ctx context.Context, rec digest.Digest) error {
 // taken reports whether what is there stays.
 func (p *push) taken(ctx context.Context) (bool, error) {
 	tag := p.tag + recordSuffix
-	s := p.sightOf(tag)
+	s := p.stateOf(tag)
 	// Good records stay good; that others are not may have changed.
-	if s.verdict != good && (s.verdict == unseen || p.now().Sub(s.at) > fresh) {
+	if s.kind != good && (s.kind == unseen || p.now().Sub(s.at) > fresh) {
 		switch _, err := p.lookUp(ctx, p.r.Key, p.domain); {
 		case ctx.Err() != nil:
 			return false, ctx.Err()
 		case errors.Is(err, errNoAnswer):
 			return false, errNoAnswer
 		}
-		s = p.sightOf(tag)
+		s = p.stateOf(tag)
 	}
-	switch s.verdict {
+	switch s.kind {
 	case good, newer:
 		return true, nil
 	case untrusted:
@@ -212,7 +214,7 @@ func (p *push) predicate() (*predicate, error) {
 		Key:      r.Key,
 		Preimage: preimage,
 		Parent:   parent,
-		Platform: normalizePlatform(r.Platform),
+		Platform: oci.NormalizePlatform(r.Platform),
 		Domain:   p.domain,
 		Status:   statusOK,
 		Builder:  text(r.Builder),
@@ -246,7 +248,7 @@ func (p *push) predicate() (*predicate, error) {
 type imageDocs struct {
 	manifest []byte
 	digest   digest.Digest
-	blobs    []Blob
+	blobs    []repo.Blob
 }
 
 // image makes the image of a result, and says in the predicate what it is.
@@ -294,7 +296,7 @@ func (p *push) image(ctx context.Context, pred *predicate) (*imageDocs, error) {
 		return nil, fmt.Errorf("encode the image's config: %w", err)
 	}
 	desc := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageConfig, Digest: digest.FromBytes(b), Size: int64(len(b))}
-	doc.blobs = append(doc.blobs, BytesBlob(ocispec.MediaTypeImageConfig, b))
+	doc.blobs = append(doc.blobs, repo.BytesBlob(ocispec.MediaTypeImageConfig, b))
 	if pred.Config, err = blobRefOf(desc); err != nil {
 		return nil, err
 	}
@@ -327,7 +329,7 @@ func (p *predicate) imageManifest() ([]byte, error) {
 
 // layerBlob says where a layer's bytes are. If the store has lost them, and the Repo has not got them either, they are packed again,
 // which may give other bytes of the same diff id.
-func (p *push) layerBlob(ctx context.Context, l *part, base bool) (Blob, error) {
+func (p *push) layerBlob(ctx context.Context, l *part, base bool) (repo.Blob, error) {
 	from := ""
 	if base {
 		from = p.r.BaseRef
@@ -336,23 +338,23 @@ func (p *push) layerBlob(ctx context.Context, l *part, base bool) (Blob, error) 
 	if _, ok := p.Store.HasBlob(l.Blob.Digest); !ok && !there {
 		has, err := p.Repo.HasBlob(ctx, l.Blob)
 		if err != nil {
-			return Blob{}, err
+			return repo.Blob{}, err
 		}
 		if has {
 			p.Sender().Note(true, l.Blob.Digest)
 		} else if l.Dir != "" && p.Store.HasLayer(l.Dir) {
 			packed, err := layers.Pack(ctx, p.Store, layers.Layer{Dir: l.Dir}, p.Compression)
 			if err != nil {
-				return Blob{}, err
+				return repo.Blob{}, err
 			}
 			if packed.DiffID != l.DiffID {
-				return Blob{}, fmt.Errorf("packing it again gave %s instead of %s: %w", packed.DiffID, l.DiffID, errNowhere)
+				return repo.Blob{}, fmt.Errorf("packing it again gave %s instead of %s: %w", packed.DiffID, l.DiffID, errNowhere)
 			}
 			l.Layer = packed
 		}
 	}
-	return Blob{
-		Desc: bare(l.Blob),
+	return repo.Blob{
+		Desc: oci.Bare(l.Blob),
 		Open: p.opener(l.Blob.Digest),
 		From: from,
 		Ask:  base || l.Blob.Size > askAbove,
@@ -391,7 +393,7 @@ func refOf(p part) (ref layerRef, err error) {
 // mergedHistory is the history of an image some of whose layers are merged: of those of one range, the last entry is not empty. Commands are
 // shortened: each image has those of all steps before.
 func mergedHistory(hs []ocispec.History, counts []int) []ocispec.History {
-	hs = fitHistory(hs, len(counts)-1)
+	hs = oci.FitHistory(hs, len(counts)-1)
 	n := 0
 	for i, h := range hs {
 		hs[i].CreatedBy, hs[i].Comment = text(h.CreatedBy), text(h.Comment)
@@ -503,11 +505,11 @@ type recordDocs struct {
 }
 
 // blobs lists what the record's manifest refers to.
-func (r *recordDocs) blobs(ctx context.Context, c *Cache) []Blob {
-	blobs := []Blob{{Desc: bare(r.manifest.Config), Open: opener(r.envelope)}}
+func (r *recordDocs) blobs(ctx context.Context, c *Cache) []repo.Blob {
+	blobs := []repo.Blob{{Desc: oci.Bare(r.manifest.Config), Open: oci.Opener(r.envelope)}}
 	for i, l := range r.logs {
-		blobs = append(blobs, Blob{
-			Desc: bare(l.Desc),
+		blobs = append(blobs, repo.Blob{
+			Desc: oci.Bare(l.Desc),
 			Open: func() (io.ReadCloser, error) { return c.openPacked(ctx, l) },
 			Ask:  i < len(r.logs)-1 || l.Desc.Data == nil || l.repo != nil, // only the newest is likely to be new
 		})
@@ -551,7 +553,7 @@ func (r *recordDocs) disguiseConfig(diffIDs []digest.Digest) error {
 	return nil
 }
 
-func (p *push) send(ctx context.Context, blobs []Blob) error {
+func (p *push) send(ctx context.Context, blobs []repo.Blob) error {
 	return p.Sender().Send(ctx, blobs, &p.sent)
 }
 
@@ -576,7 +578,7 @@ func (p *push) putRecord(ctx context.Context, rec *recordDocs) (desc ocispec.Des
 		return nil
 	}
 	err = put()
-	if !errors.Is(err, ErrRefused) || rec.disguised {
+	if !errors.Is(err, repo.ErrRefused) || rec.disguised {
 		return desc, err
 	}
 	p.mu.Lock()
@@ -598,7 +600,7 @@ func (c *Cache) refuses() bool {
 // encode gives a record's manifest as it is put.
 func (m *recordManifest) encode() ([]byte, error) {
 	b, err := json.Marshal(m)
-	if err == nil && len(b) > maxDocument {
+	if err == nil && len(b) > oci.MaxDocument {
 		err = fmt.Errorf("it has %d bytes: too many", len(b))
 	}
 	return b, err
@@ -606,7 +608,7 @@ func (m *recordManifest) encode() ([]byte, error) {
 
 // mend puts the image again if another writer's stands under the tag, while the record there is ours. Readers fetch the image that the
 // record names, whatever the tag says; but garbage collection deletes manifests that no tag names.
-func (p *push) mend(ctx context.Context, rec digest.Digest, image *imageDocs) {
+func (p *push) restoreTag(ctx context.Context, rec digest.Digest, image *imageDocs) {
 	desc, err := p.Repo.Head(ctx, p.tag)
 	if err != nil || desc.Digest == image.digest {
 		return

@@ -20,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/registry/internal/oci"
 )
 
 // The wire format, see FORMAT.md.
@@ -48,7 +49,7 @@ const (
 	inlineLogs     = 64 << 10 // bytes of logs in one manifest
 	inlineLayer    = 1 << 10  // bytes of a layer that is repeated in the manifest
 	inlineLayers   = 8 << 10  // bytes of all those in one manifest
-	maxRecordBytes = maxDocument
+	maxRecordBytes = oci.MaxDocument
 )
 
 // The status of a record.
@@ -106,7 +107,7 @@ func (p *predicate) finished() time.Time {
 type sum [sha256.Size]byte
 
 func sumOf(d digest.Digest) (s sum, err error) {
-	if err := checkDigest(d); err != nil {
+	if err := oci.CheckDigest(d); err != nil {
 		return s, err
 	}
 	_, err = hex.Decode(s[:], []byte(d.Encoded()))
@@ -317,7 +318,7 @@ func (p *predicate) checkImage() error {
 		return errors.New("it is ok, and is not")
 	}
 	for _, r := range []*blobRef{p.Image, p.Config} {
-		if r == nil || r.Size <= 0 || r.Size > maxDocument {
+		if r == nil || r.Size <= 0 || r.Size > oci.MaxDocument {
 			return errors.New("it has no image, or one of a size that cannot be")
 		}
 	}
@@ -420,7 +421,7 @@ func layerType(compression string) (string, error) {
 
 // layerCompression is layerType's inverse, for Docker's types too.
 func layerCompression(mediaType string) (string, error) {
-	t, err := ociLayerType(mediaType)
+	t, err := oci.LayerType(mediaType)
 	switch t {
 	case ocispec.MediaTypeImageLayer:
 		return "none", err
@@ -467,7 +468,7 @@ func decodeRecordManifest(b []byte) (*recordManifest, error) {
 	if t := m.Config.MediaType; t != mediaTypeRecord && t != ocispec.MediaTypeImageConfig {
 		return nil, fmt.Errorf("it is no record: its config's type is %q", t)
 	}
-	if err := checkDescriptor(m.Config); err != nil {
+	if err := oci.CheckDescriptor(m.Config); err != nil {
 		return nil, err
 	}
 	if m.Config.Size > maxRecordBytes {
@@ -481,7 +482,7 @@ func openRecord(m *recordManifest, envelope []byte, trust []PublicKey) (*record,
 	if int64(len(envelope)) != m.Config.Size {
 		return nil, fmt.Errorf("its envelope has %d bytes instead of %d", len(envelope), m.Config.Size)
 	}
-	if err := checkBytes(envelope, m.Config.Digest); err != nil {
+	if err := oci.CheckBytes(envelope, m.Config.Digest); err != nil {
 		return nil, err
 	}
 	payload, signers, err := unseal(envelope, trust)

@@ -13,6 +13,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/keys"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 func sumOfText(s string) sum {
@@ -405,7 +406,7 @@ func FuzzRecord(f *testing.F) {
 			return
 		}
 		// What is believed can be used and written again.
-		c := &Cache{Repo: &Memory{}}
+		c := &Cache{Repo: &repo.Memory{}}
 		if got := c.result(r, r.Key); got.Key != r.Key {
 			t.Fatal(got.Key)
 		}

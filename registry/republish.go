@@ -69,7 +69,7 @@ func (p *push) republish(ctx context.Context, was *predicate) error {
 	}
 	desc, err := p.putRecord(ctx, rec)
 	if err == nil {
-		p.note(p.tag+recordSuffix, sight{verdict: good, digest: desc.Digest})
+		p.note(p.tag+recordSuffix, tagState{kind: good, digest: desc.Digest})
 	}
 	return err
 }

@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ocurrent/obx/registry/internal/repotest"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -19,6 +19,7 @@ import (
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // problems runs Verify.
@@ -312,7 +313,7 @@ func TestCopy(t *testing.T) {
 	src, warned := machine(t, near)
 	near.setFault(func(line string) error {
 		if line == "GET "+last.Layers[2].Blob.Digest.String() {
-			return fmt.Errorf("%s: %w", line, registry.ErrNotFound)
+			return fmt.Errorf("%s: %w", line, repo.ErrNotFound)
 		}
 		return nil
 	})
@@ -336,9 +337,9 @@ func TestCopyRotten(t *testing.T) {
 	push(t, a, build.results...)
 	last := build.last()
 	rotten := last.Layers[2].Blob
-	for name, to := range map[string]registry.Repo{
-		"memory": new(registry.Memory), "layout": openRepo(t, "oci:"+t.TempDir()+"/layout"),
-		"registry": openRepo(t, conformance.NewDebian(t).Addr+"/rotten"),
+	for name, to := range map[string]repo.Repo{
+		"memory": new(repo.Memory), "layout": repotest.Open(t, "oci:"+t.TempDir()+"/layout"),
+		"registry": repotest.Open(t, conformance.NewDebian(t).Addr+"/rotten"),
 	} {
 		t.Run(name, func(t *testing.T) {
 			from, warned := machine(t, &changed{near, map[digest.Digest]string{rotten.Digest: strings.Repeat("x", int(rotten.Size))}})
@@ -485,7 +486,7 @@ func (c *changed) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadClo
 	case !ok:
 		return c.spy.Blob(ctx, desc)
 	case text == "":
-		return nil, fmt.Errorf("blob %s: %w", desc.Digest, registry.ErrNotFound)
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, repo.ErrNotFound)
 	case text == "error":
 		return nil, errors.New("the disk is broken")
 	default:
@@ -493,43 +494,11 @@ func (c *changed) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadClo
 	}
 }
 
-// Verify reads base images and names too.
-func TestVerifyBases(t *testing.T) {
-	needRoot(t)
-	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "1", compressed: "gzip"})
-	origin := "oci:" + layoutDir(t, map[string]*testImage{"latest": img})
-	dir := t.TempDir()
-	im := newImages(t)
-	to := &registry.Cache{Repo: openRepo(t, "oci:"+dir), Store: im.Store}
-	base, err := im.Resolve(t.Context(), origin, linux("amd64"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := im.PublishBase(t.Context(), to.Sender(), base); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := im.PublishName(t.Context(), to.Sender(), registry.Name{For: linux("amd64"), Base: base}); err != nil {
-		t.Fatal(err)
-	}
-	if found := problems(t, to); len(found) > 0 {
-		t.Fatalf("found %q", found)
-	}
-	if err := os.Remove(filepath.Join(dir, "blobs/sha256", img.layers[0].Digest.Encoded())); err != nil {
-		t.Fatal(err)
-	}
-	c := &registry.Cache{Repo: openRepo(t, "oci:"+dir), Store: im.Store}
-	found := problems(t, c)
-	if len(found) != 1 || !strings.HasPrefix(found[0], "base-") || !strings.Contains(found[0], img.layers[0].Digest.String()) {
-		t.Errorf("found %q", found)
-	}
-}
-
 // Keys are those of records, in the domains that are read.
 func TestKeys(t *testing.T) {
 	needRoot(t)
 	t.Parallel()
-	repo := &registry.Memory{}
+	repo := &repo.Memory{}
 	c, _ := machine(t, repo)
 	build := newChain(t, c.Store, "keys")
 	build.step("1\n")

@@ -12,6 +12,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 func signer(t testing.TB, name string) *registry.Signer {
@@ -31,7 +32,7 @@ func trust(ss ...*registry.Signer) (ks []registry.PublicKey) {
 }
 
 // forge publishes a copy of a record with another envelope, under some tag.
-func forge(t testing.TB, repo registry.Repo, from, to string, change func(envelope map[string]any)) {
+func forge(t testing.TB, repo repo.Repo, from, to string, change func(envelope map[string]any)) {
 	t.Helper()
 	_, b, err := repo.Manifest(t.Context(), from)
 	if err != nil {
@@ -115,7 +116,7 @@ func other(v any) any {
 
 func TestEachFieldIsSigned(t *testing.T) {
 	needRoot(t)
-	repo := &registry.Memory{}
+	repo := &repo.Memory{}
 	a, _ := machine(t, repo)
 	a.Signer = signer(t, "ci")
 	build := newChain(t, a.Store, "one")
@@ -192,7 +193,7 @@ func TestEachFieldIsSigned(t *testing.T) {
 
 func TestHintsAreNotBelieved(t *testing.T) {
 	needRoot(t)
-	repo := &registry.Memory{}
+	repo := &repo.Memory{}
 	a, _ := machine(t, repo)
 	a.Signer = signer(t, "ci")
 	build := newChain(t, a.Store, "one")
@@ -228,7 +229,7 @@ func TestHintsAreNotBelieved(t *testing.T) {
 
 func TestMovedRecords(t *testing.T) {
 	needRoot(t)
-	repo := &registry.Memory{}
+	repo := &repo.Memory{}
 	a, _ := machine(t, repo)
 	a.Signer = signer(t, "ci")
 	build := newChain(t, a.Store, "one")
@@ -264,7 +265,7 @@ func TestMovedRecords(t *testing.T) {
 // With --trust, what is not signed is built again, and then replaced by who can sign.
 func TestUntrustedIsReplaced(t *testing.T) {
 	needRoot(t)
-	repo := &registry.Memory{}
+	repo := &repo.Memory{}
 	poisoner, _ := machine(t, repo)
 	bad := newChain(t, poisoner.Store, "bad")
 	push(t, poisoner, bad.step(""))

@@ -16,6 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/oci"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A Problem is one broken thing in a Repo.
@@ -43,7 +46,7 @@ func (c *Cache) Verify(ctx context.Context) iter.Seq2[Problem, error] {
 			return
 		}
 		v := &verification{Cache: c, blobs: make(map[digest.Digest]error)}
-		for batch := range slices.Chunk(tags, maxTransfers) {
+		for batch := range slices.Chunk(tags, maxReads) {
 			found := make([][]Problem, len(batch))
 			g, gctx := errgroup.WithContext(ctx)
 			for i, tag := range batch {
@@ -67,8 +70,7 @@ func (c *Cache) Verify(ctx context.Context) iter.Seq2[Problem, error] {
 
 // IsCacheTag reports whether a tag is one that a Cache makes.
 func IsCacheTag(tag string) bool {
-	hex, isBase := strings.CutPrefix(tag, baseTag)
-	return isResult(tag) || isBase && checkDigest(digest.NewDigestFromEncoded(digest.SHA256, hex)) == nil || strings.HasPrefix(tag, nameTag) || isMountTag(tag)
+	return isResult(tag) || isMountTag(tag) || images.IsTag(tag)
 }
 
 // isResult reports the tags of images and records.
@@ -94,6 +96,9 @@ func (c *Cache) tagsOf(ctx context.Context, wanted func(tag string) bool) (tags 
 	return tags, nil
 }
 
+// maxReads is how many tags are verified, and entries copied, at once.
+const maxReads = 4
+
 // A verification remembers which blobs it has read.
 type verification struct {
 	*Cache
@@ -113,22 +118,18 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 	_, _, isRecord, _ := parseTag(tag)
 	if !isRecord {
 		_, b, err := v.Repo.Manifest(ctx, tag)
-		if errors.Is(err, ErrNotFound) {
+		if errors.Is(err, repo.ErrNotFound) {
 			return nil, nil // deleted since the tags were listed
 		}
 		if err != nil {
 			return nil, err
 		}
-		if strings.HasPrefix(tag, nameTag) {
-			if _, _, err := readName(ctx, v.Repo, tag); err != nil && ctx.Err() == nil {
-				report("%v", err)
-			}
-			return found, ctx.Err()
+		isName, err := images.VerifyTag(ctx, v.Repo, tag, b)
+		if err != nil && ctx.Err() == nil {
+			report("%v", err)
 		}
-		if hex, ok := strings.CutPrefix(tag, baseTag); ok {
-			if err := checkBytes(b, digest.NewDigestFromEncoded(digest.SHA256, hex)); err != nil {
-				report("%v", err)
-			}
+		if isName || ctx.Err() != nil {
+			return found, ctx.Err()
 		}
 		return found, v.image(ctx, b, report)
 	}
@@ -137,7 +138,7 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 	case err == nil:
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, repo.ErrNotFound):
 		return nil, nil
 	case d == "":
 		return nil, err
@@ -157,7 +158,7 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 	}
 	image := strings.TrimSuffix(tag, recordSuffix)
 	switch desc, err := v.Repo.Head(ctx, image); {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, repo.ErrNotFound):
 		report("its image has no tag")
 	case err != nil:
 		return nil, err
@@ -169,16 +170,16 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 		})
 	}
 	switch _, b, err := v.Repo.Manifest(ctx, rec.Image.Digest.digest().String()); {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, repo.ErrNotFound):
 		report("its image %s is gone", rec.Image.Digest.digest())
 	case err != nil:
 		return nil, err
 	default:
-		if err := checkBytes(b, rec.Image.Digest.digest()); err != nil {
+		if err := oci.CheckBytes(b, rec.Image.Digest.digest()); err != nil {
 			report("its image: %v", err)
 			break
 		}
-		if config, ls, err := parseManifest(b); err == nil { // else image says what is wrong
+		if config, ls, err := oci.ParseManifest(b); err == nil { // else image says what is wrong
 			var want []ocispec.Descriptor
 			for _, l := range rec.Layers {
 				want = append(want, l.layer())
@@ -186,7 +187,7 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 			if config.Digest != rec.Config.Digest.digest() {
 				report("its image has another configuration, %s", config.Digest)
 			}
-			if !slices.Equal(blobsOf(ls), blobsOf(want)) {
+			if !slices.Equal(oci.Digests(ls), oci.Digests(want)) {
 				report("its image has other layers than the record")
 			}
 		}
@@ -198,7 +199,7 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 }
 
 func (v *verification) image(ctx context.Context, b []byte, report func(string, ...any)) error {
-	config, ls, err := parseManifest(b)
+	config, ls, err := oci.ParseManifest(b)
 	if err != nil {
 		report("%v", err)
 		return nil
@@ -243,7 +244,7 @@ func (v *verification) blob(ctx context.Context, desc ocispec.Descriptor) (wrong
 	}
 	n, got, err := v.sum(ctx, desc)
 	switch {
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, repo.ErrNotFound):
 		wrong = fmt.Errorf("blob %s is gone", desc.Digest)
 	case err != nil:
 		err = fmt.Errorf("read blob %s: %w", desc.Digest, err)
@@ -275,7 +276,7 @@ func (v *verification) sum(ctx context.Context, desc ocispec.Descriptor) (int64,
 // mount verifies a cache mount.
 func (v *verification) mount(ctx context.Context, tag string) (found []Problem, err error) {
 	_, b, err := v.Repo.Manifest(ctx, tag)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, repo.ErrNotFound) {
 		return nil, nil // deleted since the tags were listed
 	}
 	if err != nil {
@@ -299,5 +300,5 @@ func (v *verification) mount(ctx context.Context, tag string) (found []Problem, 
 	if !slices.ContainsFunc(m.Layers, func(d ocispec.Descriptor) bool { return d.Digest == l.Blob.Digest }) {
 		report("its layer %s is not listed: garbage collection may remove it", l.Blob.Digest)
 	}
-	return found, v.all(ctx, []ocispec.Descriptor{bare(m.Config), l.Blob}, report)
+	return found, v.all(ctx, []ocispec.Descriptor{oci.Bare(m.Config), l.Blob}, report)
 }

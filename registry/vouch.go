@@ -10,7 +10,7 @@ import (
 
 // Vouch says whether an envelope, as Find gave it with a result, makes these layers the trusted result of a key in one of the
 // domains: for results that were pulled before, perhaps by somebody who trusts more.
-func Vouch(envelope []byte, trust []PublicKey, id keys.ID, domains []string, chain []layers.Layer) error {
+func VerifyEnvelope(envelope []byte, trust []PublicKey, id keys.ID, domains []string, chain []layers.Layer) error {
 	payload, _, err := unseal(envelope, trust)
 	if err != nil {
 		return err

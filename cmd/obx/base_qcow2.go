@@ -15,7 +15,8 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor/qemu"
 	"github.com/ocurrent/obx/layers"
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 func baseQcow2Command() *cobra.Command {
@@ -40,7 +41,7 @@ The disk must stand alone, boot by itself, and let obx in: by ssh, or by obx's a
 			if err != nil {
 				return err
 			}
-			name, tag, err := registry.SplitTag(args[1])
+			name, tag, err := images.SplitTag(args[1])
 			if err != nil {
 				return usage("", "%w", err)
 			}
@@ -58,7 +59,7 @@ The disk must stand alone, boot by itself, and let obx in: by ssh, or by obx's a
 				return err
 			}
 			defer func() { err = errors.Join(err, closeRepo(repo)) }()
-			d, err := registry.PushDisk(cmd.Context(), p.builder.Store, repo, tag, platform, args[0], c)
+			d, err := images.PushDisk(cmd.Context(), p.builder.Store, repo, tag, platform, args[0], c)
 			if err != nil {
 				return err
 			}
@@ -113,11 +114,11 @@ func (d *diskBase) make(ctx context.Context, st *cas.Store) (ref string, err err
 		_ = os.Chtimes(dir, now, now) // a prune goes by it; it may be another user's
 		return layout + ":latest", nil
 	}
-	repo, err := new(registry.Client).Open(layout)
+	repo, err := new(repo.Client).Open(layout)
 	if err != nil {
 		return "", err
 	}
 	defer func() { err = errors.Join(err, closeRepo(repo)) }()
-	_, err = registry.PushDisk(ctx, st, repo, "latest", d.platform, d.file, layers.Compression{Algorithm: "none"})
+	_, err = images.PushDisk(ctx, st, repo, "latest", d.platform, d.file, layers.Compression{Algorithm: "none"})
 	return layout + ":latest", err
 }

@@ -11,6 +11,8 @@ import (
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 func cacheCopyCommand() *cobra.Command {
@@ -76,7 +78,7 @@ copied too. obx cache export takes results from the store of this machine, and o
 			}
 			what := progress.Count(r.Copied, "result")
 			if all {
-				bases, sent, err := registry.CopyBases(cmd.Context(), st, from, target.Sender(), warn)
+				bases, sent, err := images.CopyBases(cmd.Context(), st, from, target.Sender(), warn)
 				if err != nil {
 					return err
 				}
@@ -154,6 +156,6 @@ func pickKeys(ctx context.Context, c *registry.Cache, prefixes []string) ([]keys
 	return ids, nil
 }
 
-func noResults(repo registry.Repo) error {
+func noResults(repo repo.Repo) error {
 	return usage("is its name right?", "%s has no results", repo.Name())
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // inputs are the flags that say what a build is. All commands that make a plan have them.
@@ -127,10 +129,10 @@ func pairs(flag string, values []string, what string) ([][2]string, error) {
 }
 
 // images makes what resolves base images, but for its store.
-func (in *inputs) images(n *notices) (*registry.Images, error) {
-	im := &registry.Images{Client: in.client(n), Bases: map[string]string{}, Mirrors: in.file.Mirrors, Offline: in.offline}
+func (in *inputs) images(n *notices) (*images.Resolver, error) {
+	im := &images.Resolver{Client: in.client(n), Bases: map[string]string{}, Mirrors: in.file.Mirrors, Offline: in.offline}
 	if !in.policy.Allows(build.RegistryPrivate) {
-		im.Guarded = im.Client.Only(registry.IsPublic)
+		im.Guarded = im.Client.Only(repo.IsPublic)
 	}
 	if in.policyFlags.limits != nil {
 		im.Limits = imageLimits
@@ -145,7 +147,7 @@ func (in *inputs) images(n *notices) (*registry.Images, error) {
 	}
 	for _, p := range bases {
 		fail := func(err error) error { return usage("", "--base %s=%s: %w", p[0], p[1], err) }
-		name, err := registry.Normalize(p[0])
+		name, err := images.Normalize(p[0])
 		if err != nil {
 			return nil, fail(err)
 		}
@@ -157,7 +159,7 @@ func (in *inputs) images(n *notices) (*registry.Images, error) {
 			in.disks = append(in.disks, d)
 			continue
 		}
-		if im.Bases[name], err = registry.Normalize(p[1]); err != nil {
+		if im.Bases[name], err = images.Normalize(p[1]); err != nil {
 			return nil, fail(err)
 		}
 	}
@@ -172,7 +174,7 @@ func (in *inputs) images(n *notices) (*registry.Images, error) {
 		im.Mirrors[p[0]] = append(im.Mirrors[p[0]], p[1])
 	}
 	if in.lock != "" {
-		if im.Lock, err = registry.OpenLockfile(in.lock); err != nil {
+		if im.Lock, err = images.OpenLockfile(in.lock); err != nil {
 			return nil, usage("--lock FILE is written by obx: remove a broken one, and images are looked up again", "--lock: %w", err)
 		}
 		if dir := filepath.Dir(in.lock); !isDir(dir) { // it is only written if there is something new
@@ -188,7 +190,7 @@ type project struct {
 	plan     *keys.Plan
 	platform ocispec.Platform // of the result that is looked at, if there is no plan
 	builder  *build.Builder
-	repos    []registry.Repo // of caches
+	repos    []repo.Repo // of caches
 	notices  *notices
 	close    []func() error
 
@@ -358,7 +360,7 @@ func (p *project) openStore(ctx context.Context, in *inputs, platform ocispec.Pl
 	for _, d := range in.disks {
 		ref, err := d.make(ctx, st)
 		if err == nil {
-			p.builder.Images.Bases[d.name], err = registry.Normalize(ref)
+			p.builder.Images.Bases[d.name], err = images.Normalize(ref)
 		}
 		if err != nil {
 			return err
@@ -456,7 +458,7 @@ func checkSpec(s *spec.Spec, errs spec.ErrorList, os string, policy *build.Polic
 	errs = errs.Merge(list)
 	list = nil
 	for st := range s.Stages() {
-		if _, err := registry.Normalize(st.From.Image); err != nil && st.From.Image != "" {
+		if _, err := images.Normalize(st.From.Image); err != nil && st.From.Image != "" {
 			list = append(list, &spec.Error{File: s.File, Pos: st.From.Pos, Msg: err.Error()})
 		}
 	}

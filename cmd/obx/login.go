@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // loginFiles says in help where logins are.
@@ -44,7 +44,7 @@ Docker's config.json. The program that this file names to keep passwords is used
 		ValidArgsFunction: noCompletion,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			host := args[0]
-			if err := registry.CheckHost(host); err != nil {
+			if err := repo.CheckHost(host); err != nil {
 				return usage("for example obx login registry.example:5000", "%w", err)
 			}
 			if err := h.settle(); err != nil {
@@ -83,7 +83,7 @@ func logoutCommand() *cobra.Command {
 		GroupID: groupStore,
 		Args:    args(1, 1, "one HOST"),
 		ValidArgsFunction: func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-			l, err := registry.ReadLogins()
+			l, err := repo.ReadLogins()
 			if err != nil || len(args) > 0 {
 				return nil, cobra.ShellCompDirectiveNoFileComp
 			}
@@ -91,10 +91,10 @@ func logoutCommand() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			host := args[0]
-			if err := registry.CheckHost(host); err != nil {
+			if err := repo.CheckHost(host); err != nil {
 				return usage("for example obx logout registry.example:5000", "%w", err)
 			}
-			l, err := registry.ReadLogins()
+			l, err := repo.ReadLogins()
 			if err != nil {
 				return err
 			}

@@ -19,7 +19,7 @@ import (
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
 	"github.com/ocurrent/obx/cmd/obx/internal/safe"
 	"github.com/ocurrent/obx/executor/build"
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
 )
 
 // outputTypes are what --output can write.
@@ -126,9 +126,9 @@ func parseOutput(s string) (build.OutputSpec, error) {
 		return fail("images have one: types oci, docker and registry", "type %s has no %s", o.Type, image)
 	}
 	for _, name := range o.Names {
-		check := registry.CheckOutputName
+		check := images.CheckOutputName
 		if o.Type == "registry" {
-			check = func(name string) error { _, _, err := registry.ParseTarget(name); return err }
+			check = func(name string) error { _, _, err := images.ParseTarget(name); return err }
 		}
 		if err := check(name); err != nil {
 			return fail("", "%w", err)

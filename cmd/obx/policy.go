@@ -14,7 +14,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/build"
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
 )
 
 // policyFlags say what a spec may reach.
@@ -79,7 +79,7 @@ func untrustedLimits() executor.Limits {
 }
 
 // imageLimits are those of base images that a spec names which nobody has looked at.
-var imageLimits = registry.Limits{Bytes: 32 * units.GiB, Files: 2_000_000, Time: 2 * time.Hour}
+var imageLimits = images.Limits{Bytes: 32 * units.GiB, Files: 2_000_000, Time: 2 * time.Hour}
 
 // settle reads what flags, environment and configuration say. Nothing said is no policy; --untrusted is an empty one.
 func (p *policyFlags) settle(c *config) error {
@@ -189,9 +189,9 @@ func explicitPIDs(n int64) int64 {
 }
 
 // given reports images that the user has named, and not the spec.
-func (in *inputs) given(im *registry.Images) func(string) bool {
+func (in *inputs) given(im *images.Resolver) func(string) bool {
 	return func(image string) bool {
-		name, err := registry.Normalize(image)
+		name, err := images.Normalize(image)
 		if err != nil {
 			return false
 		}

@@ -15,6 +15,7 @@ import (
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // hosts are the flags that say how registries are reached. All commands that reach one have them.
@@ -65,16 +66,16 @@ func (h *hosts) settle() (err error) {
 }
 
 // connections reach registries for a command that has no base images.
-func (h *hosts) connections(cmd *cobra.Command) *registry.Client {
+func (h *hosts) connections(cmd *cobra.Command) *repo.Client {
 	return h.client(&notices{stderr: cmd.ErrOrStderr()})
 }
 
-func (h *hosts) client(n *notices) *registry.Client {
-	return &registry.Client{PlainHTTP: h.plainHTTP, UserAgent: "obx/" + readVersion().Version, Waiting: n.warn}
+func (h *hosts) client(n *notices) *repo.Client {
+	return &repo.Client{PlainHTTP: h.plainHTTP, UserAgent: "obx/" + readVersion().Version, Waiting: n.warn}
 }
 
 // openRepo opens the repository that an argument names.
-func openRepo(ref string, c *registry.Client) (registry.Repo, error) {
+func openRepo(ref string, c *repo.Client) (repo.Repo, error) {
 	repo, err := c.Open(ref)
 	if err != nil {
 		return nil, usage("for example registry.example/cache, oci:DIR or FILE.tar", "%w", err)
@@ -83,10 +84,10 @@ func openRepo(ref string, c *registry.Client) (registry.Repo, error) {
 }
 
 // isLayout reports whether a repository is in files, and not in a registry.
-func isLayout(repo registry.Repo) bool { return strings.HasPrefix(repo.Name(), "oci:") }
+func isLayout(repo repo.Repo) bool { return strings.HasPrefix(repo.Name(), "oci:") }
 
 // closeRepo ends the use of a repository: a layout writes its index then.
-func closeRepo(repo registry.Repo) error {
+func closeRepo(repo repo.Repo) error {
 	if c, ok := repo.(io.Closer); ok {
 		return c.Close()
 	}
@@ -255,7 +256,7 @@ func (p *project) useCaches(in *inputs, platform ocispec.Platform) {
 }
 
 // closeCache ends the use of a cache. That this can fail a build is for --push require to say.
-func (p *project) closeCache(repo registry.Repo) error {
+func (p *project) closeCache(repo repo.Repo) error {
 	err := closeRepo(repo)
 	if err == nil || p.builder.Push == build.PushRequire {
 		return err

@@ -20,13 +20,14 @@ import (
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
 )
 
 // A Builder runs plans. Its fields are not changed while it works.
 type Builder struct {
 	Store    *cas.Store
 	Executor executor.Executor // not needed by Status, Explain and Log
-	Images   *registry.Images
+	Images   *images.Resolver
 	Source   fs.FS // the source directory: the same as keys.Options.Context
 
 	Domains     []string            // all are read, the first is written; empty: "default"
@@ -265,7 +266,7 @@ func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
 		return found, nil
 	}
 	start := time.Now()
-	var img *registry.Image
+	var img *images.Image
 	err = r.Store.WithRoom(ctx, func() (err error) {
 		img, err = r.Images.Pull(ctx, s.Base, r.unpacks(), func(d digest.Digest, done, total int64) {
 			r.emit(Event{Kind: Pulling, Stage: s, Blob: d.String(), Bytes: done, Total: total})

@@ -21,11 +21,12 @@ import (
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
-// A repo is a repository in memory whose answers tests can spoil, and that counts what is asked for.
-type repo struct {
-	registry.Memory
+// A spyRepo is a repository in memory whose answers tests can spoil, and that counts what is asked for.
+type spyRepo struct {
+	repo.Memory
 	name string
 
 	mu        sync.Mutex
@@ -36,14 +37,14 @@ type repo struct {
 	hold      <-chan struct{}             // of every write of a blob: until it is closed
 }
 
-func (r *repo) Name() string {
+func (r *spyRepo) Name() string {
 	if r.name != "" {
 		return r.name
 	}
 	return "cache"
 }
 
-func (r *repo) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+func (r *spyRepo) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	r.mu.Lock()
 	r.blobs = append(r.blobs, desc.Digest)
 	spoil := r.spoil
@@ -56,7 +57,7 @@ func (r *repo) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser
 	return r.Memory.Blob(ctx, desc)
 }
 
-func (r *repo) PutBlob(ctx context.Context, desc ocispec.Descriptor, from string, open func() (io.ReadCloser, error)) error {
+func (r *spyRepo) PutBlob(ctx context.Context, desc ocispec.Descriptor, from string, open func() (io.ReadCloser, error)) error {
 	if r.refuse != nil {
 		return r.refuse
 	}
@@ -69,7 +70,7 @@ func (r *repo) PutBlob(ctx context.Context, desc ocispec.Descriptor, from string
 	return r.Memory.PutBlob(ctx, desc, from, open)
 }
 
-func (r *repo) PutManifest(ctx context.Context, tag, mediaType string, data []byte) (ocispec.Descriptor, error) {
+func (r *spyRepo) PutManifest(ctx context.Context, tag, mediaType string, data []byte) (ocispec.Descriptor, error) {
 	if r.refuse != nil {
 		return ocispec.Descriptor{}, r.refuse
 	}
@@ -80,7 +81,7 @@ func (r *repo) PutManifest(ctx context.Context, tag, mediaType string, data []by
 }
 
 // forget empties the counts, and gives what they were.
-func (r *repo) forget() (blobs []digest.Digest, manifests, requests int) {
+func (r *spyRepo) forget() (blobs []digest.Digest, manifests, requests int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	blobs, manifests = r.blobs, r.manifests
@@ -89,7 +90,7 @@ func (r *repo) forget() (blobs []digest.Digest, manifests, requests int) {
 }
 
 // share makes a machine use repositories as caches.
-func (m *machine) share(repos ...*repo) *machine {
+func (m *machine) share(repos ...*spyRepo) *machine {
 	m.Caches = nil
 	for _, r := range repos {
 		m.Caches = append(m.Caches, &registry.Cache{
@@ -115,7 +116,7 @@ func (l *warningList) add(msg string) {
 // were copied from.
 func TestCacheFullHit(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	first := newMachine(t).share(r).run(project)
 	first.want("rrrrrrrr")
 	if first.rep.PushedBytes <= 0 || first.rep.PulledBytes != 0 {
@@ -175,7 +176,7 @@ func resumeFiles(last string) map[string]string {
 // An executor that reads layers' bytes gets those, and nothing is unpacked for it.
 func TestBytesReader(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	newMachine(t).share(r).run(fmt.Sprintf(resume, "A"))
 	for _, bytes := range []bool{false, true} {
 		b := newMachine(t).share(r)
@@ -205,7 +206,7 @@ func (s *fetchSpy) Fetch(ctx context.Context, r *registry.Result, unpack bool, p
 // After a changed last step, another machine goes on from the step before: it fetches what that needs, once.
 func TestCacheResume(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	first := newMachine(t).share(r).run(fmt.Sprintf(resume, "A"))
 	r.forget()
 	b := newMachine(t).share(r)
@@ -251,7 +252,7 @@ func TestCacheByContent(t *testing.T) {
 	t.Parallel()
 	const text = `((build b ((from scratch) (run (shell "echo b > /b; echo %s > /other"))))
 		(from scratch) (copy (from (build b)) (src /b) (dst /)) (run (shell "cat /b")) (run (shell "echo x > /x")))`
-	r := &repo{}
+	r := &spyRepo{}
 	first := newMachine(t).share(r).run(fmt.Sprintf(text, "1"))
 	b := newMachine(t).share(r)
 	b.NeedFiles = true
@@ -273,7 +274,7 @@ func TestCacheByContent(t *testing.T) {
 // Results that the cache lacks are pushed, though they were made before; what it has is not.
 func TestCachePushesLocalHits(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	a := newMachine(t)
 	first := a.run(project)
 	plain := listStore(t, a)
@@ -307,7 +308,7 @@ func TestCachePushesLocalHits(t *testing.T) {
 // A step that another process on this machine did, without a cache, is pushed by the one that waited for it.
 func TestCachePushesWhatOthersMade(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	holder := newMachine(t)
 	holder.exec.before = func(command *string, _ executor.Process) { *command = strings.Replace(*command, "sleep 60", "true", 1) }
 	waiter := holder.another().share(r)
@@ -339,7 +340,7 @@ func TestCachePushesWhatOthersMade(t *testing.T) {
 // A failed build has published its finished steps.
 func TestCacheAfterFailure(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	a := newMachine(t).share(r)
 	o := a.try(t.Context(), a.plan(`((from scratch) (run (shell "echo 1 > /one")) (run (shell "false")))`))
 	o.want("r-")
@@ -355,7 +356,7 @@ func TestCacheAfterFailure(t *testing.T) {
 // right; the next machine finds the cache healed.
 func TestCacheGone(t *testing.T) {
 	t.Parallel()
-	counter := &repo{}
+	counter := &spyRepo{}
 	newMachine(t).share(counter).run(fmt.Sprintf(resume, "A"))
 	counter.forget()
 	newMachine(t).share(counter).run(fmt.Sprintf(resume, "B"))
@@ -363,7 +364,7 @@ func TestCacheGone(t *testing.T) {
 	for k := range reads {
 		t.Run(fmt.Sprint(k), func(t *testing.T) {
 			t.Parallel()
-			r := &repo{}
+			r := &spyRepo{}
 			newMachine(t).share(r).run(fmt.Sprintf(resume, "A"))
 			r.forget()
 			n := 0
@@ -375,7 +376,7 @@ func TestCacheGone(t *testing.T) {
 					gone = d
 				}
 				if d == gone {
-					return fmt.Errorf("blob %s: %w", d, registry.ErrNotFound)
+					return fmt.Errorf("blob %s: %w", d, repo.ErrNotFound)
 				}
 				return nil
 			}
@@ -456,7 +457,7 @@ func TestPushModes(t *testing.T) {
 	} {
 		t.Run(fmt.Sprintf("%s %v", test.mode, test.refuse), func(t *testing.T) {
 			t.Parallel()
-			r := &repo{refuse: test.refuse}
+			r := &spyRepo{refuse: test.refuse}
 			m := newMachine(t).share(r)
 			m.Push = test.mode
 			if test.mode == build.PushWait && test.pushed {
@@ -497,7 +498,7 @@ func TestPushInterrupted(t *testing.T) {
 			t.Parallel()
 			ctx, cancel := context.WithCancelCause(t.Context())
 			cause := errors.New("interrupted")
-			r := &repo{hold: ctx.Done()}
+			r := &spyRepo{hold: ctx.Done()}
 			m := newMachine(t).share(r)
 			m.Push = mode
 			m.Events = func(e build.Event) {
@@ -525,7 +526,7 @@ func TestCopyInterrupted(t *testing.T) {
 	t.Parallel()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cause := errors.New("interrupted")
-	near, far := &repo{name: "near", hold: ctx.Done()}, &repo{name: "far"}
+	near, far := &spyRepo{name: "near", hold: ctx.Done()}, &spyRepo{name: "far"}
 	newMachine(t).share(far).run(fmt.Sprintf(resume, "A"))
 	m := newMachine(t).share(near, far)
 	m.Events = func(e build.Event) {
@@ -546,7 +547,7 @@ func TestCopyInterrupted(t *testing.T) {
 // Caches are asked in order, and the first is pushed to.
 func TestTwoCaches(t *testing.T) {
 	t.Parallel()
-	near, far := &repo{name: "near"}, &repo{name: "far"}
+	near, far := &spyRepo{name: "near"}, &spyRepo{name: "far"}
 	newMachine(t).share(far).run(fmt.Sprintf(resume, "A"))
 	far.forget()
 	b := newMachine(t).share(near, far)
@@ -576,7 +577,7 @@ func TestTwoCaches(t *testing.T) {
 // Large logs travel as well.
 func TestCacheLargeLog(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	var b strings.Builder
 	for i := range 200 { // lines that do not compress well
 		fmt.Fprintf(&b, "echo %x;", sha512.Sum512([]byte{byte(i)}))
@@ -606,7 +607,7 @@ func TestCacheLargeLog(t *testing.T) {
 func TestCacheWithBase(t *testing.T) {
 	t.Parallel()
 	base := makeBase(t)
-	r := &repo{}
+	r := &spyRepo{}
 	text := `((from ` + base + `) (run (shell "cat /etc/base; echo one > /one")) (run (shell "echo %s > /two; echo $FROM_BASE")))`
 	newMachine(t).share(r).run(fmt.Sprintf(text, "A"))
 	b := newMachine(t).share(r)
@@ -629,7 +630,7 @@ func TestCacheWithBase(t *testing.T) {
 // A shell before a step of a build that only a cache has brings the files here.
 func TestStateBeforeFromCache(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	newMachine(t).share(r).run(fmt.Sprintf(resume, "A"))
 	b := newMachine(t).share(r)
 	plan := b.plan(fmt.Sprintf(resume, "A"))
@@ -650,7 +651,7 @@ func TestStateBeforeFromCache(t *testing.T) {
 // Explain compares with results that came from a cache, too.
 func TestExplainFromCache(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	newMachine(t).share(r).run(`((from scratch) (env A 1) (run (shell "echo a")))`)
 	b := newMachine(t).share(r)
 	b.NeedFiles = true
@@ -664,7 +665,7 @@ func TestExplainFromCache(t *testing.T) {
 // Ten machines with one cache build overlapping specs at once: all results are right.
 func TestManyMachinesOneCache(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	var wg sync.WaitGroup
 	for i := range 6 {
 		m := newMachine(t).share(r)
@@ -697,7 +698,7 @@ func TestCacheLogsOfSharedBuilds(t *testing.T) {
 		(build c ((from scratch) (copy (from (build b)) (src /b) (dst /)) (run (shell "echo c; echo c > /c"))))
 		(from scratch) (copy (from (build b)) (src /b) (dst /)) (copy (from (build c)) (src /c) (dst /)) (run (shell "echo %s")))`
 	for range 2 {
-		r := &repo{}
+		r := &spyRepo{}
 		a := newMachine(t)
 		first := a.run(fmt.Sprintf(text, "last"))
 		a.share(r).run(fmt.Sprintf(text, "last")).want("ssssss")
@@ -720,7 +721,7 @@ func TestCacheLogsOfNewBuild(t *testing.T) {
 	t.Parallel()
 	const text = `((build b ((from scratch) (run (shell "echo %s; echo b > /b"))))
 		(from scratch) (copy (from (build b)) (src /b) (dst /)) (run (shell "echo last")))`
-	r := &repo{}
+	r := &spyRepo{}
 	a := newMachine(t).share(r)
 	a.run(fmt.Sprintf(text, "old"))
 	second := a.run(fmt.Sprintf(text, "new"))
@@ -735,7 +736,7 @@ func TestCacheLogsOfNewBuild(t *testing.T) {
 func TestCacheWithoutBase(t *testing.T) {
 	t.Parallel()
 	base := makeBase(t)
-	r := &repo{}
+	r := &spyRepo{}
 	text := `((from ` + base + `) (run (shell "echo one")) (run (shell "echo two")))`
 	a := newMachine(t).share(r)
 	first := a.run(text)
@@ -752,20 +753,20 @@ func TestCacheWithoutBase(t *testing.T) {
 
 // slowRecords is a repository that answers who asks for a record of it late.
 type slowRecords struct {
-	*repo
+	*spyRepo
 	late func()
 }
 
 func (r *slowRecords) Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
 	r.late()
-	return r.repo.Manifest(ctx, ref)
+	return r.spyRepo.Manifest(ctx, ref)
 }
 
 // A machine that has all results itself notes in the cache that they are used, and tells of pushes only if there are any.
 func TestCacheUsedFromStore(t *testing.T) {
 	t.Parallel()
 	const text = `((from scratch) (run (shell "echo one")) (run (shell "echo two")))`
-	r := &repo{}
+	r := &spyRepo{}
 	a := newMachine(t).share(r)
 	first := a.run(text)
 	tag := first.rep.Key + ".rec"
@@ -817,7 +818,7 @@ func TestCacheUsedFromStore(t *testing.T) {
 		t.Errorf("%d manifests were written", manifests)
 	}
 	// Another cache gets what the store has, and that is told.
-	empty := &repo{}
+	empty := &spyRepo{}
 	other := a.another().share(empty)
 	other.Caches[0].(*registry.Cache).Repo = &slowRecords{empty, func() { time.Sleep(100 * time.Millisecond) }}
 	o = other.run(text)

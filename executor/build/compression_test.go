@@ -31,7 +31,7 @@ func TestOutputCompression(t *testing.T) {
 	}
 	for base, dir := range bases {
 		text := fmt.Sprintf(`((from "oci:%s") (shell /bin/sh -c) (run (shell "echo one > /one")) (run (shell "echo two > /two")))`, dir)
-		r := &repo{}
+		r := &spyRepo{}
 		pushed := newMachine(t).share(r)
 		pushed.run(text)
 		for _, m := range []*machine{newMachine(t), pushed, newMachine(t).share(r)} {

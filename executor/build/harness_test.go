@@ -26,7 +26,7 @@ import (
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
 )
 
 // A machine builds specs, in a store of its own, with processes that are only played. Its Builder is copied for each
@@ -76,7 +76,7 @@ func machineOn(t testing.TB, st *cas.Store) *machine {
 	return &machine{t: t, exec: spy, Builder: build.Builder{
 		Store:    st,
 		Executor: spy,
-		Images:   &registry.Images{Store: st},
+		Images:   &images.Resolver{Store: st},
 	}}
 }
 

@@ -28,7 +28,7 @@ func TestLogBomb(t *testing.T) {
 	text += ")"
 	big := bytes.Repeat([]byte("bomb"), each/4)
 	source := fstest.MapFS{"big": {Data: big, Mode: 0o644}}
-	r := &repo{}
+	r := &spyRepo{}
 	evil := newMachine(t).share(r)
 	evil.Source = source
 	evil.run(text)

@@ -18,6 +18,7 @@ import (
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A Sharing says how a cache mount travels through the caches.
@@ -109,7 +110,7 @@ func (m *mountShare) pull(ctx context.Context) error {
 			take = m.takeIntoDir
 		}
 		switch err := take(ctx, mc, found); {
-		case errors.Is(err, registry.ErrGone):
+		case errors.Is(err, repo.ErrGone):
 			if i == 0 {
 				m.there.Layer = layers.Layer{}
 			}
@@ -321,7 +322,7 @@ func (m *mountShare) pushOnce(ctx context.Context, c MountCache) error {
 			switch {
 			case err == nil:
 				dirs = append(dirs, dir)
-			case errors.Is(err, registry.ErrGone):
+			case errors.Is(err, repo.ErrGone):
 				there.Layer = layers.Layer{}
 			default:
 				return err

@@ -80,12 +80,12 @@ func (m *machine) holds(name, sharing string) string {
 
 // A racingRepo lets somebody else in: when the layer of a mount is there, and right after the mount was put.
 type racingRepo struct {
-	*repo
+	*spyRepo
 	sent, put func()
 }
 
 func (r *racingRepo) PutBlob(ctx context.Context, desc ocispec.Descriptor, from string, open func() (io.ReadCloser, error)) error {
-	err := r.repo.PutBlob(ctx, desc, from, open)
+	err := r.spyRepo.PutBlob(ctx, desc, from, open)
 	if then := r.sent; then != nil && strings.Contains(desc.MediaType, "layer") {
 		r.sent = nil
 		then()
@@ -94,7 +94,7 @@ func (r *racingRepo) PutBlob(ctx context.Context, desc ocispec.Descriptor, from 
 }
 
 func (r *racingRepo) PutManifest(ctx context.Context, tag, mediaType string, data []byte) (ocispec.Descriptor, error) {
-	desc, err := r.repo.PutManifest(ctx, tag, mediaType, data)
+	desc, err := r.spyRepo.PutManifest(ctx, tag, mediaType, data)
 	if then := r.put; then != nil && strings.HasPrefix(tag, "mount-") {
 		r.put = nil
 		then()
@@ -109,7 +109,7 @@ func TestShareMounts(t *testing.T) {
 		for _, how := range []build.Sharing{build.LastWins, build.Union} {
 			t.Run(fmt.Sprint(sharing, " ", how), func(t *testing.T) {
 				t.Parallel()
-				r := &repo{}
+				r := &spyRepo{}
 				spec := func(text string) string {
 					return fmt.Sprintf(`((from scratch) (run (cache (c (target /c) (buildkit_options ((sharing %s))))) (shell "echo %s")))`, sharing, text)
 				}
@@ -180,7 +180,7 @@ func TestUnionRace(t *testing.T) {
 	for _, when := range []string{"before", "after"} {
 		t.Run(when, func(t *testing.T) {
 			t.Parallel()
-			r := &repo{}
+			r := &spyRepo{}
 			done := false
 			publish := func() {
 				m := newMachine(t).share(r)
@@ -190,7 +190,7 @@ func TestUnionRace(t *testing.T) {
 				done = true
 			}
 			m := newMachine(t)
-			race := &racingRepo{repo: r, sent: publish}
+			race := &racingRepo{spyRepo: r, sent: publish}
 			if when == "after" {
 				race.sent, race.put = nil, publish
 			}
@@ -213,7 +213,7 @@ func TestUnionRace(t *testing.T) {
 // A name that no step has is told of.
 func TestShareMountsTells(t *testing.T) {
 	t.Parallel()
-	r := &repo{}
+	r := &spyRepo{}
 	m := newMachine(t).share(r)
 	m.ShareMounts = map[string]build.Sharing{"c": build.LastWins, "nosuch": build.Union}
 	const text = `((from scratch) (run (cache (c (target /c)) (b (target /b))) (shell "true")))`
@@ -227,7 +227,7 @@ func TestShareMountsTells(t *testing.T) {
 // A directory that a step of another build has does not hold this one up for hours.
 func TestShareBusyMount(t *testing.T) {
 	t.Parallel()
-	m := newMachine(t).share(&repo{})
+	m := newMachine(t).share(&spyRepo{})
 	m.ShareMounts = map[string]build.Sharing{"c": build.LastWins}
 	use, err := m.another().Store.OpenCache(t.Context(), m.domain(), "c", "locked")
 	if err != nil {

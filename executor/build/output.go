@@ -19,7 +19,8 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // An OutputSpec is where a build's result is written to.
@@ -111,17 +112,17 @@ func (b *Builder) writeImage(ctx context.Context, p *keys.Plan, top *state, o Ou
 		err = b.publish(ctx, top, img, o, wrote)
 	case o.Type == "docker":
 		err = toTar(func(w io.Writer) (ocispec.Descriptor, error) {
-			return registry.WriteDocker(ctx, w, b.Store, img, o.Names...)
+			return images.WriteDocker(ctx, w, b.Store, img, o.Names...)
 		})
 	case o.Dir:
 		wrote.Size = sizeOf(img)
 		err = toDir(o.Dest, func(dir string) (err error) {
-			wrote.Manifest, err = registry.WriteOCIDir(ctx, dir, b.Store, img, o.Names...)
+			wrote.Manifest, err = images.WriteOCIDir(ctx, dir, b.Store, img, o.Names...)
 			return err
 		})
 	default:
 		err = toTar(func(w io.Writer) (ocispec.Descriptor, error) {
-			return registry.WriteOCI(ctx, w, b.Store, img, o.Names...)
+			return images.WriteOCI(ctx, w, b.Store, img, o.Names...)
 		})
 	}
 	wrote.Digest = wrote.Manifest.Digest
@@ -129,7 +130,7 @@ func (b *Builder) writeImage(ctx context.Context, p *keys.Plan, top *state, o Ou
 }
 
 // sizeOf is how many bytes the layers of an image have.
-func sizeOf(img registry.Image) (n int64) {
+func sizeOf(img images.Image) (n int64) {
 	for _, l := range img.Layers {
 		n += l.Blob.Size
 	}
@@ -173,14 +174,14 @@ func (b *Builder) withTree(ctx context.Context, s *state, use func(layers.Tree) 
 
 // image describes a state as an image: every layer packed, and a configuration that starts a container where a step
 // after the last operation would have run.
-func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state, o OutputSpec) (registry.Image, error) {
+func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state, o OutputSpec) (images.Image, error) {
 	c := b.Compression
 	if o.Type == "docker" && c.Algorithm == "" {
 		c.Algorithm = "gzip" // Docker reads zstd since its version 23
 	}
 	for s := top; s != nil; s = s.parent {
 		if err := b.pack(ctx, s, c); err != nil {
-			return registry.Image{}, err
+			return images.Image{}, err
 		}
 	}
 	chain := top.chain()
@@ -189,7 +190,7 @@ func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state, o OutputS
 		if i < top.base() && b.Compression.Algorithm == "" {
 			is, err := layers.CompressionOf(b.Store, l)
 			if err != nil {
-				return registry.Image{}, err
+				return images.Image{}, err
 			}
 			if o.Type != "docker" || is.Algorithm != "zstd" {
 				continue
@@ -197,14 +198,14 @@ func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state, o OutputS
 		}
 		var err error
 		if chain[i], err = layers.Repack(ctx, b.Store, l, c); err != nil {
-			return registry.Image{}, err
+			return images.Image{}, err
 		}
 	}
 	outer := p.Stages[len(p.Stages)-1]
 	cfg := top.config(outer.Base.Platform)
 	setContext(&cfg.Config, top.lowest().rec.Config, outer.Contexts[len(outer.Spec.Ops)])
 	o.Image.apply(&cfg)
-	return registry.Image{Config: cfg, Layers: chain}, nil
+	return images.Image{Config: cfg, Layers: chain}, nil
 }
 
 // base is how many layers of a state are its base image's.
@@ -304,7 +305,7 @@ func (b *Builder) fetchBytes(ctx context.Context, st *state) error {
 		if res == nil || res.Exit != 0 || pulledID(res.Layers) != st.rec.ID {
 			continue
 		}
-		if _, err := c.Fetch(ctx, res, false, nil); err == nil || !errors.Is(err, registry.ErrGone) {
+		if _, err := c.Fetch(ctx, res, false, nil); err == nil || !errors.Is(err, repo.ErrGone) {
 			return err
 		}
 	}

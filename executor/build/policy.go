@@ -5,7 +5,7 @@ import (
 	"slices"
 
 	"github.com/ocurrent/obx/keys/spec"
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
 )
 
 // An Entitlement is something beyond its sandbox that a spec can reach by its own choice.
@@ -30,7 +30,7 @@ type Policy struct {
 func (p *Policy) Allows(e Entitlement) bool { return p == nil || slices.Contains(p.Allow, e) }
 
 // Check finds everything in a spec that the policy does not allow. given reports images that are the user's choice and not the spec's; it may be
-// nil. What only the network knows, to which address a name leads, is for registry.Images.PublicOnly to see.
+// nil. What only the network knows, to which address a name leads, is for images.Resolver.Guarded to see.
 func (p *Policy) Check(s *spec.Spec, given func(image string) bool) spec.ErrorList {
 	c := policyCheck{policy: p, spec: s, given: given}
 	c.stage(&s.Stage)
@@ -70,10 +70,10 @@ func (c *policyCheck) base(from spec.From) {
 		return
 	}
 	what := "(from " + spec.Quote(from.Image) + ")"
-	switch reach, _ := registry.ReachOf(from.Image); reach { // a name that is none reaches nothing
-	case registry.ReachLocal:
+	switch reach, _ := images.ReachOf(from.Image); reach { // a name that is none reaches nothing
+	case images.ReachLocal:
 		c.needs(BaseLocal, from.Pos, what)
-	case registry.ReachPrivate:
+	case images.ReachPrivate:
 		c.needs(RegistryPrivate, from.Pos, what)
 	}
 }

@@ -5,16 +5,16 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
 )
 
 // publish pushes an image to each repository that a name says.
-func (b *Builder) publish(ctx context.Context, top *state, img registry.Image, o OutputSpec, wrote *Written) error {
-	targets, err := registry.Targets(b.Images, o.Names)
+func (b *Builder) publish(ctx context.Context, top *state, img images.Image, o OutputSpec, wrote *Written) error {
+	targets, err := images.Targets(b.Images, o.Names)
 	if err != nil {
 		return err
 	}
-	pub := registry.Publication{Image: img, Store: b.Store, Base: top.base()}
+	pub := images.Publication{Image: img, Store: b.Store, Base: top.base()}
 	if bottom := top.lowest(); bottom.rec.Pulled != nil {
 		pub.BaseRef = bottom.rec.Pulled.BaseRef
 	} else {
@@ -39,20 +39,20 @@ func (b *Builder) publish(ctx context.Context, top *state, img registry.Image, o
 }
 
 // WriteIndex publishes images of several platforms, which have been written with OutputSpec.Untagged, under the names of an output of type registry.
-func (b *Builder) WriteIndex(ctx context.Context, o OutputSpec, images []Written) (Written, error) {
+func (b *Builder) WriteIndex(ctx context.Context, o OutputSpec, imgs []Written) (Written, error) {
 	all := Written{What: "index", Names: o.Names}
 	var entries []ocispec.Descriptor
-	for _, w := range images {
+	for _, w := range imgs {
 		entries = append(entries, w.Manifest)
 		all.Size += w.Size
 		all.Sent += w.Sent
 	}
-	targets, err := registry.Targets(b.Images, o.Names)
+	targets, err := images.Targets(b.Images, o.Names)
 	if err != nil {
 		return all, err
 	}
 	for _, t := range targets {
-		if all.Manifest, err = registry.PushIndex(ctx, t, entries); err != nil {
+		if all.Manifest, err = images.PushIndex(ctx, t, entries); err != nil {
 			return all, err
 		}
 	}

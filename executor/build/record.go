@@ -186,7 +186,7 @@ func (b *Builder) trusts(domain, key string, rec *Record) error {
 		if err != nil {
 			return err
 		}
-		return registry.Vouch(rec.Pulled.Envelope, b.Trust, id, b.domains(), rec.Layers)
+		return registry.VerifyEnvelope(rec.Pulled.Envelope, b.Trust, id, b.domains(), rec.Layers)
 	case rec.Parent == "":
 		return nil
 	case domain != b.domains()[0]:

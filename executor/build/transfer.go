@@ -18,6 +18,8 @@ import (
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // An ExportReport says what Export or Import has moved. A failed one has moved that much.
@@ -38,7 +40,7 @@ type ExportReport struct {
 // here. What cannot be had as it was is left out, with a warning to the cache's Warn.
 func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []string, to *registry.Cache, since time.Duration) (ExportReport, error) {
 	own := *b
-	x := &export{Builder: &own, to: to, picked: map[keys.ID]*exported{}, packed: map[string]layers.Layer{}, names: map[string]registry.Name{}}
+	x := &export{Builder: &own, to: to, picked: map[keys.ID]*exported{}, packed: map[string]layers.Layer{}, names: map[string]images.Name{}}
 	own.distrust = once(func(msg string) { x.warn("%s", msg) })
 	err := x.pick(ctx, p, ids, since)
 	if err == nil {
@@ -56,9 +58,9 @@ type export struct {
 	to     *registry.Cache
 	recent map[keys.ID]bool // nil: all
 	picked map[keys.ID]*exported
-	order  []*exported              // those of picked, each after what it was made from
-	names  map[string]registry.Name // of bases; by name, platform and digest
-	packed map[string]layers.Layer  // by layer directory
+	order  []*exported             // those of picked, each after what it was made from
+	names  map[string]images.Name  // of bases; by name, platform and digest
+	packed map[string]layers.Layer // by layer directory
 
 	mu     sync.Mutex
 	report ExportReport
@@ -236,7 +238,7 @@ func (x *export) add(st *state) *exported {
 
 func (x *export) name(asked ocispec.Platform, base keys.Base) {
 	if base.Digest != "" {
-		x.names[fmt.Sprint(base.Ref, asked, base.Digest)] = registry.Name{For: asked, Base: base}
+		x.names[fmt.Sprint(base.Ref, asked, base.Digest)] = images.Name{For: asked, Base: base}
 	}
 }
 
@@ -467,7 +469,7 @@ func (x *export) push(ctx context.Context, e *exported, res *registry.Result) er
 	} else {
 		sent, err = x.to.Push(ctx, res)
 	}
-	lost := err != nil && ctx.Err() == nil && (pulled || errors.Is(err, registry.ErrGone))
+	lost := err != nil && ctx.Err() == nil && (pulled || errors.Is(err, repo.ErrGone))
 	x.mu.Lock()
 	x.report.Bytes += sent
 	switch {
@@ -630,7 +632,7 @@ func (in *imports) bring(ctx context.Context, res *registry.Result) (bool, error
 		return true, nil
 	}
 	err := in.fetchInto(ctx, res)
-	if errors.Is(err, registry.ErrGone) {
+	if errors.Is(err, repo.ErrGone) {
 		return false, nil
 	}
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/ocurrent/obx/executor/build"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
 // onBase is a spec that names its base by a tag, copies from another stage, and prints in each step. Its last step can be changed.
@@ -53,7 +54,7 @@ func withBase(t *testing.T, image string) *machine {
 }
 
 // offline makes a machine that can reach nothing but some repositories.
-func offline(t *testing.T, repos ...registry.Repo) *machine {
+func offline(t *testing.T, repos ...repo.Repo) *machine {
 	m := newMachine(t)
 	m.Images.Offline, m.Images.Caches = true, repos
 	for _, r := range repos {
@@ -63,22 +64,22 @@ func offline(t *testing.T, repos ...registry.Repo) *machine {
 }
 
 // cache is a repository as the machine uses it.
-func (m *machine) cache(r registry.Repo) *registry.Cache {
+func (m *machine) cache(r repo.Repo) *registry.Cache {
 	return &registry.Cache{Repo: r, Store: m.Store, Domains: m.Domains, Platform: m.exec.Platform(), Warn: func(s string) {
 		m.t.Errorf("warning: %s", s)
 	}}
 }
 
-func openRepo(t *testing.T, ref string) registry.Repo {
+func openRepo(t *testing.T, ref string) repo.Repo {
 	t.Helper()
-	r, err := new(registry.Client).Open(ref)
+	r, err := new(repo.Client).Open(ref)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return r
 }
 
-func closeRepo(t *testing.T, r registry.Repo) {
+func closeRepo(t *testing.T, r repo.Repo) {
 	t.Helper()
 	if c, ok := r.(io.Closer); ok {
 		if err := c.Close(); err != nil {
@@ -115,36 +116,36 @@ func TestExport(t *testing.T) {
 			ref := "oci:" + filepath.Join(t.TempDir(), kind)
 			a := withBase(t, image)
 			first := a.run(fmt.Sprintf(onBase, "A"))
-			repo := openRepo(t, ref)
-			if r := first.export(a.cache(repo), 0); r.Results != 4 || r.Present != 0 || r.Bases != 1 || r.Bytes <= 0 {
+			kept := openRepo(t, ref)
+			if r := first.export(a.cache(kept), 0); r.Results != 4 || r.Present != 0 || r.Bases != 1 || r.Bytes <= 0 {
 				t.Errorf("the first export: %+v", r)
 			}
-			closeRepo(t, repo)
-			repo = openRepo(t, ref)
-			if r := first.export(a.cache(repo), 0); r != (build.ExportReport{Present: 4}) {
+			closeRepo(t, kept)
+			kept = openRepo(t, ref)
+			if r := first.export(a.cache(kept), 0); r != (build.ExportReport{Present: 4}) {
 				t.Errorf("the second export: %+v", r)
 			}
 			second := a.run(fmt.Sprintf(onBase, "B"))
-			if r := second.export(a.cache(repo), 0); r.Results != 1 || r.Present != 3 || r.Bases != 0 {
+			if r := second.export(a.cache(kept), 0); r.Results != 1 || r.Present != 3 || r.Bases != 0 {
 				t.Errorf("an export of one new step: %+v", r)
 			}
-			closeRepo(t, repo)
+			closeRepo(t, kept)
 			if err := os.RemoveAll(strings.TrimSuffix(strings.TrimPrefix(image, "oci:"), ":1")); err != nil {
 				t.Fatal(err)
 			}
 
 			t.Run("import", func(t *testing.T) {
-				repo := openRepo(t, ref)
+				to := openRepo(t, ref)
 				d := offline(t)
-				if r := d.imports(d.cache(repo)); r.Results != 5 || r.Present != 0 || r.Bases != 1 || r.Bytes <= 0 {
+				if r := d.imports(d.cache(to)); r.Results != 5 || r.Present != 0 || r.Bases != 1 || r.Bytes <= 0 {
 					t.Errorf("the first import: %+v", r)
 				}
-				if r := d.imports(d.cache(repo)); r.Results != 0 || r.Present != 5 || r.Bytes != 0 {
+				if r := d.imports(d.cache(to)); r.Results != 0 || r.Present != 5 || r.Bytes != 0 {
 					t.Errorf("the second import: %+v", r)
 				}
-				closeRepo(t, repo)
+				closeRepo(t, to)
 				// It can be carried on from there.
-				further := &registry.Memory{}
+				further := new(repo.Memory)
 				if r, err := d.Export(t.Context(), nil, nil, d.cache(further), 0); err != nil || r.Results != 5 || r.Bases != 1 {
 					t.Errorf("exported %+v, %v", r, err)
 				}
@@ -165,8 +166,8 @@ func TestExport(t *testing.T) {
 				o.wantFiles(map[string]string{"base": "the base\n", "new": "\n"})
 			})
 			t.Run("cache", func(t *testing.T) {
-				repo := openRepo(t, ref)
-				d := offline(t, repo)
+				kept := openRepo(t, ref)
+				d := offline(t, kept)
 				d.Push = build.PushNever
 				full := d.run(fmt.Sprintf(onBase, "B"))
 				full.want("cccc")
@@ -177,7 +178,7 @@ func TestExport(t *testing.T) {
 				o = d.run(`((from example.test/base:1) (run (shell "cat /base; echo > /new")))`)
 				o.want("r")
 				o.wantFiles(map[string]string{"base": "the base\n", "new": "\n"})
-				closeRepo(t, repo)
+				closeRepo(t, kept)
 			})
 		})
 	}
@@ -201,13 +202,13 @@ func TestExportKeys(t *testing.T) {
 		{"all", nil, 5, nil, build.ExportReport{Results: 5, Bases: 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			repo := &repo{}
-			r, err := a.Export(t.Context(), nil, c.ids, a.cache(repo), 0)
+			kept := &spyRepo{}
+			r, err := a.Export(t.Context(), nil, c.ids, a.cache(kept), 0)
 			if err != nil || r.Results != c.results || r.Bases != 1 {
 				t.Errorf("exported %+v, %v", r, err)
 			}
 			d := offline(t)
-			got := d.imports(d.cache(repo), c.imports...)
+			got := d.imports(d.cache(kept), c.imports...)
 			got.Bytes = 0
 			if got != c.want {
 				t.Errorf("imported %+v, want %+v", got, c.want)
@@ -221,7 +222,7 @@ func TestExportKeys(t *testing.T) {
 			o.wantLogs(first)
 		})
 	}
-	if _, err := a.Export(t.Context(), nil, []string{strings.Repeat("ab", 32)}, a.cache(&repo{}), 0); err == nil {
+	if _, err := a.Export(t.Context(), nil, []string{strings.Repeat("ab", 32)}, a.cache(&spyRepo{}), 0); err == nil {
 		t.Error("a key without a result is exported")
 	}
 }
@@ -233,11 +234,11 @@ func TestExportSince(t *testing.T) {
 	o := a.run(fmt.Sprintf(resume, "A"))
 	age(t, a.Store, 48*time.Hour)
 	a.run(`((from scratch) (run (shell "echo new > /new")))`)
-	r, err := a.Export(t.Context(), nil, nil, a.cache(&repo{}), 24*time.Hour)
+	r, err := a.Export(t.Context(), nil, nil, a.cache(&spyRepo{}), 24*time.Hour)
 	if err != nil || r.Results != 1 {
 		t.Errorf("exported %+v, %v", r, err)
 	}
-	to := &repo{}
+	to := &spyRepo{}
 	if r := o.export(a.cache(to), 24*time.Hour); r.Results != 0 {
 		t.Errorf("exported %+v", r)
 	}
@@ -265,7 +266,7 @@ func TestExportPulled(t *testing.T) {
 		t.Run(fmt.Sprint(reachable), func(t *testing.T) {
 			t.Parallel()
 			ours, theirs := signer(t, "ours"), signer(t, "theirs")
-			r := &repo{}
+			r := &spyRepo{}
 			a := newMachine(t)
 			c := a.cache(r)
 			c.Signer = theirs
@@ -280,7 +281,7 @@ func TestExportPulled(t *testing.T) {
 			if !reachable {
 				b.Caches = nil
 			}
-			to := &repo{name: "to"}
+			to := &spyRepo{name: "to"}
 			out := b.cache(to)
 			out.Signer = ours
 			if rep := o.export(out, 0); rep.Results != 2 || rep.Present != 0 {
@@ -344,7 +345,7 @@ func TestExportLostBytes(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	to := &repo{}
+	to := &spyRepo{}
 	if r := first.export(a.cache(to), 0); r.Results != 4 || r.Bases != 1 {
 		t.Errorf("exported %+v", r)
 	}
@@ -376,7 +377,7 @@ func TestExportLostBase(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	to := a.cache(&repo{})
+	to := a.cache(&spyRepo{})
 	var warned []string
 	to.Warn = func(s string) { warned = append(warned, s) }
 	r, err := a.Export(t.Context(), nil, nil, to, 0)

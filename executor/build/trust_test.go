@@ -21,7 +21,7 @@ func evil(m *machine) *machine {
 }
 
 // trust makes a machine believe only what it makes itself and what a key has signed, and sign with that key.
-func (m *machine) trust(s *registry.Signer, r *repo) *machine {
+func (m *machine) trust(s *registry.Signer, r *spyRepo) *machine {
 	m.share(r)
 	c := m.Caches[0].(*registry.Cache)
 	c.Signer, c.Trust = s, []registry.PublicKey{s.Public()}
@@ -58,7 +58,7 @@ func TestTrustOfTheStore(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := &repo{}
+			r := &spyRepo{}
 			evil(newMachine(t)).share(r).run(fmt.Sprintf(test.theirs, "first"))
 
 			// Without trust, the bad results are pulled, and built upon.
@@ -165,7 +165,7 @@ func TestTrustOfParentDomain(t *testing.T) {
 	evil(m).run(text)
 	pr := m.another()
 	pr.Domains = []string{"release", "default"}
-	pr.trust(signer(t, "ci"), &repo{})
+	pr.trust(signer(t, "ci"), &spyRepo{})
 	pr.run(text).want("r")
 	pr.run(text).want("s")
 }
@@ -189,7 +189,7 @@ func TestCacheFailures(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			r := &repo{}
+			r := &spyRepo{}
 			text := `((build b ((from scratch) (run (shell "echo b > /b")))) (from scratch) (run (shell "echo one"))
 				(copy (from (build b)) (src /b) (dst /)) ` + test.step + ` (run (shell "echo never")))`
 			newOne := func() *machine {

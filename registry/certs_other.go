@@ -1,8 +1,0 @@
-//go:build !windows
-
-package registry
-
-// certsDir is where Docker keeps the certificates of registries.
-func certsDir() string { return "/etc/docker/certs.d" }
-
-func certsDirName(addr string) string { return addr }

@@ -1,0 +1,6 @@
+package images
+
+import "time"
+
+// SetResolveTime shortens how long a name may take.
+func SetResolveTime(im *Resolver, d time.Duration) { im.hurry = d }
