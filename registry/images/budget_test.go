@@ -181,7 +181,7 @@ func TestCacheDrips(t *testing.T) {
 		h.docs[id.String()+".rec"] = []byte(strings.Repeat(" ", 1000) + fmt.Sprint(i))
 	}
 	var warnings []string
-	c := &registry.Cache{Repo: repotest.Open(t, serve(t, h)+"/x", repotest.Hurried(time.Second, time.Second, time.Second)), Store: openStore(t), Warn: func(s string) { warnings = append(warnings, s) }}
+	c := &registry.Cache{Repo: repotest.Open(t, serve(t, h)+"/x", repotest.Hurried(time.Second, time.Second, 30*time.Second)), Store: openStore(t), Warn: func(s string) { warnings = append(warnings, s) }}
 	for i := range 4 {
 		began := time.Now()
 		r, err := c.Find(t.Context(), ids[i:])

@@ -609,7 +609,7 @@ func TestFaults(t *testing.T) {
 			f := newFront(t, addr)
 			f.setFault(tt.fault)
 			im := newImages(t)
-			im.Client = repotest.Hurried(3*time.Second, 3*time.Second, time.Second)
+			im.Client = repotest.Hurried(3*time.Second, 3*time.Second, 30*time.Second)
 			got, err := pull(t.Context(), im, f.addr+"/x")
 			if tt.err != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.err) {

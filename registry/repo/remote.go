@@ -157,19 +157,19 @@ func (e *brokenBody) Unwrap() error { return e.err }
 
 // whole asks again while the answer breaks.
 func (r *remoteRepo) whole(ctx context.Context, ask func() error) error {
-	for failures := 0; ; failures++ {
-		hopeless := r.client.transport.drags(r.ref.Host())
+	for failures := 0; ; {
 		err := ask()
 		if ctx.Err() != nil || !errors.As(err, new(*brokenBody)) {
 			return err
 		}
-		if errors.Is(err, errStalled) {
+		if failures++; errors.Is(err, errStalled) {
 			failures += 2 // it has cost enough time
 		}
-		if hopeless || failures >= maxRetries {
+		if failures > maxRetries {
+			r.client.transport.failed(r.ref.Host(), !errors.Is(err, errStalled), err)
 			return err
 		}
-		if err := sleep(ctx, jitter(r.client.transport.patience.Backoff<<failures)); err != nil {
+		if err := sleep(ctx, jitter(r.client.transport.patience.Backoff<<(failures-1))); err != nil {
 			return err
 		}
 	}
@@ -288,7 +288,6 @@ func (r *remoteRepo) putBlob(ctx context.Context, desc ocispec.Descriptor, from 
 		if err != nil || session == nil {
 			return err
 		}
-		hopeless := t.refuses(session.Host, http.MethodPut)
 		err = r.upload(ctx, session, desc, open)
 		if err == nil || ctx.Err() != nil {
 			return err
@@ -298,7 +297,7 @@ func (r *remoteRepo) putBlob(ctx context.Context, desc ocispec.Descriptor, from 
 			return err
 		case errors.As(err, new(*throttledError)):
 			// The transport holds back what comes next, unless it has lost patience.
-			if hopeless || t.refuses(session.Host, http.MethodPut) {
+			if t.isDown(session.Host) {
 				return err
 			}
 			failures = 0
@@ -306,8 +305,8 @@ func (r *remoteRepo) putBlob(ctx context.Context, desc ocispec.Descriptor, from 
 			if failures++; isTimeout(err) {
 				failures += 2
 			}
-			if hopeless || failures > maxRetries {
-				t.failed(session.Host, http.MethodPut)
+			if failures > maxRetries {
+				t.failed(session.Host, status != 0, err)
 				return err
 			}
 		default:

@@ -20,29 +20,28 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"oras.land/oras-go/v2/registry/remote/retry"
 )
 
-// patience says how long to wait for whom. Zero fields mean the values beside them.
+// Patience says how long to wait for hosts. Zero fields mean the values beside them.
 type Patience struct {
-	Connect  time.Duration // 10 s: for a connection, and for its TLS handshake
-	Header   time.Duration // 30 s: for the head of a response, and a second more for each 8 MiB that were sent: registries verify and move them
-	Stall    time.Duration // 30 s: for the next bytes of a body, either way; see pace
-	Backoff  time.Duration // 250 ms: before the first retry; doubled for each further one
-	Throttle time.Duration // 30 s: in all, for a host that asks for pauses for requests with one method, and does nothing else with them
-	Vain     time.Duration // 30 s: in all, for a host that does nothing that it is asked; see vigil
-	Tell     time.Duration // 2 s: of waiting for a host, the user is told
-	short    bool          // header is for the connection, too
+	Connect time.Duration // 10 s: for a connection, and for its TLS handshake
+	Header  time.Duration // 30 s: for the head of a response, and a second more for each 8 MiB that were sent: registries verify and move them
+	Stall   time.Duration // 30 s: for the next bytes of a body, either way; see pace
+	Backoff time.Duration // 250 ms: before the first retry; doubled for each further one
+	Vain    time.Duration // 30 s: in all, pauses that it asks for included, since the host last did what it was asked; see vigil
+	Tell    time.Duration // 2 s: of waiting for a host, the user is told
 }
 
 func (p Patience) orDefaults() Patience {
 	return Patience{
-		Connect:  cmp.Or(p.Connect, 10*time.Second),
-		Header:   cmp.Or(p.Header, 30*time.Second),
-		Stall:    cmp.Or(p.Stall, 30*time.Second),
-		Backoff:  cmp.Or(p.Backoff, 250*time.Millisecond),
-		Throttle: cmp.Or(p.Throttle, 30*time.Second),
-		Vain:     cmp.Or(p.Vain, 30*time.Second),
-		Tell:     cmp.Or(p.Tell, 2*time.Second),
+		Connect: cmp.Or(p.Connect, 10*time.Second),
+		Header:  cmp.Or(p.Header, 30*time.Second),
+		Stall:   cmp.Or(p.Stall, 30*time.Second),
+		Backoff: cmp.Or(p.Backoff, 250*time.Millisecond),
+		Vain:    cmp.Or(p.Vain, 30*time.Second),
+		Tell:    cmp.Or(p.Tell, 2*time.Second),
 	}
 }
 
@@ -52,11 +51,12 @@ const (
 	maxIdleHost = maxInFlight // with fewer, parallel requests over HTTP/1.1 begin with a handshake each
 )
 
-// transport sends requests: with the certificates of each host, again when a registry is busy or a connection broke, not too many at a time, and
+// A transport sends requests: with the certificates of each host, again when a registry is busy or a connection broke, not too many at a time, and
 // not before a host that asked for a pause has had it. It works on what does not change a registry, or comes to the same when done twice; other
-// requests are marked by sendOnce. Patience with a host is spent once: one that did not answer, however often it was asked, gets one short try
-// a request until it answers, one that refuses requests with some method gets one try for each of these until it does what it is asked, and one
-// whose documents come too slowly gets one short try for each until one comes. All waiting for a host together ends with its vigil.
+// requests are marked by sendOnce.
+//
+// A host that has failed a request and all its retries is down, and is not asked again in this run: at the first that it did not answer, or wanted longer
+// pauses for than anybody waits, and at the second that it answered with an error, for the fault may be with what one of them asked for.
 type transport struct {
 	patience Patience
 	certs    string           // directory with one of certificates for each host
@@ -72,13 +72,36 @@ type host struct {
 	slots chan struct{} // filled by requests that wait for an answer
 	vigil vigil
 
-	mu       sync.Mutex
-	paused   time.Time                // no request before this
-	seen     bool                     // it has answered
-	silent   int                      // how many requests in turn it has not answered, nor any of their retries
-	refusing map[string]bool          // by method: it has failed a request, and all its retries, or has asked for too long a pause
-	waited   map[string]time.Duration // by method: the pauses that it has asked for since it last did what it was asked
-	dragging bool                     // the last document that it sent came too slowly
+	mu     sync.Mutex
+	paused time.Time // no request before this
+	seen   bool      // it has answered
+	failed bool      // it has answered a request, and all its retries, with an error
+	down   error     // not nil: it is down, and why
+}
+
+// A downError says that a host is not asked any more, and why.
+type downError struct{ why string }
+
+func (e *downError) Error() string { return "it is not asked again in this run: " + e.why }
+
+// isDown gives the error of requests that are not sent.
+func (h *host) isDown() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.down == nil && h.vigil.isOver() {
+		h.down = &downError{fmt.Sprintf("it was waited for for %v in vain (%s)", h.vigil.most, h.vigil.reason())}
+	}
+	return h.down
+}
+
+// fails notes that a request and all its retries have failed; answered: with an error that the host answered.
+func (h *host) fails(answered bool, why string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.down == nil && (h.failed || !answered) {
+		h.down = &downError{why}
+	}
+	h.failed = true
 }
 
 func newTransport(p Patience, certs string) *transport {
@@ -107,11 +130,9 @@ func (t *transport) host(addr string) (*host, error) {
 		return h, nil
 	}
 	h := &host{
-		http:     t.plain,
-		slots:    make(chan struct{}, maxInFlight),
-		vigil:    vigil{host: addr, most: t.patience.Vain, tell: t.tell, after: t.patience.Tell},
-		refusing: make(map[string]bool),
-		waited:   make(map[string]time.Duration),
+		http:  t.plain,
+		slots: make(chan struct{}, maxInFlight),
+		vigil: vigil{host: addr, most: t.patience.Vain, tell: t.tell, after: t.patience.Tell},
 	}
 	conf, err := hostTLS(t.certs, addr)
 	if err != nil {
@@ -196,6 +217,11 @@ func isStream(ctx context.Context) bool {
 
 // RoundTrip implements http.RoundTripper.
 func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error) {
+	ctx := req.Context()
+	req = req.WithContext(ctx) // a copy, which gets the bodies of further tries
+	if req.Body == http.NoBody {
+		req.Body = nil // which oras-go would not send again
+	}
 	defer func() {
 		if err != nil && req.Body != nil {
 			req.Body.Close() // of a request that was not sent nobody else does; twice does no harm
@@ -205,70 +231,85 @@ func (t *transport) RoundTrip(req *http.Request) (resp *http.Response, err error
 	if err != nil {
 		return nil, err
 	}
-	ctx := req.Context()
-	once := ctx.Value(onceKey{}) != nil
-	p, limit, hasty := h.temper(t.patience, ctx.Value(passingKey{}) != nil, req.Method)
-	failures := 0
-	for try := 0; ; try++ {
-		if err := h.vigil.gate(); err != nil {
-			return nil, err
-		}
-		resp, err = h.roundTrip(req, p)
-		if ctx.Err() != nil || !isTransient(resp, err) {
-			if err == nil {
-				h.obeys(req.Method)
-				if !isBodyAwaited(req, resp) {
-					h.vigil.relents()
-				}
-			}
-			return resp, err
-		}
-		h.vigil.fails(isTimeout(err))
-		delay := jitter(p.Backoff << min(try, 5))
-		throttled := isThrottled(resp)
-		if throttled {
-			if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
-				delay = after
-			}
-			if limit == 0 || !h.pause(req.Method, delay, p.Throttle) {
-				return resp, nil
-			}
-		}
-		if once {
-			return resp, err
-		}
-		if !throttled {
-			switch {
-			case hasty && isTimeout(err):
-				failures += maxRetries + 1
-			case isTimeout(err), hasty && errors.Is(err, syscall.ECONNREFUSED):
-				failures += 3 // it has cost enough time, or there never was anybody
-			default:
-				failures++
-			}
-			if failures > limit || h.vigil.isOver() {
-				h.disappoints(req.Method, resp)
-				return resp, err
-			}
-		}
-		if !isRewindable(req) {
-			return resp, err
-		}
-		if resp != nil {
-			discard(resp)
-		}
-		if !throttled { // else the host's pause is waited for
-			end := h.vigil.begin(failureText(resp, err))
-			err := sleep(ctx, delay)
-			end()
-			if err != nil {
-				return nil, err
-			}
-		}
-		if req, err = rewind(req); err != nil {
-			return nil, err
-		}
+	a := &attempt{host: h, req: req, patience: t.patience, once: ctx.Value(onceKey{}) != nil, hasty: ctx.Value(passingKey{}) != nil && !h.wasSeen()}
+	if a.hasty {
+		a.patience.Header = max(t.patience.Header/4, min(t.patience.Header, time.Second))
 	}
+	defer a.endWait()
+	return (&retry.Transport{Base: a, Policy: func() retry.Policy { return a }}).RoundTrip(req)
+}
+
+// An attempt is one request with its retries: what oras-go's transport sends it by, and its policy.
+type attempt struct {
+	*host
+	req      *http.Request
+	patience Patience
+	once     bool // it is not sent again
+	hasty    bool // of a host that was never there, one failure counts for several
+	failures int
+	wait     func() // ends the wait for a retry; nil: nobody waits
+}
+
+func (a *attempt) endWait() {
+	if a.wait != nil {
+		a.wait()
+		a.wait = nil
+	}
+}
+
+// RoundTrip implements http.RoundTripper: it is one try.
+func (a *attempt) RoundTrip(req *http.Request) (*http.Response, error) {
+	a.endWait()
+	if err := a.isDown(); err != nil {
+		return nil, err
+	}
+	return a.roundTrip(req, a.patience, a.hasty)
+}
+
+// Retry implements retry.Policy.
+func (a *attempt) Retry(try int, resp *http.Response, err error) (time.Duration, error) {
+	const stop = -1
+	if a.req.Context().Err() != nil || !isTransient(resp, err) {
+		if err == nil && !isBodyAwaited(a.req, resp) {
+			a.vigil.relents()
+		}
+		return stop, nil
+	}
+	delay := jitter(a.patience.Backoff << min(try, 5))
+	if isThrottled(resp) {
+		if after := retryAfter(resp.Header.Get("Retry-After"), time.Now()); after > 0 {
+			delay = after
+		}
+		if !a.pause(delay) {
+			a.fails(false, failureText(resp, err))
+			return stop, nil
+		}
+		if a.once {
+			return stop, nil
+		}
+		discard(resp)
+		return 0, nil // the next try waits for the host's pause
+	}
+	if a.once {
+		return stop, nil
+	}
+	switch {
+	case a.hasty && isTimeout(err):
+		a.failures += maxRetries + 1
+	case isTimeout(err), a.hasty && errors.Is(err, syscall.ECONNREFUSED):
+		a.failures += 3 // it has cost enough time, or there never was anybody
+	default:
+		a.failures++
+	}
+	if a.failures > maxRetries || a.vigil.isOver() {
+		a.fails(resp != nil, failureText(resp, err))
+		return stop, nil
+	}
+	if resp != nil {
+		discard(resp)
+	}
+	a.wait = a.vigil.begin(failureText(resp, err))
+	return delay, nil
 }
 
 // isBodyAwaited reports whether it takes the body of a response to see that the host does what it was asked.
@@ -284,35 +325,17 @@ func failureText(resp *http.Response, err error) string {
 	return redact(err).Error()
 }
 
-// refuses reports whether requests with a method are no longer worth another try. They are not, neither, after failed.
-func (t *transport) refuses(addr, method string) bool {
-	h, err := t.host(addr)
-	if err != nil {
-		return true
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.refusing[method] || h.silent > 0
-}
-
-// drags reports whether the last document of a host came too slowly.
-func (t *transport) drags(addr string) bool {
-	h, err := t.host(addr)
-	if err != nil {
-		return true
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.dragging
-}
-
 // failed notes that a request was in vain, however often somebody else than the transport has sent it.
-func (t *transport) failed(addr, method string) {
-	if h, err := t.host(addr); err == nil {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.refusing[method] = true
+func (t *transport) failed(addr string, answered bool, err error) {
+	if h, e := t.host(addr); e == nil {
+		h.fails(answered, redact(err).Error())
 	}
+}
+
+// isDown reports that a host is not asked any more.
+func (t *transport) isDown(addr string) bool {
+	h, err := t.host(addr)
+	return err != nil || h.isDown() != nil
 }
 
 // jitter spreads a delay, lest those who failed together try again together.
@@ -327,7 +350,7 @@ func discard(resp *http.Response) {
 }
 
 // roundTrip sends a request once the host may have it, and puts a watch over it and over the body of its response.
-func (h *host) roundTrip(req *http.Request, p Patience) (*http.Response, error) {
+func (h *host) roundTrip(req *http.Request, p Patience, hasty bool) (*http.Response, error) {
 	select {
 	case h.slots <- struct{}{}:
 		defer func() { <-h.slots }()
@@ -344,8 +367,8 @@ func (h *host) roundTrip(req *http.Request, p Patience) (*http.Response, error) 
 	if !hasBody(req) {
 		w.wait() // from the first: connections take long to fail, too
 	}
-	if p.short {
-		w.expect(w.answer)
+	if hasty {
+		w.expect(w.answer) // connecting included
 	} else {
 		w.expect(w.begin)
 	}
@@ -363,8 +386,7 @@ func (h *host) roundTrip(req *http.Request, p Patience) (*http.Response, error) 
 	}
 	h.answers()
 	simplifyChallenges(resp)
-	pace := h.pace(p, isStream(req.Context()))
-	resp.Body = &watchedBody{body: resp.Body, cancel: func() { cancel(nil) }, pace: pace, left: pace.wait, ended: h.ended(req.Context()), vigil: &h.vigil, refusal: isTransient(resp, nil)}
+	resp.Body = watch(resp.Body, func() { cancel(nil) }, p, isStream(req.Context()), &h.vigil, isTransient(resp, nil))
 	return resp, nil
 }
 
@@ -434,10 +456,7 @@ func (w *uploadWatch) wait() {
 	}
 	end := w.vigil.begin("it does not answer")
 	began := time.Now()
-	stop := func() {}
-	if !w.vigil.isOver() { // else this is the try that sees whether it is back
-		stop = w.vigil.within(func() { w.cancel(&waitedError{w.answer.what, time.Since(began).Round(100 * time.Millisecond)}) })
-	}
+	stop := w.vigil.within(func() { w.cancel(&waitedError{w.answer.what, time.Since(began).Round(100 * time.Millisecond)}) })
 	w.stopWait = func() { stop(); end() }
 }
 
@@ -494,37 +513,11 @@ const (
 	documentRate = 32 << 10 // of all else: somebody waits for it, and most of it is some kilobytes
 )
 
-// pace says how slowly the body of a response may come. A host that was too slow with a document gets little time for the next.
-func (h *host) pace(p Patience, stream bool) pace {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.dragging && !stream || h.vigil.isOver() {
-		p.Stall = max(p.Stall/16, min(p.Stall, time.Second))
-	}
-	if stream {
-		return pace{p.Stall, streamRate}
-	}
-	return pace{p.Stall, documentRate}
-}
-
-// ended notes how the body of a document came.
-func (h *host) ended(ctx context.Context) func(tooSlow bool) {
-	if isStream(ctx) {
-		return func(bool) {}
-	}
-	return func(tooSlow bool) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.dragging = tooSlow
-	}
-}
-
 // A watchedBody ends a response that comes too slowly. That the reader is slow does not count.
 type watchedBody struct {
 	body     io.ReadCloser
 	cancel   context.CancelFunc
 	pace     pace
-	ended    func(tooSlow bool)
 	watchdog *time.Timer
 	left     time.Duration // for which bytes are waited for yet
 	waited   time.Duration
@@ -533,6 +526,15 @@ type watchedBody struct {
 	vigil    *vigil
 	refusal  bool  // the body is not what was asked for
 	relented int64 // n, when patience last began anew
+}
+
+// watch puts a watch over the body of a response; refusal: it is not what was asked for.
+func watch(body io.ReadCloser, cancel func(), p Patience, stream bool, v *vigil, refusal bool) *watchedBody {
+	pace := pace{p.Stall, documentRate}
+	if stream {
+		pace.rate = streamRate
+	}
+	return &watchedBody{body: body, cancel: cancel, pace: pace, left: pace.wait, vigil: v, refusal: refusal}
 }
 
 // streamProgress is how much of a stream has to come for patience to begin anew.
@@ -560,12 +562,7 @@ func (b *watchedBody) Read(p []byte) (int, error) {
 		b.relented = b.n
 		b.vigil.relents()
 	}
-	switch {
-	case err == io.EOF && b.n > 0:
-		b.ended(false)
-	case b.tooSlow && err != nil && err != io.EOF:
-		b.ended(true)
-		b.vigil.fails(true)
+	if b.tooSlow && err != nil && err != io.EOF {
 		err = fmt.Errorf("%w: %d in %v", errStalled, b.n, b.waited.Round(100*time.Millisecond))
 	}
 	return n, err
@@ -578,22 +575,6 @@ func (b *watchedBody) Close() error {
 }
 
 func hasBody(req *http.Request) bool { return req.Body != nil && req.Body != http.NoBody }
-
-func isRewindable(req *http.Request) bool { return !hasBody(req) || req.GetBody != nil }
-
-// rewind makes of a rewindable request one that can be sent again.
-func rewind(req *http.Request) (*http.Request, error) {
-	if !hasBody(req) {
-		return req, nil
-	}
-	body, err := req.GetBody()
-	if err != nil {
-		return req, err
-	}
-	again := req.Clone(req.Context())
-	again.Body = body
-	return again, nil
-}
 
 // isThrottled reports that a registry asks for fewer requests. 503 alone does not: gateways say it of a registry that is gone.
 func isThrottled(resp *http.Response) bool {
@@ -641,74 +622,31 @@ func retryAfter(v string, now time.Time) time.Duration {
 	return 0
 }
 
-// temper says how patient a request is: with which limits of time, and how many retries. hasty ones take one failure for several.
-func (h *host) temper(p Patience, passing bool, method string) (_ Patience, limit int, hasty bool) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	limit, hasty = maxRetries, passing && !h.seen
-	switch {
-	case h.silent > 1: // the end of a build may have many more
-		p.Header = max(p.Header/16, min(p.Header, time.Second))
-	case h.silent > 0, hasty:
-		p.Header = max(p.Header/4, min(p.Header, time.Second))
-	}
-	p.short = h.silent > 0 || hasty
-	if h.vigil.isOver() {
-		p.Header, p.short, limit = min(p.Header, time.Second), true, 0
-	}
-	if h.silent > 0 || h.refusing[method] {
-		limit = 0
-	}
-	return p, limit, hasty
-}
-
-// pause holds back all requests to a host: one that is refused tells of the others, too. It is false, and does nothing, if the host has asked for
-// more in all than anybody waits for.
-func (h *host) pause(method string, d, most time.Duration) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+// pause holds back all requests to a host: one that is refused tells of the others, too. It is false, and does nothing, if the host asks for
+// more than anybody waits for.
+func (h *host) pause(d time.Duration) bool {
 	if d > h.vigil.left() {
-		h.refusing[method] = true
 		return false
 	}
-	until, from := time.Now().Add(d), time.Now()
-	if h.paused.After(from) {
-		from = h.paused
-	}
-	more := max(until.Sub(from), 0) // many are refused at the same time
-	if h.waited[method]+more > most {
-		h.refusing[method] = true
-		return false
-	}
-	h.waited[method] += more
-	h.paused = from.Add(more)
-	return true
-}
-
-// obeys notes that a host has done what a method asked for, or had a good reason not to.
-func (h *host) obeys(method string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	delete(h.refusing, method)
-	delete(h.waited, method)
+	if until := time.Now().Add(d); until.After(h.paused) {
+		h.paused = until
+	}
+	return true
 }
 
 // answers notes that a host is there.
 func (h *host) answers() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.seen, h.silent = true, 0
+	h.seen = true
 }
 
-// disappoints notes that a request and all its retries have failed.
-func (h *host) disappoints(method string, resp *http.Response) {
+func (h *host) wasSeen() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if resp == nil {
-		h.silent++
-	} else {
-		h.refusing[method] = true
-	}
+	return h.seen
 }
 
 // wait waits for the end of a pause, as often as that is put off meanwhile. Those who wait do not go on all at the same moment.

@@ -149,36 +149,30 @@ func TestTransportGivesUpWaiting(t *testing.T) {
 	}
 }
 
-// What a host costs once, it does not cost again: until it does what it is asked, each request is tried once.
-func TestTransportPatienceIsSpentOnce(t *testing.T) {
+// What a host costs once, it does not cost again: it is down.
+func TestTransportDown(t *testing.T) {
 	const all = maxRetries + 1
-	type step struct {
-		method string
-		want   int // requests; some: more than one
-	}
-	const some = -1
+	const some = -1 // more than one
 	tests := []struct {
-		name   string
-		status int // 0 breaks the connection
-		header http.Header
-		steps  []step
+		name     string
+		status   int // 0 breaks the connection
+		header   http.Header
+		requests []int // of one call after the other
 	}{
-		{"500", 500, nil, []step{{"GET", all}, {"GET", 1}, {"HEAD", all}, {"HEAD", 1}, {"GET", 1}}},
-		{"503", 503, nil, []step{{"GET", all}, {"GET", 1}, {"POST", all}, {"POST", 1}}},
-		{"429", 429, nil, []step{{"GET", some}, {"GET", 1}, {"GET", 1}, {"HEAD", some}, {"HEAD", 1}}},
-		{"429 for long", 429, http.Header{"Retry-After": {"3600"}}, []step{{"GET", 1}, {"GET", 1}, {"HEAD", 1}}},
-		{"503 for long", 503, http.Header{"Retry-After": {"3600"}}, []step{{"GET", 1}, {"GET", 1}}},
-		{"broken connections", 0, nil, []step{{"GET", all}, {"GET", 1}, {"HEAD", 1}, {"POST", 1}}},
+		{"500", 500, nil, []int{all, all, 0, 0}}, // the first may be the fault of what it asked for
+		{"503", 503, nil, []int{all, all, 0}},
+		{"429", 429, nil, []int{some, 0, 0}},
+		{"429 for long", 429, http.Header{"Retry-After": {"3600"}}, []int{1, 0}},
+		{"503 for long", 503, http.Header{"Retry-After": {"3600"}}, []int{1, 0}},
+		{"broken connections", 0, nil, []int{all, 0, 0}},
+		{"not found", 404, nil, []int{1, 1, 1}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
 			var n atomic.Int32
-			var bad atomic.Bool
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				n.Add(1)
-				if !bad.Load() {
-					return
-				}
 				if tt.status == 0 {
 					panic(http.ErrAbortHandler)
 				}
@@ -187,31 +181,27 @@ func TestTransportPatienceIsSpentOnce(t *testing.T) {
 			}))
 			srv.Config.ErrorLog = log.New(io.Discard, "", 0)
 			defer srv.Close()
-			tr := newTransport(Patience{Backoff: time.Millisecond, Throttle: 20 * time.Millisecond}, "")
+			p := Patience{Backoff: time.Millisecond}
+			if tt.status == 429 {
+				p.Vain = 100 * time.Millisecond
+			}
+			tr := newTransport(p, "")
 			tr.plain.DisableKeepAlives = true // net/http sends again what a reused connection has lost
-			send := func(method string) int {
+			for i, want := range tt.requests {
 				n.Store(0)
-				req, err := http.NewRequest(method, srv.URL, http.NoBody)
+				req, err := http.NewRequest([]string{"GET", "HEAD", "POST"}[i%3], srv.URL, http.NoBody)
 				if err != nil {
 					t.Fatal(err)
 				}
-				if resp, err := tr.RoundTrip(req); err == nil {
+				resp, err := tr.RoundTrip(req)
+				if err == nil {
 					resp.Body.Close()
 				}
-				return int(n.Load())
-			}
-			for round := range 2 {
-				bad.Store(true)
-				for i, s := range tt.steps {
-					if got := send(s.method); got != s.want && (s.want != some || got < 2) {
-						t.Errorf("round %d, step %d: %s took %d requests, want %d", round+1, i+1, s.method, got, s.want)
-					}
+				if got := int(n.Load()); got != want && (want != some || got < 2) {
+					t.Errorf("call %d took %d requests, want %d", i+1, got, want)
 				}
-				bad.Store(false)
-				for _, s := range tt.steps {
-					if got := send(s.method); got != 1 {
-						t.Errorf("round %d: mended, %s took %d requests", round+1, s.method, got)
-					}
+				if down := errors.As(err, new(*downError)); down != (want == 0) {
+					t.Errorf("call %d: %v", i+1, err)
 				}
 			}
 		})
@@ -229,23 +219,27 @@ func aHost(t *testing.T) *host {
 // Many that are refused at the same time wait for one pause, and have used up only that.
 func TestTransportPausesAddUpOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := aHost(t)
-		const most = 3 * time.Second
-		for range 32 {
-			if !h.pause("GET", time.Second, most) {
-				t.Fatal("patience ends with the first pause")
-			}
+		h, err := newTransport(Patience{Vain: 3 * time.Second}, "").host("registry.example")
+		if err != nil {
+			t.Fatal(err)
 		}
-		time.Sleep(time.Second)
-		if !h.pause("GET", 2*time.Second, most) || h.refusing["GET"] {
+		var wg sync.WaitGroup
+		for range 32 {
+			wg.Go(func() {
+				if !h.pause(time.Second) || h.wait(t.Context()) != nil {
+					t.Error("patience ends with the first pause")
+				}
+			})
+		}
+		wg.Wait()
+		if !h.pause(1500*time.Millisecond) || h.isDown() != nil {
 			t.Error("patience ends with the second pause")
 		}
-		time.Sleep(2 * time.Second)
-		if h.pause("GET", time.Millisecond, most) || !h.refusing["GET"] {
+		if h.wait(t.Context()); h.pause(time.Second) {
 			t.Error("patience never ends")
 		}
-		h.obeys("GET")
-		if !h.pause("GET", most, most) || h.refusing["GET"] {
+		h.vigil.relents()
+		if !h.pause(2 * time.Second) {
 			t.Error("patience does not come back")
 		}
 	})
@@ -304,12 +298,8 @@ func TestTransportConnectionRefused(t *testing.T) {
 			if n, err := get(); n != tt.want || !errors.Is(err, syscall.ECONNREFUSED) {
 				t.Errorf("%d tries, want %d: %v", n, tt.want, err)
 			}
-			if n, err := get(); n != 1 || err == nil {
+			if n, err := get(); n != 0 || err == nil {
 				t.Errorf("again: %d tries, %v", n, err)
-			}
-			dead.Store(false)
-			if n, err := get(); n != 1 || err != nil {
-				t.Errorf("back: %d tries, %v", n, err)
 			}
 		})
 	}
@@ -320,7 +310,7 @@ func TestHostWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := aHost(t)
 		begin := time.Now()
-		h.pause("GET", time.Second, time.Hour)
+		h.pause(time.Second)
 		var mu sync.Mutex
 		ends := make(map[time.Duration]bool)
 		var wg sync.WaitGroup
@@ -335,7 +325,7 @@ func TestHostWait(t *testing.T) {
 			})
 		}
 		time.Sleep(500 * time.Millisecond)
-		h.pause("GET", 2*time.Second, time.Hour)
+		h.pause(2 * time.Second)
 		wg.Wait()
 		for d := range ends {
 			if d < 2500*time.Millisecond || d > 4*time.Second {
@@ -511,11 +501,7 @@ func TestPace(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				h := aHost(t)
-				p := h.pace(Patience{}.orDefaults(), tt.stream)
-				body := &watchedBody{
-					body: &slowReader{ctx, tt.bytes, tt.every, tt.size}, cancel: cancel, pace: p, left: p.wait,
-					ended: func(tooSlow bool) { h.dragging = tooSlow }, vigil: &h.vigil,
-				}
+				body := watch(&slowReader{ctx, tt.bytes, tt.every, tt.size}, cancel, Patience{}.orDefaults(), tt.stream, &h.vigil, false)
 				defer body.Close()
 				began := time.Now()
 				n := 0
@@ -528,7 +514,7 @@ func TestPace(t *testing.T) {
 					}
 				}
 				took := time.Since(began).Round(time.Second)
-				if slow := errors.Is(err, errStalled); slow != (tt.want < 0) || slow != h.dragging || took != max(tt.want, -tt.want) {
+				if slow := errors.Is(err, errStalled); slow != (tt.want < 0) || took != max(tt.want, -tt.want) {
 					t.Errorf("%d bytes in %v: %v", n, took, err)
 				}
 			})
@@ -599,8 +585,7 @@ func TestTransportClosesBodies(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.vigil.adds(time.Hour)
-		h.vigil.fails(true)
+		h.fails(false, "it sleeps")
 		put(t.Context()) // to a host that is not asked any more
 	})
 }

@@ -6,10 +6,7 @@ import (
 	"time"
 )
 
-const (
-	tellEvery = time.Minute // at most, the user is told of one host
-	tryEvery  = time.Minute // a host that nobody waits for any more is tried again
-)
+const tellEvery = time.Minute // at most, the user is told of one host
 
 // A vigil measures how long a host has been waited for since it last did what it was asked: the time in which anybody waits for it, however many
 // do. It ends patience with the host as a whole, so that one that answers slowly, asks for pauses and breaks connections does not cost the limit of
@@ -24,8 +21,6 @@ type vigil struct {
 	waiters int
 	since   time.Time // the first of them waits
 	spent   time.Duration
-	hung    bool      // what was waited for last was an answer, or the rest of one
-	tried   time.Time // when that has failed
 	why     string
 	timer   *time.Timer
 	told    time.Time
@@ -92,7 +87,7 @@ func (v *vigil) total() time.Duration {
 func (v *vigil) relents() {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.spent, v.since, v.hung = 0, time.Now(), false
+	v.spent, v.since = 0, time.Now()
 	v.watch()
 }
 
@@ -103,11 +98,11 @@ func (v *vigil) adds(d time.Duration) {
 	v.spent += d
 }
 
-// fails notes that a host has been waited for in vain, or has refused.
-func (v *vigil) fails(hung bool) {
+// reason is what the host was waited for last.
+func (v *vigil) reason() string {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.hung, v.tried = hung, time.Now()
+	return v.why
 }
 
 // left is how much longer anybody waits.
@@ -119,30 +114,6 @@ func (v *vigil) left() time.Duration {
 
 // isOver reports that nobody waits any longer.
 func (v *vigil) isOver() bool { return v.left() <= 0 }
-
-// gate is an error for what is not to be sent: it would hang as all before it. Now and then one request may see whether it still does.
-func (v *vigil) gate() error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.total() < v.most || !v.hung {
-		return nil
-	}
-	if time.Since(v.tried) >= tryEvery {
-		v.tried = time.Now()
-		return nil
-	}
-	return &vainError{v.why, v.most}
-}
-
-// A vainError says that a host is not asked any more, and why.
-type vainError struct {
-	why  string
-	most time.Duration
-}
-
-func (e *vainError) Error() string {
-	return fmt.Sprintf("it was waited for for %v in vain (%s), and is tried again once a minute", e.most, e.why)
-}
 
 // within calls cancel when patience ends, unless stop is called first. Patience that begins anew meanwhile counts.
 func (v *vigil) within(cancel func()) (stop func()) {

@@ -45,8 +45,8 @@ func InLayout(t testing.TB, ref string, work func(r repo.Repo)) {
 }
 
 // Hurried is a client with little patience.
-func Hurried(header, stall, throttle time.Duration) *repo.Client {
-	return &repo.Client{Patience: repo.Patience{Header: header, Stall: stall, Throttle: throttle, Backoff: 5 * time.Millisecond}}
+func Hurried(header, stall, vain time.Duration) *repo.Client {
+	return &repo.Client{Patience: repo.Patience{Header: header, Stall: stall, Vain: vain, Backoff: 5 * time.Millisecond}}
 }
 
 // Tags are those of a repository.
