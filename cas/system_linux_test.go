@@ -454,7 +454,7 @@ func TestPlaceWarnings(t *testing.T) {
 	if w := placeWarnings(t.TempDir()); len(w) > 0 {
 		t.Logf("the tests themselves run in such a place: %v", w)
 	}
-	if boot, epoch := epoch(t.TempDir()); boot == "" || epoch == "" || boot == epoch {
+	if boot, epoch := epoch(t.TempDir(), ""); boot == "" || epoch == "" || boot == epoch {
 		t.Errorf("boot %q, epoch %q", boot, epoch)
 	}
 	if !slices.Contains(topDirs(), trashDir) {

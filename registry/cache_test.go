@@ -664,7 +664,7 @@ func TestCorruptBlobsAreReplaced(t *testing.T) {
 	last := build.last()
 	log := find(t, a, last.Key).Steps[1].Log.Desc
 	for _, desc := range []ocispec.Descriptor{last.Layers[0].Blob, last.Layers[2].Blob, log} {
-		corrupt(t, to.Memory, desc)
+		repotest.Corrupt(t, to.Memory, desc)
 		d := desc.Digest
 		b, _ := machine(t, to)
 		r := find(t, b, last.Key)
@@ -1338,23 +1338,4 @@ func TestPackedAgain(t *testing.T) {
 	if files := fetch(t, d, find(t, d, next.last().Key)); files["log"] != "one1\n2\n" || files["base"] != "one" {
 		t.Errorf("got %q, warned %q", files, warned.take())
 	}
-}
-
-// corrupt changes the last byte of a blob where it is.
-func corrupt(t testing.TB, m *repo.Memory, desc ocispec.Descriptor) {
-	t.Helper()
-	rc, err := m.Blob(t.Context(), desc)
-	if err == nil {
-		_, err = io.Copy(spoiler{}, rc) // which is given the very bytes
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-type spoiler struct{}
-
-func (spoiler) Write(b []byte) (int, error) {
-	b[len(b)-1] ^= 1
-	return len(b), nil
 }

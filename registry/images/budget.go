@@ -16,15 +16,10 @@ type budget struct {
 	time      time.Duration // with all pauses that hosts ask for
 }
 
-var (
-	// resolveBudget is for what one name means for one platform. That takes one index mostly, of some kilobytes; a list of images whose
-	// platforms it does not tell takes two documents each. The time is for a mirror that does not answer and for a registry that asks for
-	// pauses, after all of which it does.
-	resolveBudget = budget{64, 16 << 20, 5 * time.Minute}
-
-	// tagsBudget is for the tags of one repository: a million, by hundreds.
-	tagsBudget = budget{10_000, 256 << 20, 30 * time.Minute}
-)
+// resolveBudget is for what one name means for one platform. That takes one index mostly, of some kilobytes; a list of images whose
+// platforms it does not tell takes two documents each. The time is for a mirror that does not answer and for a registry that asks for
+// pauses, after all of which it does.
+var resolveBudget = budget{64, 16 << 20, 5 * time.Minute}
 
 // A spending is what was taken of a budget. It may be nil: then there is none. It is the error that says that nothing is left, too.
 type spending struct {

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -233,7 +232,7 @@ func TestBrokenNames(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, false, false, 1, 1},
-		{"layer", func(t testing.TB, repo *repo.Memory) { corrupt(t, repo, img.layers[0]) }, true, false, 0, 1},
+		{"layer", func(t testing.TB, repo *repo.Memory) { repotest.Corrupt(t, repo, img.layers[0]) }, true, false, 0, 1},
 		{"another image", func(t testing.TB, repo *repo.Memory) {
 			desc := conformance.PutBytes(t, repo, ocispec.MediaTypeImageConfig, []byte("{}"))
 			b, err := json.Marshal(ocispec.Manifest{
@@ -487,23 +486,4 @@ func parse(t testing.TB, b []byte, v any) {
 	if err := json.Unmarshal(b, v); err != nil {
 		t.Fatal(err)
 	}
-}
-
-// corrupt changes the last byte of a blob where it is.
-func corrupt(t testing.TB, m *repo.Memory, desc ocispec.Descriptor) {
-	t.Helper()
-	rc, err := m.Blob(t.Context(), desc)
-	if err == nil {
-		_, err = io.Copy(spoiler{}, rc) // which is given the very bytes
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-type spoiler struct{}
-
-func (spoiler) Write(b []byte) (int, error) {
-	b[len(b)-1] ^= 1
-	return len(b), nil
 }

@@ -91,3 +91,24 @@ func WriteFile(t testing.TB, path string, b []byte) {
 		t.Fatal(err)
 	}
 }
+
+// Corrupt changes the last byte of a blob where it is.
+func Corrupt(t testing.TB, m *repo.Memory, desc ocispec.Descriptor) {
+	t.Helper()
+	var b kept
+	rc, err := m.Blob(t.Context(), desc)
+	if err == nil {
+		_, err = io.Copy(&b, rc) // which is given the very bytes
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.bytes[len(b.bytes)-1] ^= 1
+}
+
+type kept struct{ bytes []byte }
+
+func (k *kept) Write(b []byte) (int, error) {
+	k.bytes = b
+	return len(b), nil
+}
