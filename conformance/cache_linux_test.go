@@ -146,6 +146,9 @@ func TestCacheFullDisk(t *testing.T) {
 		}
 		c := &cacheTest{T: t, repo: openRepo(t, reg.Addr+"/full")}
 		small(c, dir)
-		full(c, func() { command(t, "mount", "-o", "remount,size=100m", dir) })
+		full(c, func() {
+			command(t, "mount", "-o", "remount,size=100m", dir)
+			c.repo = openRepo(t, reg.Addr+"/full") // as the next run does: in this one, the registry is down
+		})
 	})
 }
