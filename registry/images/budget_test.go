@@ -133,7 +133,7 @@ func TestResolveBudget(t *testing.T) {
 			if n := tt.server.requests.Load(); n > tt.requests {
 				t.Errorf("%d requests", n)
 			}
-			if d := time.Since(began); d > 10*time.Second {
+			if d := time.Since(began); d > time.Minute { // without a bound, it has no end
 				t.Errorf("it took %v", d)
 			}
 		})
@@ -285,7 +285,7 @@ func TestTagListsEnd(t *testing.T) {
 				if err := do(); err == nil || !strings.Contains(err.Error(), tt.want) {
 					t.Errorf("%s: %v", what, err)
 				}
-				if d := time.Since(began); d > 20*time.Second {
+				if d := time.Since(began); d > 2*time.Minute { // without a bound, it has no end
 					t.Errorf("%s took %v", what, d)
 				}
 			}
