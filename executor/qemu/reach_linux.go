@@ -170,7 +170,14 @@ func (r *diskRoot) bringAgent(ctx context.Context, g *guest, own *hail) error {
 			late.console = "(obx's agent was started by ssh, and has not greeted)"
 		}
 		return carried.err
-	case err := <-ended: // without a greeting
+	case err := <-ended: // without a greeting, unless one is still on its way
+		select {
+		case <-carried.done:
+			if carried.err != nil {
+				return carried.err
+			}
+		case <-time.After(time.Second):
+		}
 		carried.end()
 		return err
 	}
