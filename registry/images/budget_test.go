@@ -99,7 +99,7 @@ func fanOut(t testing.TB, n, size int) *hostile {
 func TestResolveBudget(t *testing.T) {
 	t.Parallel()
 	many := fanOut(t, 300, 0)
-	large := fanOut(t, 300, 3<<20)
+	large := fanOut(t, 20, 3<<20)
 	slow := fanOut(t, 300, 0)
 	slow.send = func(w http.ResponseWriter, _ *http.Request, b []byte) {
 		time.Sleep(50 * time.Millisecond)
@@ -133,7 +133,7 @@ func TestResolveBudget(t *testing.T) {
 			if n := tt.server.requests.Load(); n > tt.requests {
 				t.Errorf("%d requests", n)
 			}
-			if d := time.Since(began); d > time.Minute { // without a bound, it has no end
+			if d := time.Since(began); d > 10*time.Second {
 				t.Errorf("it took %v", d)
 			}
 		})
@@ -285,7 +285,7 @@ func TestTagListsEnd(t *testing.T) {
 				if err := do(); err == nil || !strings.Contains(err.Error(), tt.want) {
 					t.Errorf("%s: %v", what, err)
 				}
-				if d := time.Since(began); d > 2*time.Minute { // without a bound, it has no end
+				if d := time.Since(began); d > 20*time.Second {
 					t.Errorf("%s took %v", what, d)
 				}
 			}
