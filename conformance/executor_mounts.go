@@ -129,7 +129,8 @@ func testMountPointLinks(t *testing.T, b *rig) {
 		tar.Header{Name: "real/", Typeflag: tar.TypeDir}, link("dangling", "not/there"), link("loop", "loop"),
 	))
 	outside := t.TempDir()
-	wantOutput(t, r, with(script("cat /run/s /real/a /real/b/c /real/hosts /not/there"), secret("/var/run/s", "1"), secret("/abs/a", "2"), secret("/up/b/c", "3"), secret("/dangling", "5")),
+	wantOutput(t, r, with(script("cat /run/s /real/a /real/b/c /real/hosts /not/there"), secret("/var/run/s", "1"),
+		secret("/abs/a", "2"), secret("/up/b/c", "3"), secret("/dangling", "5")),
 		"123127.0.0.1 localhost builder5")
 	if l := Freeze(t, r); !l.IsZero() {
 		t.Errorf("the layer has %q", contents(t, b.st, l))
@@ -153,7 +154,8 @@ func testSecrets(t *testing.T, b *rig) {
 	custom := secret("/d/custom", "custom")
 	custom.Secret.Mode = 0o400
 	binary := "a\x00b\xff\n\n"
-	p := with(script("cat /s; cat /d/file; stat -c '%a %u:%g' /s /d/custom; cat /d/binary"), secret("/s", "no newline"), secret("/d/file", "hidden"), custom, secret("/d/binary", binary))
+	p := with(script("cat /s; cat /d/file; stat -c '%a %u:%g' /s /d/custom; cat /d/binary"), secret("/s", "no newline"),
+		secret("/d/file", "hidden"), custom, secret("/d/binary", binary))
 	wantOutput(t, r, p, "no newlinehidden644 0:0\n400 0:0\n"+binary)
 	for _, s := range []string{"echo x > /s", "rm /s", "chmod 777 /s", "echo x >> /d/file"} {
 		p.Argv[2] = s
@@ -465,7 +467,8 @@ func testSystemLinks(t *testing.T, b *rig) {
 	cache := b.cache("/data", "devices", "")
 	run(t, b.open(t, b.base), with(script("ln -s /proc/sys/vm/swappiness /data/null; mkdir /data/self"), cache))
 	for _, dir := range []string{"dev", "proc", "sys"} {
-		r := b.open(t, bareBusybox(t, b.st, time.Unix(0, 0), tar.Header{Name: "data/", Typeflag: tar.TypeDir}, tar.Header{Name: dir, Typeflag: tar.TypeSymlink, Linkname: "/data", Mode: 0o777}))
+		r := b.open(t, bareBusybox(t, b.st, time.Unix(0, 0), tar.Header{Name: "data/", Typeflag: tar.TypeDir},
+			tar.Header{Name: dir, Typeflag: tar.TypeSymlink, Linkname: "/data", Mode: 0o777}))
 		var bad *executor.StartError
 		if out, err := try(t, r, with(script("ls -l /data"), cache)); !errors.As(err, &bad) || !strings.Contains(err.Error(), "/"+dir) {
 			t.Errorf("/%s is a link: %v, the step prints %q", dir, err, out)
@@ -478,7 +481,8 @@ func testSystemTargets(t *testing.T, b *rig) {
 		tar.Header{Name: "innocent", Typeflag: tar.TypeSymlink, Linkname: "/dev", Mode: 0o777},
 		tar.Header{Name: "below", Typeflag: tar.TypeSymlink, Linkname: "proc/sys", Mode: 0o777},
 	))
-	for _, target := range []string{"/dev", "/dev/", "/dev/x", "/dev/shm/x/y", "//proc", "/proc/sys", "/x/../sys/fs", "/sys", "/innocent", "/innocent/null", "/below", "/below/kernel/core_pattern"} {
+	for _, target := range []string{"/dev", "/dev/", "/dev/x", "/dev/shm/x/y", "//proc", "/proc/sys", "/x/../sys/fs", "/sys",
+		"/innocent", "/innocent/null", "/below", "/below/kernel/core_pattern"} {
 		for _, m := range []executor.Mount{secret(target, "x"), b.cache(target, "system", ""), b.cache(target, "system-shared", "shared")} {
 			var bad *executor.StartError
 			if out, err := try(t, r, with(script("head -c 1 /proc/kcore; ls -l /dev"), m)); !errors.As(err, &bad) {
@@ -502,7 +506,8 @@ func testCacheLinks(t *testing.T, b *rig) {
 		}
 	}
 	r := b.open(t, b.base, loadTar(t, b.st, tar.Header{Name: "hidden/x", Typeflag: tar.TypeSymlink, Linkname: "/etc", Mode: 0o777}))
-	wantOutput(t, r, with(script("cat /hidden/x/s; ls /etc/s 2>/dev/null || echo not in /etc"), b.cache("/hidden", "hidden", ""), secret("/hidden/x/s", "secret ")), "secret not in /etc\n")
+	wantOutput(t, r, with(script("cat /hidden/x/s; ls /etc/s 2>/dev/null || echo not in /etc"), b.cache("/hidden", "hidden", ""),
+		secret("/hidden/x/s", "secret ")), "secret not in /etc\n")
 }
 
 // testDirectoryInProc: while a process is made, names in /proc lead to what its maker has open.
@@ -516,7 +521,9 @@ func testDirectoryInProc(t *testing.T, b *rig) {
 		tar.Header{Name: "proc/1", Typeflag: tar.TypeSymlink, Linkname: "/tmp", Mode: 0o777},
 		tar.Header{Name: "dev/fd/9/", Typeflag: tar.TypeDir, Mode: 0o755},
 	))
-	for _, dir := range []string{"/dev/fd", "/dev/fd/9", "/dev/fd/7/../..", "/devices/9", "/proc/1", "/proc/1/fd/7", "/missing/../proc", "/missing/../proc/self/fd/7", "/proc", "/proc/self/fd/7", "/proc/self/fd/7/../../..", "//proc/1/cwd", "/link", "/link/fd/8", "/data/link"} {
+	for _, dir := range []string{"/dev/fd", "/dev/fd/9", "/dev/fd/7/../..", "/devices/9", "/proc/1", "/proc/1/fd/7",
+		"/missing/../proc", "/missing/../proc/self/fd/7", "/proc", "/proc/self/fd/7",
+		"/proc/self/fd/7/../../..", "//proc/1/cwd", "/link", "/link/fd/8", "/data/link"} {
 		p := with(script("pwd -P; ls ../../../.."), cache)
 		p.Dir = dir
 		var bad *executor.StartError

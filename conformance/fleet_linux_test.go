@@ -363,7 +363,8 @@ func fleetResume(f *fleet) {
 	if out, err := alone(bring).CombinedOutput(); err != nil {
 		f.Fatalf("import: %v\n%s", err, out)
 	}
-	if r := result(alone(d.command(spec, "--offline", "--progress", "json", "--secret", f.secret("true")))); r.err != nil || r.hits != 4 || r.runs != 0 || r.logs != want {
+	if r := result(alone(d.command(spec, "--offline", "--progress", "json", "--secret", f.secret("true")))); r.err != nil ||
+		r.hits != 4 || r.runs != 0 || r.logs != want {
 		f.Errorf("D ran %d steps, %d hit, %q; %v\n%s", r.runs, r.hits, r.logs, r.err, r.stderr)
 	}
 	// The same without the spec, which alone tells what B's base image is called.
@@ -375,11 +376,13 @@ func fleetResume(f *fleet) {
 	if out, err := alone(exec.Command(f.obx, "cache", "import", "--store", d.store, all)).CombinedOutput(); err != nil {
 		f.Fatalf("import: %v\n%s", err, out)
 	}
-	if r := result(alone(d.command(spec, "--offline", "--progress", "json", "--secret", f.secret("true")))); r.err != nil || r.hits != 4 || r.runs != 0 || r.logs != want {
+	if r := result(alone(d.command(spec, "--offline", "--progress", "json", "--secret", f.secret("true")))); r.err != nil ||
+		r.hits != 4 || r.runs != 0 || r.logs != want {
 		f.Errorf("D ran %d steps after an export of all, %d hit, %q; %v\n%s", r.runs, r.hits, r.logs, r.err, r.stderr)
 	}
 	e := f.machine()
-	if r := result(alone(e.command(spec, "--offline", "--cache", carried, "--progress", "json", "--secret", f.secret("true")))); r.err != nil || r.hits != 4 || r.runs != 0 || r.logs != want {
+	r := result(alone(e.command(spec, "--offline", "--cache", carried, "--progress", "json", "--secret", f.secret("true"))))
+	if r.err != nil || r.hits != 4 || r.runs != 0 || r.logs != want {
 		f.Errorf("E ran %d steps, %d hit, %q; %v\n%s", r.runs, r.hits, r.logs, r.err, r.stderr)
 	}
 
@@ -727,7 +730,8 @@ func fleetPoison(f *fleet) {
 	if r.logs != "good" || b.file(out, "copy") != "good" {
 		f.Errorf("B has the bad result: %q", r.logs)
 	}
-	if len(r.warnings) != 2 || !strings.Contains(r.warnings[0], "in the store is not used: it is not signed") || !strings.Contains(r.warnings[1], "cache "+f.repo()) {
+	if len(r.warnings) != 2 || !strings.Contains(r.warnings[0], "in the store is not used: it is not signed") ||
+		!strings.Contains(r.warnings[1], "cache "+f.repo()) {
 		f.Errorf("B warned of %q, not once of the store and once of the cache", r.warnings)
 	}
 	for tag, s := range f.statements(repo) {
@@ -743,7 +747,8 @@ func fleetPoison(f *fleet) {
 
 	c := f.machine()
 	out, flags = c.local()
-	if r := c.silent(0, 2, spec, slices.Concat([]string{"--cache", f.repo(), "--trust", public}, flags, []string{"--secret", f.secret("other")})...); r.logs != "good" || c.file(out, "copy") != "good" {
+	flags = slices.Concat([]string{"--cache", f.repo(), "--trust", public}, flags, []string{"--secret", f.secret("other")})
+	if r := c.silent(0, 2, spec, flags...); r.logs != "good" || c.file(out, "copy") != "good" {
 		f.Errorf("C has %q", r.logs)
 	}
 }
@@ -850,7 +855,9 @@ func fleetDomains(f *fleet) {
 func fleetDeleted(f *fleet) {
 	spec := func(last int) string {
 		return fmt.Sprintf(`((from %s/bases/busybox:latest) (shell /bin/sh -c)
- (run (shell "echo 1 >> /log; head -c 3000 /dev/urandom > /large")) (run (shell "echo 2 >> /log; head -c 3000 /dev/urandom > /large; head -c 100000 /dev/urandom | od")) (run (shell "echo %d >> /log; cat /log")))`,
+ (run (shell "echo 1 >> /log; head -c 3000 /dev/urandom > /large"))
+ (run (shell "echo 2 >> /log; head -c 3000 /dev/urandom > /large; head -c 100000 /dev/urandom | od"))
+ (run (shell "echo %d >> /log; cat /log")))`,
 			f.proxy.Addr, last)
 	}
 	repo := f.direct()
@@ -1043,7 +1050,8 @@ func fleetBytes(f *fleet) {
 			f.Errorf("%s: the image has other bytes: %+v", how, layers)
 		}
 		f.unpacks(to, "latest", map[string]string{"last": "b\n"})
-		out, err := exec.Command("sh", "-c", "cd "+to+" && umoci unpack --image .:latest bundle && cd bundle/rootfs && sha256sum < large | cmp - sum").CombinedOutput()
+		out, err := exec.Command("sh", "-c",
+			"cd "+to+" && umoci unpack --image .:latest bundle && cd bundle/rootfs && sha256sum < large | cmp - sum").CombinedOutput()
 		if err != nil {
 			f.Errorf("%s: %v\n%s", how, err, out)
 		}

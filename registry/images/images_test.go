@@ -196,7 +196,8 @@ func TestIndex(t *testing.T) {
 				t.Errorf("windows: %v, %v", base, err)
 			}
 			_, err = im.Resolve(t.Context(), f.addr+"/x:multi", linux("riscv64"))
-			if want := "there is no image for linux/riscv64, only for linux/amd64, linux/arm64, windows/amd64 (10.0.20348.1)"; err == nil || !strings.Contains(err.Error(), want) {
+			const want = "there is no image for linux/riscv64, only for linux/amd64, linux/arm64, windows/amd64 (10.0.20348.1)"
+			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("got %v", err)
 			}
 			// The same bytes by two names: a HEAD each, no more.
@@ -725,7 +726,10 @@ func TestCredentials(t *testing.T) {
 		"credsStore":  `{"credsStore":"obxtest"}`,
 	}
 	helper := filepath.Join(t.TempDir(), "docker-credential-obxtest")
-	script := fmt.Sprintf("#!/bin/sh\nread -r host\n[ \"$host\" = %s ] && echo '{\"ServerURL\":\"%[1]s\",\"Username\":\"me\",\"Secret\":\"passw0rd\"}' || { echo 'credentials not found in native keychain'; exit 1; }\n", f.addr)
+	script := fmt.Sprintf(`#!/bin/sh
+read -r host
+[ "$host" = %s ] && echo '{"ServerURL":"%[1]s","Username":"me","Secret":"passw0rd"}' || { echo 'credentials not found in native keychain'; exit 1; }
+`, f.addr)
 	if err := os.WriteFile(helper, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -781,10 +785,11 @@ func TestCredentials(t *testing.T) {
 		}
 	}
 	refused := map[string]struct{ config, want string }{
-		"none":           {`{}`, "access to private/x is refused, or there is no such repository: check the name, and log in with `obx login " + f.addr + "`"},
-		"wrong password": {fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, f.addr, base64.StdEncoding.EncodeToString([]byte("me:wr0ng"))), "is refused with the login that "},
-		"no helper":      {`{"credsStore":"nowhere"}`, "docker-credential-nowhere"},
-		"bad config":     {`{`, "config.json is not in Docker's format"},
+		"none": {`{}`, "access to private/x is refused, or there is no such repository: check the name, and log in with `obx login " + f.addr + "`"},
+		"wrong password": {fmt.Sprintf(`{"auths":{%q:{"auth":%q}}}`, f.addr, base64.StdEncoding.EncodeToString([]byte("me:wr0ng"))),
+			"is refused with the login that "},
+		"no helper":  {`{"credsStore":"nowhere"}`, "docker-credential-nowhere"},
+		"bad config": {`{`, "config.json is not in Docker's format"},
 	}
 	for name, tt := range refused {
 		t.Run(name, func(t *testing.T) {
@@ -977,7 +982,8 @@ func TestOddConfigs(t *testing.T) {
 		wantPulled(t, im.Store, got, img)
 
 		// The same behind an index that says what it is for, and one that does not, beside others.
-		attestation := makeImage(t, false, ocispec.Platform{OS: "unknown", Architecture: "unknown"}, testLayer{file: "sbom", text: "{}", mediaType: "application/vnd.in-toto+json"})
+		attestation := makeImage(t, false, ocispec.Platform{OS: "unknown", Architecture: "unknown"},
+			testLayer{file: "sbom", text: "{}", mediaType: "application/vnd.in-toto+json"})
 		arm := makeImage(t, false, linux("arm64"), testLayer{file: "a", text: "arm"})
 		for _, entry := range []ocispec.Descriptor{img.on(linux("amd64")), img.desc, img.on(ocispec.Platform{})} {
 			dir := t.TempDir()
@@ -1046,7 +1052,8 @@ func TestIndexWithArtifacts(t *testing.T) {
 	dir := layoutDir(t, map[string]*testImage{"": img})
 	entries := []ocispec.Descriptor{img.on(linux("amd64"))}
 	for i := range 100 {
-		b := fmt.Appendf(nil, `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":2},"layers":[],"annotations":{"n":"%d"}}`, digest.FromString("{}"), i)
+		const manifest = `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":2},"layers":[],"annotations":{"n":"%d"}}`
+		b := fmt.Appendf(nil, manifest, digest.FromString("{}"), i)
 		d := ocispec.Descriptor{MediaType: ocispec.MediaTypeImageManifest, Digest: digest.FromBytes(b), Size: int64(len(b))}
 		repotest.WriteFile(t, filepath.Join(dir, "blobs", "sha256", d.Digest.Encoded()), b)
 		entries = append(entries, d)
