@@ -241,6 +241,20 @@ func TestWriteDocker(t *testing.T) {
 	}
 }
 
+// A layout in an archive is one, too: an image that was said to be written is there.
+func TestWriteOCIArchive(t *testing.T) {
+	t.Parallel()
+	st, img, want := anOutput(t)
+	file := filepath.Join(t.TempDir(), "layout.tar")
+	for _, name := range []string{"app:1", "app:2"} {
+		if _, err := images.WriteOCIDir(t.Context(), file, st, img, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wantBack(t, "oci:"+file+":2", want)
+	wantBack(t, "oci:"+file+":1", want)
+}
+
 func TestWriteOCIDir(t *testing.T) {
 	t.Parallel()
 	st, img, want := anOutput(t)

@@ -705,7 +705,10 @@ func (l *Layout) Add(ctx context.Context, blobs []Blob, entries []ocispec.Descri
 		})
 	})
 	index.Manifests = append(index.Manifests, entries...)
-	return l.writeIndex(index)
+	if err := l.writeIndex(index); err != nil {
+		return err
+	}
+	return l.files.publish(ctx)
 }
 
 func (l *Layout) writeIndex(index ocispec.Index) error {

@@ -293,8 +293,8 @@ func (r *remoteRepo) putBlob(ctx context.Context, desc ocispec.Descriptor, from 
 			return err
 		}
 		switch status := statusOf(err); {
-		case errors.As(err, new(*sourceError)):
-			return err
+		case errors.As(err, new(*sourceError)), errors.As(err, new(*downError)), errors.As(err, new(*loginError)), errors.As(err, new(*PrivateError)):
+			return err // another try would end the same
 		case errors.As(err, new(*throttledError)):
 			// The transport holds back what comes next, unless it has lost patience.
 			if t.isDown(session.Host) {
@@ -312,7 +312,7 @@ func (r *remoteRepo) putBlob(ctx context.Context, desc ocispec.Descriptor, from 
 		default:
 			return err
 		}
-		if err := sleep(ctx, jitter(t.patience.Backoff<<min(try, 5))); err != nil {
+		if err := t.rest(ctx, session.Host, jitter(t.patience.Backoff<<min(try, 5)), err); err != nil {
 			return err
 		}
 	}

@@ -361,6 +361,29 @@ func TestRepoPausedUpload(t *testing.T) {
 	}
 }
 
+// TestRepoUploadNeverTaken lets uploads begin, and has the blob wait for ever.
+func TestRepoUploadNeverTaken(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.Method {
+		case http.MethodPost:
+			w.Header().Set("Location", "/v2/x/blobs/uploads/1")
+			w.WriteHeader(http.StatusAccepted)
+		case http.MethodPut:
+			w.WriteHeader(http.StatusTooManyRequests)
+		}
+	}))
+	defer srv.Close()
+	r := repotest.Open(t, srv.Listener.Addr().String()+"/x", repotest.Hurried(time.Second, time.Second, 300*time.Millisecond))
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	desc, b := conformance.RandomBlob(1000)
+	err := r.PutBlob(ctx, desc, "", func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil })
+	if err == nil || ctx.Err() != nil {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestRepoInFlight(t *testing.T) {
 	t.Parallel()
 	p := conformance.StartProxy(t, conformance.NewDebian(t).Addr)

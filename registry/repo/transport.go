@@ -56,7 +56,7 @@ const (
 // requests are marked by sendOnce.
 //
 // A host that has failed a request and all its retries is down, and is not asked again in this run: at the first that it did not answer, or wanted longer
-// pauses for than anybody waits, and at the second that it answered with an error, for the fault may be with what one of them asked for.
+// pauses for than anybody waits, and at the second in a row that it answered with an error, for the fault may be with what one of them asked for.
 type transport struct {
 	patience Patience
 	certs    string           // directory with one of certificates for each host
@@ -75,7 +75,7 @@ type host struct {
 	mu     sync.Mutex
 	paused time.Time // no request before this
 	seen   bool      // it has answered
-	failed bool      // it has answered a request, and all its retries, with an error
+	failed bool      // it has answered a request, and all its retries, with an error, and has given and taken nothing since
 	down   error     // not nil: it is down, and why
 }
 
@@ -102,6 +102,21 @@ func (h *host) fails(answered bool, why string) {
 		h.down = &downError{why}
 	}
 	h.failed = true
+}
+
+// obliges notes that the host has answered as it should.
+func (h *host) obliges(req *http.Request, resp *http.Response) {
+	if isPromise(req, resp) {
+		return
+	}
+	if resp.StatusCode < 300 && req.Method != http.MethodHead {
+		h.mu.Lock()
+		h.failed = false
+		h.mu.Unlock()
+	}
+	if !isBodyAwaited(req, resp) {
+		h.vigil.relents()
+	}
 }
 
 func newTransport(p Patience, certs string) *transport {
@@ -270,8 +285,8 @@ func (a *attempt) RoundTrip(req *http.Request) (*http.Response, error) {
 func (a *attempt) Retry(try int, resp *http.Response, err error) (time.Duration, error) {
 	const stop = -1
 	if a.req.Context().Err() != nil || !isTransient(resp, err) {
-		if err == nil && !isBodyAwaited(a.req, resp) {
-			a.vigil.relents()
+		if err == nil {
+			a.obliges(a.req, resp)
 		}
 		return stop, nil
 	}
@@ -312,6 +327,11 @@ func (a *attempt) Retry(try int, resp *http.Response, err error) (time.Duration,
 	return delay, nil
 }
 
+// isPromise reports that an upload may begin. That is nothing yet: its blob may never be taken.
+func isPromise(req *http.Request, resp *http.Response) bool {
+	return req.Method == http.MethodPost && resp.StatusCode == http.StatusAccepted
+}
+
 // isBodyAwaited reports whether it takes the body of a response to see that the host does what it was asked.
 func isBodyAwaited(req *http.Request, resp *http.Response) bool {
 	return req.Method == http.MethodGet && resp.StatusCode < 300 && resp.ContentLength != 0
@@ -330,6 +350,14 @@ func (t *transport) failed(addr string, answered bool, err error) {
 	if h, e := t.host(addr); e == nil {
 		h.fails(answered, redact(err).Error())
 	}
+}
+
+// rest waits before a host is asked again for what failed by err, however often somebody else than the transport has asked.
+func (t *transport) rest(ctx context.Context, addr string, d time.Duration, err error) error {
+	if h, e := t.host(addr); e == nil {
+		defer h.vigil.begin(redact(err).Error())()
+	}
+	return sleep(ctx, d)
 }
 
 // isDown reports that a host is not asked any more.
@@ -386,7 +414,7 @@ func (h *host) roundTrip(req *http.Request, p Patience, hasty bool) (*http.Respo
 	}
 	h.answers()
 	simplifyChallenges(resp)
-	resp.Body = watch(resp.Body, func() { cancel(nil) }, p, isStream(req.Context()), &h.vigil, isTransient(resp, nil))
+	resp.Body = watch(resp.Body, func() { cancel(nil) }, p, isStream(req.Context()), &h.vigil, isTransient(resp, nil) || isPromise(req, resp))
 	return resp, nil
 }
 

@@ -208,6 +208,38 @@ func TestTransportDown(t *testing.T) {
 	}
 }
 
+// Errors that a host answers count in a row: between them it gives what else it is asked for.
+func TestTransportRecovers(t *testing.T) {
+	t.Parallel()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/bad" {
+			w.WriteHeader(500)
+		}
+	}))
+	defer srv.Close()
+	tr := newTransport(Patience{Backoff: time.Millisecond}, "")
+	defer tr.plain.CloseIdleConnections()
+	get := func(path string) error {
+		req, err := http.NewRequest(http.MethodGet, srv.URL+path, http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := tr.RoundTrip(req)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	}
+	for i, path := range []string{"/bad", "/good", "/bad", "/good", "/bad", "/bad"} {
+		if err := get(path); err != nil {
+			t.Fatalf("request %d: %v", i+1, err)
+		}
+	}
+	if err := get("/good"); !errors.As(err, new(*downError)) {
+		t.Errorf("after two in a row: %v", err)
+	}
+}
+
 func aHost(t *testing.T) *host {
 	h, err := newTransport(Patience{}, "").host("registry.example")
 	if err != nil {
