@@ -82,7 +82,9 @@ func (o *ordinary) succeeds(root bool, args ...string) string {
 // TestOrdinaryUser runs obx as root does not.
 func TestOrdinaryUser(t *testing.T) {
 	o := newOrdinary(t)
-	for name, test := range map[string]func(*ordinary){"Shares": testOrdinaryShares, "Limits": testOrdinaryLimits, "Refused": testOrdinaryRefused} {
+	for name, test := range map[string]func(*ordinary){
+		"Shares": testOrdinaryShares, "Limits": testOrdinaryLimits, "Groups": testOrdinaryGroups, "Refused": testOrdinaryRefused,
+	} {
 		t.Run(name, func(t *testing.T) {
 			own, user := *o, *o.u
 			own.T, own.u = t, &user
@@ -143,6 +145,46 @@ func testOrdinaryLimits(o *ordinary) {
 	out := o.succeeds(false, "run", o.spec(`(run (shell "ulimit -u"))`), "--memory", "64m")
 	if !strings.Contains(out, "limits of memory, processors and processes do not hold") || !strings.Contains(out, "\n32768\n") {
 		o.Error(out)
+	}
+}
+
+// testOrdinaryGroups: obx makes groups below one that was given to the user, if it is alone in that, as systemd's scopes are given.
+func testOrdinaryGroups(o *ordinary) {
+	unified := ""
+	for _, dir := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} { // beside version 1, or alone
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.procs")); err == nil && unified == "" {
+			unified = dir
+		}
+	}
+	if unified == "" {
+		o.Skip("this kernel has no control groups of version 2")
+	}
+	own := fmt.Sprintf("obx-test-%d", os.Getpid())
+	o.Cleanup(func() {
+		if out, err := exec.Command("find", filepath.Join(unified, own), "-depth", "-type", "d", "-delete").CombinedOutput(); err != nil {
+			o.Errorf("%v: %s", err, out)
+		}
+	})
+	o.u.Setup = `umount -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup
+group=/sys/fs/cgroup/` + own + `; mkdir -p $group
+chown ` + ordinaryUID + ` $group $group/cgroup.procs $group/cgroup.subtree_control
+echo $$ >$group/cgroup.procs`
+	const warning = "do not hold for steps: other processes than obx are in the control group"
+	show := `(run (shell "cat /proc/self/cgroup; ls /sys/fs/cgroup | grep cgroup.procs; echo $RANDOM"))`
+	run := o.obx + " run --rebuild 1 --store groups --cpus 1 " + o.spec(show)
+	out, _ := o.u.Command("sh", "-c", run+"; echo status $?").CombinedOutput()
+	if s := string(out); !strings.Contains(s, warning) || !strings.Contains(s, "status 0") {
+		o.Errorf("beside a shell:\n%s", s)
+	}
+	if entries, err := filepath.Glob(filepath.Join(unified, own, "obx*")); err != nil || len(entries) > 0 {
+		o.Errorf("left over: %q, %v", entries, err)
+	}
+	s := o.succeeds(false, "run", "--store", "alone", o.spec(show))
+	if !strings.Contains(s, "0::/\ncgroup.procs\n") {
+		o.Errorf("alone:\n%s", s)
+	}
+	if entries, err := filepath.Glob(filepath.Join(unified, own, "obx", "*", "cgroup.procs")); err != nil || len(entries) > 0 {
+		o.Errorf("left over: %q, %v", entries, err)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"path"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,6 +25,9 @@ type OrdinaryUser struct {
 
 	// Subordinate is what is said of it in /etc/subuid and /etc/subgid, without its name; "" for nothing.
 	Subordinate string
+
+	// Setup is shell commands that root runs before, where only the user sees what is mounted.
+	Setup string
 }
 
 const ordinaryUID = "54321"
@@ -45,7 +49,7 @@ func NewOrdinaryUser() (*OrdinaryUser, error) {
 // Command is a command that the user runs, with the directory as its home.
 func (u *OrdinaryUser) Command(argv ...string) *exec.Cmd {
 	const script = `set -e
-dir=$1 user=$2 sub=$3; shift 3
+dir=$1 user=$2 sub=$3 setup=$4; shift 4
 etc=$(mktemp -d)
 mount -t tmpfs etc "$etc"
 { cat /etc/passwd; echo "ordinary:x:$user:$user::$dir:/bin/sh"; } > "$etc/passwd"
@@ -56,8 +60,9 @@ mount --bind "$etc/subid" /etc/subuid
 mount --bind "$etc/subid" /etc/subgid
 umount -l "$etc"
 rmdir "$etc"
+eval "$setup"
 exec setpriv --reuid "$user" --regid "$user" --clear-groups "$@"`
-	cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, "sh", u.Dir, ordinaryUID, u.Subordinate}, argv...)...)
+	cmd := exec.Command("unshare", append([]string{"--mount", "sh", "-c", script, "sh", u.Dir, ordinaryUID, u.Subordinate, u.Setup}, argv...)...)
 	cmd.Dir = u.Dir
 	cmd.Env = append(Environ(), "HOME="+u.Dir, "USER=ordinary", "TMPDIR="+u.Dir)
 	return cmd
@@ -126,7 +131,10 @@ func rootlessAgain(commands []string) (err error) {
 			return err
 		}
 	}
-	cmd := u.Command(append([]string{self}, os.Args[1:]...)...)
+	args := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(arg string) bool {
+		return strings.HasPrefix(arg, "-test.testlogfile=") // `go test` has it where only root can write
+	})
+	cmd := u.Command(append([]string{self}, args...)...)
 	cmd.Dir = here
 	cmd.Env = append(cmd.Env, builtVariable+"="+u.Dir)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr

@@ -84,8 +84,8 @@ func kernel() (string, error) {
 
 func controlGroups() (string, error) {
 	c, err := cgroup.Find()
-	if c.None != nil {
-		return fmt.Sprintf("none, so steps have no limits of memory, processors and processes: %v", c.None), nil
+	if c.None != "" {
+		return "none, so steps have no limits of memory, processors and processes: " + c.None, nil
 	}
 	if err != nil {
 		return "", fmt.Errorf("%w: try `mount -t cgroup2 none /sys/fs/cgroup`", err)

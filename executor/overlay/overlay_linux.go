@@ -169,7 +169,7 @@ func (e *Executor) supervisor() (*supervisor, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := startSupervisor(priv)
+	s, err := startSupervisor(priv, e.Cgroups)
 	if err != nil {
 		return nil, err
 	}

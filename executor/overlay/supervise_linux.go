@@ -29,12 +29,12 @@ const supervisorName = "obx-supervisor"
 
 // IsSupervisor reports whether this process was started to be a supervisor. Every program that makes an Executor asks it
 // first of all in main, and every test in TestMain, and then calls Supervise.
-func IsSupervisor() bool { return len(os.Args) == 2 && os.Args[0] == supervisorName }
+func IsSupervisor() bool { return len(os.Args) == 3 && os.Args[0] == supervisorName }
 
 // Supervise is the main function of a supervisor. It does not return. ready, if it is not nil, makes each root ready that is attached, before
 // anything is mounted in it.
 func Supervise(ready func(root int) error) {
-	if err := supervise(os.Args[1], ready); err != nil {
+	if err := supervise(os.Args[1], os.Args[2], ready); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -51,11 +51,14 @@ type supervision struct {
 	running  sync.WaitGroup // runs and the removal of what they leave
 }
 
-func supervise(priv string, ready func(root int) error) error {
+func supervise(priv, cgroups string, ready func(root int) error) error {
 	if os.Getpid() != 1 {
 		return errors.New("a supervisor is started by obx, as the first process of a namespace")
 	}
 	s := &supervision{priv: priv, ready: ready}
+	if err := json.Unmarshal([]byte(cgroups), &s.cgroups.System); err != nil {
+		return fmt.Errorf("supervisor: %w", err)
+	}
 	if err := s.setUp(); err != nil {
 		return fmt.Errorf("supervisor: %w", err)
 	}
@@ -106,12 +109,7 @@ func (s *supervision) setUp() error {
 		return err
 	}
 	unix.Umask(0o022)
-	err := sandbox.CloseInherited()
-	if err != nil {
-		return err
-	}
-	s.cgroups.System, err = cgroup.Find()
-	return err
+	return sandbox.CloseInherited()
 }
 
 // serve does one run, from its request to the last reply, and then removes what is left of it.

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/internal/cgroup"
 )
 
 // A supervisor is the maker's end of one.
@@ -29,11 +31,15 @@ type supervisor struct {
 	sending sync.Mutex
 }
 
-// startSupervisor starts this program once more, with priv, an empty directory, for its own use. It does not wait until the
+// startSupervisor starts this program once more, with priv, an empty directory, for its own use, and the control groups that it may make. It does not wait until the
 // supervisor is ready: requests queue.
-func startSupervisor(priv string) (*supervisor, error) {
+func startSupervisor(priv string, cgroups cgroup.System) (*supervisor, error) {
 	if IsSupervisor() {
 		return nil, errors.New("a supervisor cannot start another: main must call overlay.Supervise when overlay.IsSupervisor says so")
+	}
+	groups, err := json.Marshal(cgroups)
+	if err != nil {
+		return nil, err
 	}
 	ours, theirs, err := socketPair(unix.SOCK_SEQPACKET)
 	if err != nil {
@@ -43,7 +49,7 @@ func startSupervisor(priv string) (*supervisor, error) {
 	var stderr bytes.Buffer
 	cmd := &exec.Cmd{
 		Path:       "/proc/self/exe",
-		Args:       []string{supervisorName, priv},
+		Args:       []string{supervisorName, priv, string(groups)},
 		Env:        goSettings(),
 		Stderr:     &limitedWriter{w: &stderr, left: 4096},
 		ExtraFiles: []*os.File{theirs},

@@ -26,16 +26,16 @@ const Top = "/obx"
 // A System is how this process may use control groups.
 type System struct {
 	Hierarchies []string          // where groups are made: mount points of version 1, of version 2, or of both where they are used side by side
-	controllers map[string]string // their directories, which are some of Hierarchies
+	Controllers map[string]string // their directories, which are some of Hierarchies
 	Unified     bool              // version 2 alone
 	Swap        bool              // memory and swap can be limited together
 
 	// None says why there are no groups. That is so only in a user namespace: there, processes open no devices anyway.
-	None error
+	None string `json:",omitempty"`
 }
 
 // Find looks for the groups that this process may make. In a user namespace these are below its own, if that was given to its user (version 2
-// only): nobody else may put processes there.
+// only): nobody else may put processes there. This process leaves that group for one below it, so it finds once, and tells its children.
 func Find() (System, error) {
 	c, err := find()
 	if !userns.Inside() {
@@ -45,7 +45,7 @@ func Find() (System, error) {
 		c, err = c.delegated()
 	}
 	if err != nil {
-		c = System{None: err}
+		c = System{None: err.Error()}
 	}
 	return c, nil
 }
@@ -57,7 +57,7 @@ func find() (System, error) {
 		return System{}, err
 	}
 	defer f.Close()
-	c := System{controllers: map[string]string{}}
+	c := System{Controllers: map[string]string{}}
 	var two string
 	for sc := bufio.NewScanner(f); sc.Scan(); {
 		// 30 23 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
@@ -71,7 +71,7 @@ func find() (System, error) {
 		case "cgroup":
 			c.Hierarchies = append(c.Hierarchies, at)
 			for name := range strings.SplitSeq(r[2], ",") {
-				c.controllers[name] = at
+				c.Controllers[name] = at
 			}
 		case "cgroup2":
 			if two == "" {
@@ -89,11 +89,11 @@ func find() (System, error) {
 			return c, err
 		}
 		for name := range strings.FieldsSeq(string(b)) {
-			c.controllers[name] = two
+			c.Controllers[name] = two
 		}
-		c.Swap = swapLimited()
+		c.Swap = swapLimited(two)
 	} else {
-		_, err := os.Stat(filepath.Join(c.controllers["memory"], "memory.memsw.limit_in_bytes"))
+		_, err := os.Stat(filepath.Join(c.Controllers["memory"], "memory.memsw.limit_in_bytes"))
 		c.Swap = err == nil
 	}
 	if len(c.Hierarchies) == 0 {
@@ -103,12 +103,12 @@ func find() (System, error) {
 }
 
 // swapLimited reports whether groups have memory.swap.max; the root of version 2 itself never has it.
-func swapLimited() bool {
+func swapLimited(mount string) bool {
 	own, err := ownGroup()
 	if err != nil {
 		return false
 	}
-	_, err = os.Stat(filepath.Join("/sys/fs/cgroup", own, "memory.swap.max"))
+	_, err = os.Stat(filepath.Join(mount, own, "memory.swap.max"))
 	return err == nil
 }
 
@@ -152,34 +152,37 @@ func (c System) delegated() (System, error) {
 	if err != nil {
 		return c, err
 	}
-	c.Hierarchies, c.controllers = []string{base}, map[string]string{}
+	c.Hierarchies, c.Controllers = []string{base}, map[string]string{}
 	for name := range strings.FieldsSeq(string(b)) {
-		c.controllers[name] = base
+		c.Controllers[name] = base
 	}
+	_, err = os.Stat(filepath.Join(base, "memory.swap.max"))
+	c.Swap = err == nil
 	return c, nil
 }
 
-// vacate puts this process, which must be the only one in a group, into a group below it.
+// vacate puts this process, which must be the only one in a group, into a group below it. If it is not, nothing changes.
 func vacate(base string) error {
+	b, err := os.ReadFile(filepath.Join(base, "cgroup.procs"))
+	if err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(os.Getpid()) {
+		return errors.Join(fmt.Errorf("other processes than obx are in the control group %s", base), err)
+	}
 	if err := mkdir(filepath.Join(base, leaf)); err != nil {
 		return fmt.Errorf("make a control group: %w", err)
 	}
 	if err := os.WriteFile(filepath.Join(base, leaf, "cgroup.procs"), []byte("0"), 0); err != nil {
 		return fmt.Errorf("leave the control group %s: %w", base, err)
 	}
-	if b, err := os.ReadFile(filepath.Join(base, "cgroup.procs")); err != nil || len(b) > 0 {
-		return errors.Join(fmt.Errorf("other processes than obx are in the control group %s", base), err)
-	}
 	return nil
 }
 
 // Check reports a limit that cannot be set here. Without groups there are no limits, which is for the caller to tell.
 func (c System) Check(l executor.Limits) error {
-	if c.None != nil {
+	if c.None != "" {
 		return nil
 	}
 	for name, wanted := range map[string]bool{"memory": l.Memory > 0, "cpu": l.CPUs > 0, "pids": l.PIDs > 0} {
-		if wanted && c.controllers[name] == "" {
+		if wanted && c.Controllers[name] == "" {
 			return fmt.Errorf("a limit cannot be kept: this machine has no %s controller of control groups", name)
 		}
 	}
@@ -189,18 +192,18 @@ func (c System) Check(l executor.Limits) error {
 // PIDs is how many processes a limit allows here; 0 for any number.
 func (c System) PIDs(l executor.Limits) int64 {
 	switch {
-	case c.None == nil && l.PIDs != 0:
-		return max(l.PIDs, 0)
-	case c.None != nil || c.controllers["pids"] == "":
+	case c.Controllers["pids"] == "" && (l.PIDs == 0 || c.None != ""):
 		return 0
+	case l.PIDs != 0:
+		return max(l.PIDs, 0)
 	}
 	return executor.DefaultPIDs
 }
 
-// Rlimits are what a process has in place of groups. It is a bound against fork bombs: the kernel counts all processes of one user in the user
-// namespace, which other steps have, too.
+// Rlimits are what a process in a user namespace has in place of a group that counts processes, as a bound against fork bombs. The kernel counts
+// the processes of each user of the namespace, all steps' together; and none of those that are root outside, as in a container.
 func (c System) Rlimits(l executor.Limits) []specs.POSIXRlimit {
-	if c.None == nil || l.PIDs < 0 {
+	if l.PIDs < 0 || !userns.Inside() || c.Controllers["pids"] != "" {
 		return nil
 	}
 	return []specs.POSIXRlimit{{Type: "RLIMIT_NPROC", Soft: executor.DefaultPIDs, Hard: executor.DefaultPIDs}}
@@ -208,10 +211,10 @@ func (c System) Rlimits(l executor.Limits) []specs.POSIXRlimit {
 
 // Ignores says which limits do not hold, and why; "" if all do.
 func (c System) Ignores(l executor.Limits) string {
-	if c.None == nil || l.Memory == 0 && l.CPUs == 0 && l.PIDs <= 0 {
+	if c.None == "" || l.Memory == 0 && l.CPUs == 0 && l.PIDs <= 0 {
 		return ""
 	}
-	return fmt.Sprintf("limits of memory, processors and processes do not hold for steps: %v", c.None)
+	return fmt.Sprintf("limits of memory, processors and processes do not hold for steps: %s", c.None)
 }
 
 // Processes lists the processes of a group.
@@ -226,7 +229,7 @@ func (c System) Processes(group string) []string {
 
 // OOMKills tells how many processes of a group the kernel has killed for want of memory.
 func (c System) OOMKills(group string) int {
-	n, _ := c.killsIn(filepath.Join(c.controllers["memory"], group))
+	n, _ := c.killsIn(filepath.Join(c.Controllers["memory"], group))
 	return n
 }
 

@@ -29,7 +29,7 @@ func TestDevices(t *testing.T) {
 		return restrictDevices(dir, program)
 	}
 	restrict := map[string]func(dir string) error{"devices": allowDevices}
-	at := map[string]string{"devices": cg.controllers["devices"]}
+	at := map[string]string{"devices": cg.Controllers["devices"]}
 	if !cg.Unified || at["devices"] == "" {
 		at["version 2"], restrict["version 2"] = cg.Hierarchies[len(cg.Hierarchies)-1], judge
 	}

@@ -88,7 +88,7 @@ func limits(r *specs.LinuxResources, unified bool) map[string]map[string]string 
 // Make makes the group of a process, RUN/STEP below Top, with its limits. [System.Remove] removes it.
 func (m *Maker) Make(group string, r *specs.LinuxResources) (*Group, error) {
 	g := &Group{maker: m, path: group}
-	if m.None != nil {
+	if m.None != "" {
 		return g, nil
 	}
 	all := limits(r, m.Unified)
@@ -165,12 +165,12 @@ func (m *Maker) enable(dir string, all map[string]map[string]string) error {
 // count of what is killed, and of pids, for programs that look, else the one that is shared. Controllers that are mounted together have one hierarchy, and so one group.
 func (g *Group) makeEach(all map[string]map[string]string) error {
 	m := g.maker
-	if m.controllers["devices"] == "" {
+	if m.Controllers["devices"] == "" {
 		return errors.New("this machine has no devices controller of control groups")
 	}
 	files := map[string]map[string]string{} // of each hierarchy; none: the process is in the shared group
 	for _, c := range []string{"devices", "memory", "cpu", "pids"} {
-		at := m.controllers[c]
+		at := m.Controllers[c]
 		if at == "" || all[c] == nil && c == "cpu" {
 			continue
 		}
@@ -185,7 +185,7 @@ func (g *Group) makeEach(all map[string]map[string]string) error {
 			dir, begin = filepath.Join(at, g.path), func(_ string, do func() error) error { return do() }
 		}
 		err := begin(dir, func() error {
-			if err := os.MkdirAll(dir, 0o755); err != nil || at != m.controllers["devices"] {
+			if err := os.MkdirAll(dir, 0o755); err != nil || at != m.Controllers["devices"] {
 				return err
 			}
 			return allowDevices(dir)
@@ -244,7 +244,7 @@ func mkdir(dir string) error {
 
 // oomKills counts in the group of memory that the process is in, which others without a limit may be in as well.
 func (g *Group) oomKills() int {
-	at := g.maker.controllers["memory"]
+	at := g.maker.Controllers["memory"]
 	for _, group := range []string{g.path, shared(g.path), path.Dir(g.path)} {
 		if n, ok := g.maker.killsIn(filepath.Join(at, group)); ok {
 			return n

@@ -46,9 +46,9 @@ func TestGroupsOfEach(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			top := t.TempDir()
-			m := Maker{System: System{controllers: map[string]string{}}}
+			m := Maker{System: System{Controllers: map[string]string{}}}
 			for c, at := range tt.mounts {
-				m.controllers[c] = filepath.Join(top, at)
+				m.Controllers[c] = filepath.Join(top, at)
 			}
 			for range 2 { // the second finds the shared ones
 				g, err := m.Make(Top+"/run/step-1", tt.resources)
@@ -74,7 +74,7 @@ func TestGroupsOfEach(t *testing.T) {
 			}
 		})
 	}
-	if _, err := (&Maker{System: System{controllers: map[string]string{"pids": t.TempDir()}}}).Make(Top+"/run/step-1", limited); err == nil {
+	if _, err := (&Maker{System: System{Controllers: map[string]string{"pids": t.TempDir()}}}).Make(Top+"/run/step-1", limited); err == nil {
 		t.Error("a group without rules for devices")
 	}
 }

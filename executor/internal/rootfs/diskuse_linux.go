@@ -137,7 +137,7 @@ func (mc *Machine) newDiskWatch(r *Run, caches *cacheSet) (_ *diskWatch, err err
 		}
 	}()
 	w.pids = func() []string { return mc.Cgroups.Processes(r.Plan.Spec.Linux.CgroupsPath) }
-	if mc.Cgroups.None != nil {
+	if mc.Cgroups.None != "" {
 		w.pids = inRoot(int(r.Mounts[0].Fd()))
 	}
 	names := map[string]bool{}
