@@ -44,6 +44,13 @@ func testDiskLimit(t *testing.T, b *rig) {
 	} {
 		t.Run(name, func(t *testing.T) { wantStopped(t, b.open(t, b.base), p, over) })
 	}
+	t.Run("in another root", func(t *testing.T) { // the process leaves the root that it is known by at once; its file has no name
+		cache := cacheOf(b, "root", "")
+		run(t, b.open(t, b.base), limited("cp /bin/busybox /root/; mkdir /root/bin; ln -s ../busybox /root/bin/sh", cache))
+		p := limited("exec 3>/f; /busybox rm /f; /busybox yes | /busybox head -c 40000000 >&3; exec /busybox sleep 300", cache)
+		p.Argv = append([]string{"/bin/busybox", "chroot", "/root"}, p.Argv...)
+		wantStopped(t, b.open(t, b.base), p, over)
+	})
 	t.Run("at the end", func(t *testing.T) {
 		r := b.open(t, b.base)
 		_, err := try(t, r, limited(write("/f")))

@@ -28,8 +28,8 @@ const (
 	growPeriod = 50 * time.Millisecond // between questions to the file system
 	walkNames  = 64                    // names that are read at once, at each depth
 
-	// socketTurns is how often in turn files may be in sockets, where nobody can look at them. Then they count as all that the file systems have grown by.
-	socketTurns = 3
+	// hiddenTurns is how often in turn files may be where nobody can look at them. Then they count as all that the file systems have grown by.
+	hiddenTurns = 3
 )
 
 // maxDepth is how many directories may be in each other. A walk has a descriptor for each, so that no process can lead it astray by moving them; a
@@ -214,7 +214,7 @@ func (w *diskWatch) fileSystemOf(f *os.File) (*fileSystem, error) {
 // watch looks until a limit is exceeded, which is the error, or ctx ends. Who cannot see whether a limit is kept does not keep it: that is an
 // error too.
 func (w *diskWatch) watch(ctx context.Context) error {
-	turns := 0 // with files in sockets, while the file systems have grown by more than is allowed
+	turns := 0 // with hidden files, while the file systems have grown by more than is allowed
 	for {
 		begun := time.Now()
 		grown, err := w.growth()
@@ -224,12 +224,12 @@ func (w *diskWatch) watch(ctx context.Context) error {
 		used, err := w.used()
 		// Files without names are looked at each time, whatever the file system says: Btrfs tells its use only when data goes to the disk, up to half a
 		// minute after a process wrote it. stat tells at once.
-		more, sent := w.unlinked()
+		more, hidden := w.unlinked()
 		used = used.plus(more)
-		if turns++; !sent || grown.over(w.limits) == nil {
+		if turns++; !hidden || grown.over(w.limits) == nil {
 			turns = 0
 		}
-		if turns >= socketTurns && used.over(w.limits) == nil {
+		if turns >= hiddenTurns && used.over(w.limits) == nil {
 			used = grown
 		}
 		if err == nil {
@@ -311,9 +311,9 @@ func useOfFileSystem(f *os.File) (use, error) {
 	return use{float64(st.Blocks-st.Bfree) * float64(st.Bsize), float64(st.Files - st.Ffree)}, nil
 }
 
-// unlinked is what files use that have no name any more, and that a process holds open, has in its memory, or runs. sent reports that processes have
-// sent files to each other which nobody has received yet: nothing tells which these are.
-func (w *diskWatch) unlinked() (sum use, sent bool) {
+// unlinked is what files use that have no name any more, and that a process holds open, has in its memory, or runs. hidden reports that there may be
+// more: processes have sent files to each other which nobody has received yet, and nothing tells which these are; or no process is found.
+func (w *diskWatch) unlinked() (sum use, hidden bool) {
 	type inode struct{ dev, ino uint64 }
 	seen := map[inode]bool{}
 	look := func(name string) (mode uint32) {
@@ -331,13 +331,15 @@ func (w *diskWatch) unlinked() (sum use, sent bool) {
 		}
 		return unix.S_IFREG
 	}
-	for _, pid := range w.pids() {
+	pids := w.pids()
+	hidden = len(pids) == 0
+	for _, pid := range pids {
 		threads, _ := filepath.Glob("/proc/" + pid + "/task/*")
 		memory := false
 		for _, thread := range threads {
 			eachName(filepath.Join(thread, "fd"), func(fd string) { // each thread may have its own
 				if look(filepath.Join(thread, "fd", fd)) == unix.S_IFSOCK {
-					sent = sent || holdsFiles(filepath.Join(thread, "fdinfo", fd))
+					hidden = hidden || holdsFiles(filepath.Join(thread, "fdinfo", fd))
 				}
 			})
 			// Memory is that of all threads. The first may have ended, and has none then.
@@ -350,10 +352,11 @@ func (w *diskWatch) unlinked() (sum use, sent bool) {
 			}
 		}
 	}
-	return sum, sent
+	return sum, hidden
 }
 
-// inRoot finds the processes of a container that has no control group: those in the pid namespace of the first whose root is in a mount.
+// inRoot finds the processes of a container that has no control group: those in the pid namespace of the first whose root is in a mount. It finds none
+// of a container whose first process has left that root before anybody looked.
 func inRoot(mount int) func() []string {
 	var namespace string
 	return func() (pids []string) {
