@@ -2,6 +2,7 @@ package hcs
 
 import (
 	"errors"
+	"fmt"
 	"time"
 	"unsafe"
 
@@ -22,6 +23,9 @@ func newWatch(pid uint32) (*watch, error) {
 	}
 	return &watch{fd}, err
 }
+
+// killPatience is how long a process may take to its end after SIGKILL.
+const killPatience = 10 * time.Second
 
 // pidfdInfo is struct pidfd_info of Linux 6.15.
 type pidfdInfo struct {
@@ -56,12 +60,18 @@ func (w *watch) exit(status uint32, killed bool) rootfs.Exit {
 }
 
 // end is called when containerd says that the process has ended. It says so of one that has its shim trace it (PTRACE_TRACEME) and stops, too: that is
-// killed, for it and all that it has started would outlive the step.
-func (w *watch) end() {
-	if w.pidfd < 0 || w.ended(0) || unix.PidfdSendSignal(w.pidfd, unix.SIGKILL, nil, 0) != nil {
-		return
+// killed, for it and all that it has started would outlive the step. It is an error if it lives on.
+func (w *watch) end() error {
+	if w.pidfd < 0 || w.ended(0) {
+		return nil
 	}
-	w.ended(10 * time.Second)
+	if err := unix.PidfdSendSignal(w.pidfd, unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		return fmt.Errorf("kill a process that containerd took for ended: %w", err)
+	}
+	if !w.ended(killPatience) {
+		return fmt.Errorf("a process that was killed has not ended within %s", killPatience)
+	}
+	return nil
 }
 
 // ended waits until the process has ended, and reports whether it has.

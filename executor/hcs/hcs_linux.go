@@ -160,9 +160,9 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) (err error) 
 			w, err = newWatch(pid)
 			return err
 		},
-		ended: func() {
-			w.end()
+		ended: func() error {
 			x.OOM = b.e.Cgroups.OOMKills(spec.Linux.CgroupsPath) > 0
+			return w.end()
 		},
 	}
 	limited, stop := context.WithCancel(ctx)

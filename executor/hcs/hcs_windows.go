@@ -218,7 +218,7 @@ func (c containers) run(ctx context.Context, p executor.Process, mounts []mount.
 	j := &job{
 		id: id, spec: spec, runtime: runtimeName, rootfs: mounts, out: out,
 		created: func(uint32) error { return nil },
-		ended:   func() {},
+		ended:   func() error { return nil },
 	}
 	if p.Stdin != nil {
 		j.stdin = p.Stdin

@@ -29,7 +29,7 @@ type job struct {
 
 	// created is called before the process starts, ended after it has ended and before anything of it is removed.
 	created func(pid uint32) error
-	ended   func()
+	ended   func() error
 }
 
 // A createError is the runtime's refusal to make or start a container.
@@ -103,8 +103,11 @@ func (d *daemon) do(ctx context.Context, j *job) (end ended, err error) {
 		hangUp(task)
 		return end, fmt.Errorf("wait for a task: %w", err)
 	}
+	if err := j.ended(); err != nil {
+		hangUp(task)
+		return end, err
+	}
 	unfinished = nil
-	j.ended()
 	task.IO().Wait()
 	end.status = exit.ExitCode()
 	return end, streams.out.failure()
