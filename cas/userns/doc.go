@@ -14,11 +14,11 @@ import (
 const CallerVariable = "_OBX_CALLER"
 
 // Entered reports whether the program was executed again to be in a user namespace.
-func Entered() bool { return os.Getenv(CallerVariable) != "" }
+func Entered() bool { return os.Getenv(CallerVariable) != "" && Inside() }
 
 // Caller is the user who has called this program, who may be root of a namespace by now. -1 on systems without users' numbers.
 func Caller() int {
-	if uid, err := strconv.Atoi(os.Getenv(CallerVariable)); err == nil {
+	if uid, err := strconv.Atoi(os.Getenv(CallerVariable)); err == nil && Inside() {
 		return uid
 	}
 	return os.Getuid()
