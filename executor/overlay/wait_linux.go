@@ -14,7 +14,8 @@ import (
 //
 // A thread can ask to be traced by its process's parent (PTRACE_TRACEME), which is this process, and wants to trace nobody. Then a signal or an
 // execve stops it, and a wait takes that for news; if it took it for the end, all the others would outlive their step. And when such a thread
-// has ended, the process has not, until its tracer has waited for the thread.
+// has ended, the process has not, until its tracer has waited for the thread: a process that ends by itself then is waited for until it is cancelled,
+// at the latest by its time-out.
 func wait(init *os.Process, cancelled <-chan struct{}) (*os.ProcessState, error) {
 	ended, stopped, over := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {

@@ -37,8 +37,8 @@
 //   - It sees and signals no process of outside: a pid namespace, of which it is the first, so that all it has started ends with it. /proc is that
 //     of this namespace. There is never a process of obx in it: /proc/PID/{exe,fd,mem,root,cwd} lead to the step's own. Its first program is
 //     the starter's, which cannot be written to, not even by root (the seals), and no command is executed through a link of /proc
-//     (RESOLVE_NO_MAGICLINKS). A script whose interpreter is such a link runs the starter's instructions, which find no memory to map, and end. The
-//     memory with the list is no longer the process's when anything of the image is executed.
+//     (RESOLVE_NO_MAGICLINKS). A script whose interpreter is such a link runs the starter's instructions, which find no memory to map, or no list to read,
+//     and end. The memory with the list is no longer the process's when anything of the image is executed.
 //   - It inherits no descriptor but its input and output: all others close on exec, also those that obx was started with ([CloseInherited]).
 //   - It has no capability beyond those of the configuration: the bounding set is reduced before the user changes, ambient ones are none, and the
 //     filter of package seccomp is in force from before the user changes. no_new_privs stays off, as in other builders: sudo works within.

@@ -40,7 +40,7 @@ func Exec(user, file *os.File, path string, argv, env []string) error {
 	}
 	args, vars := pr.strings(argv), pr.strings(env)
 	pr.do("", all, unix.SYS_EXECVE, pr.string(path), args, vars)                                        // for the name that ps shows
-	pr.do("", all, unix.SYS_EXECVEAT, uint64(file.Fd()), pr.string(""), args, vars, unix.AT_EMPTY_PATH) // if it was removed or replaced
+	pr.do("", all, unix.SYS_EXECVEAT, uint64(file.Fd()), pr.string(""), args, vars, unix.AT_EMPTY_PATH) // if it is not there
 	sorry := path + ": cannot be executed in a user namespace\n"
 	pr.do("", all, unix.SYS_WRITE, 2, pr.string(sorry), uint64(len(sorry)))
 	pr.do("", nil, unix.SYS_EXIT_GROUP, 127)

@@ -38,7 +38,7 @@ func (n *Networks) take() (*os.File, error) {
 	return one.file, one.err
 }
 
-// Close lets go of the namespace that nobody took.
+// Close lets go of the namespace that nobody took. A supervisor need not call it.
 func (n *Networks) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -170,13 +170,21 @@ func TestStarterAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	for _, files := range [][]*os.File{{textFD: f}, {socketFD: f, textFD: f, areaFD: f}} {
-		p, err := os.StartProcess("/proc/self/fd/4", []string{"x"}, &os.ProcAttr{Files: files})
+	for _, tt := range []struct {
+		files []*os.File
+		args  []string
+		want  string
+	}{
+		{[]*os.File{textFD: f}, []string{"x"}, "exit status 127"},
+		{[]*os.File{socketFD: f, textFD: f, areaFD: f}, []string{"x"}, "exit status 127"},
+		{[]*os.File{textFD: f}, []string{"x", "y"}, "signal: segmentation fault"}, // as one that has its list in its file
+	} {
+		p, err := os.StartProcess("/proc/self/fd/4", tt.args, &os.ProcAttr{Files: tt.files})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if state, err := p.Wait(); err != nil || state.ExitCode() != 127 {
-			t.Errorf("it ended with %v, %v", state, err)
+		if state, err := p.Wait(); err != nil || !strings.HasPrefix(state.String(), tt.want) {
+			t.Errorf("%q ended with %v, %v; want %s", tt.args, state, err, tt.want)
 		}
 	}
 }
@@ -229,6 +237,12 @@ func TestProgramMistakes(t *testing.T) {
 	}
 	if err := p.check(); err == nil || !strings.Contains(err.Error(), "too many") {
 		t.Errorf("got %v", err)
+	}
+	p = &program{}
+	p.print(strings.Repeat("x", maxData))
+	var starters Starters
+	if child, f, err := starters.start(p, 0, 0, nil); child != nil || f == nil || f.errno != unix.E2BIG || err != nil {
+		t.Errorf("too much data: %v, %+v, %v", child, f, err)
 	}
 	for _, report := range [][3]uint64{{1, 0, 0}, {1, ^uint64(0), 0}, {1, callAddress + callSize, 0}} {
 		if f, err := (&program{calls: make([]call, 1)}).failure(report); err == nil {

@@ -78,8 +78,12 @@ func (c *Container) Start() (*os.Process, error) {
 		return nil, err
 	}
 	if f != nil {
-		_, werr := p.Wait()
-		return nil, errors.Join(b.explain(*f), werr)
+		err := b.explain(*f)
+		if p != nil {
+			_, werr := p.Wait()
+			err = errors.Join(err, werr)
+		}
+		return nil, err
 	}
 	return p, nil
 }

@@ -67,8 +67,7 @@ type starter struct {
 }
 
 // start has a starter clone itself with these flags and files, and the child run the program. The child is one of this process. With CLONE_INTO_CGROUP, group
-// is the descriptor of its control group. A failure is what it tells before
-// its end.
+// is the descriptor of its control group. A failure is what it tells before its end; there is no child if it could not even be told what to do.
 func (s *Starters) start(p *program, flags, group uint64, files []*os.File) (child *os.Process, f *failure, err error) {
 	if err := p.check(); err != nil {
 		return nil, nil, err
@@ -82,22 +81,36 @@ func (s *Starters) start(p *program, flags, group uint64, files []*os.File) (chi
 	}
 	answer, err := one.run(p, flags, group, files)
 	if err != nil {
-		if pid := int(one.word(childAddress)); pid > 0 {
-			// Who kills a process for want of memory, kills all that have the same: how the child has ended, its parent will see.
-			child, err = os.FindProcess(pid)
+		pid, report := int(one.word(childAddress)), one.report()
+		if err := errors.Join(err, one.end()); pid == 0 {
+			return nil, nil, err
 		}
-		return child, nil, errors.Join(err, one.end())
+		// Who kills a process for want of memory, kills all that have the same: how the child has ended, its parent will see.
+		return p.childOf(pid, report)
 	}
 	s.mu.Lock()
 	s.idle = append(s.idle, one)
 	s.mu.Unlock()
 	if pid := int(answer[0]); pid < 0 {
 		return nil, nil, fmt.Errorf("start a process in new namespaces: %w", unix.Errno(-pid))
-	} else if child, err = os.FindProcess(pid); err != nil {
+	} else {
+		return p.childOf(pid, [3]uint64(answer[1:]))
+	}
+}
+
+// childOf is the child of this process that has run the program, and what it has reported. Whatever is wrong with it, it does not stay.
+func (p *program) childOf(pid int, report [3]uint64) (*os.Process, *failure, error) {
+	child, err := os.FindProcess(pid)
+	if err != nil {
 		return nil, nil, err
 	}
-	f, err = p.failure([3]uint64(answer[1:]))
-	return child, f, err
+	f, err := p.failure(report)
+	if err != nil {
+		_ = child.Kill()
+		_, werr := child.Wait()
+		return nil, nil, errors.Join(err, werr)
+	}
+	return child, f, nil
 }
 
 func (s *Starters) take() (*starter, error) {
@@ -117,7 +130,7 @@ func (s *Starters) take() (*starter, error) {
 	return newStarter(s.text, 0)
 }
 
-// Close ends those that are idle.
+// Close ends those that are idle. A supervisor need not call it: they end with it.
 func (s *Starters) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -222,6 +235,14 @@ func (s *starter) put(address int, words ...uint64) {
 	for i, w := range words {
 		binary.NativeEndian.PutUint64(s.area[address-areaAddress+8*i:], w)
 	}
+}
+
+// report is what the child has written down behind the answer's first word.
+func (s *starter) report() (r [3]uint64) {
+	for i := range r {
+		r[i] = s.word(answerAddress + 8*(i+1))
+	}
+	return r
 }
 
 func (s *starter) word(address int) uint64 {
