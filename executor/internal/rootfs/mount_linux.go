@@ -155,7 +155,7 @@ func endWrites(mount *os.File) error {
 		case err != unix.EBUSY:
 			return mountError(fs, "reconfigure", "", err)
 		case wait > 500*time.Millisecond:
-			return errors.New("the process has ended, but a file that it has given to another process is still open for writing")
+			return errors.New("the process has ended, but a file that it has given to another process is still open for writing, or was removed and is still open")
 		}
 		time.Sleep(wait)
 	}
