@@ -39,14 +39,20 @@ var Nobody = sync.OnceValue(func() int {
 })
 
 // HasUser reports whether the namespace has a user.
-func HasUser(uid int) bool { return has("uid", uid) }
+func HasUser(uid int) bool { return users(uid) }
 
 // HasGroup reports whether the namespace has a group.
-func HasGroup(gid int) bool { return has("gid", gid) }
+func HasGroup(gid int) bool { return groups(gid) }
 
-func has(kind string, id int) bool {
-	m, err := os.ReadFile("/proc/self/" + kind + "_map")
-	return err != nil || contains(string(m), id)
+// A process that enters a namespace executes itself: the maps never change.
+var users, groups = has("uid"), has("gid")
+
+func has(kind string) func(id int) bool {
+	read := sync.OnceValues(func() ([]byte, error) { return os.ReadFile("/proc/self/" + kind + "_map") })
+	return func(id int) bool {
+		m, err := read()
+		return err != nil || contains(string(m), id)
+	}
 }
 
 // contains looks for an id in a map of the kernel's: lines of the first id within, the first outside, and how many there are.

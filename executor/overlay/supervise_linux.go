@@ -380,9 +380,24 @@ func (r *run) clean() {
 		_ = exec.Command(r.Runtime, "--root", state, "delete", "--force", r.ID).Run()
 	}
 	if r.detached == nil { // else it goes with the supervisor
+		r.removeDir()
+	}
+	if r.group != nil {
+		_ = r.group.Remove()
+	} else {
+		_ = r.cgroups.Remove(r.Cgroup)
+	}
+}
+
+// removeDir removes what prepare has made.
+func (r *run) removeDir() {
+	for _, f := range r.Files {
+		_ = unix.Unlink(filepath.Join(r.dir, f.Name))
+	}
+	_ = unix.Rmdir(filepath.Join(r.dir, rootfs.RootName))
+	if unix.Rmdir(r.dir) != nil { // a runtime keeps more in it
 		_ = os.RemoveAll(r.dir)
 	}
-	_ = r.cgroups.Remove(r.Cgroup)
 }
 
 func (r *run) close() {

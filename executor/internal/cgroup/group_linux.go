@@ -257,5 +257,18 @@ func (g *Group) oomKills() int {
 // process of its run that has none.
 func (g *Group) OOM() bool { return g.oomKills() > g.kills }
 
+// Remove removes it, as [System.Remove] does, but looks only where it was made.
+func (g *Group) Remove() error {
+	for _, d := range g.Dirs {
+		if path.Base(d.Path) != path.Base(g.path) { // shared
+			continue
+		}
+		if err := removeTree(d.Path); err != nil {
+			return fmt.Errorf("remove cgroup: %w", err)
+		}
+	}
+	return nil
+}
+
 // Unified reports a group of version 2, which a process begins in.
 func (g *Group) Unified() bool { return g.maker.Unified }

@@ -49,6 +49,7 @@ func (p *points) make(at place, dir bool) error {
 	if err := p.remember(at.found); err != nil {
 		return err
 	}
+	defer clear(p.root.known)
 	parent := at.found
 	for i, name := range at.missing {
 		fd, err := p.root.openAt(parent, unix.O_RDONLY|unix.O_DIRECTORY)

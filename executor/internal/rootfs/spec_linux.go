@@ -85,6 +85,7 @@ func systemFiles(n executor.Network) []string {
 // NewPlan makes the plan of a run in root, and the mount points in it. bundle is the directory that the Runner will give the
 // run. Call Remove after it in any case.
 func NewPlan(root RootDir, p executor.Process, bundle, group string, cg cgroup.System, caches []*cacheMount) (*Plan, error) {
+	root.known = map[string]found{}
 	pl := &Plan{view: root, points: points{root: root}, caches: caches}
 	if !userns.HasUser(p.UID) || !userns.HasGroup(p.GID) {
 		return pl, startError("this user namespace does not have the user %d:%d: obx needs more subordinate ids (obx healthcheck), or root", p.UID, p.GID)

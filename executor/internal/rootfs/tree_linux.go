@@ -29,6 +29,15 @@ type RootDir struct {
 	over     []overMount // what will be mounted on it, those inside others after them
 	closed   []string    // directories, as "dev", that no path leads into: what the root has there, a process does not see
 	lenient  bool        // links of what is mounted over it are followed, too, and ".." leads back from what is missing
+
+	// known has what stat found in the root itself: paths share their directories. Whoever makes something in it clears this. It may be nil.
+	known map[string]found
+}
+
+// A found is what was found at a path.
+type found struct {
+	stat unix.Stat_t
+	err  error
 }
 
 // An overMount is a cache that will be mounted on a RootDir. Steps may write to it at any time.
@@ -59,6 +68,18 @@ func (r RootDir) openAt(name string, flags int) (int, error) {
 
 // stat reads the metadata of a path that resolve gave.
 func (r RootDir) stat(name string) (unix.Stat_t, error) {
+	if i, _ := r.covering(name); i >= 0 || r.known == nil {
+		return r.statNow(name)
+	}
+	f, ok := r.known[name]
+	if !ok {
+		f.stat, f.err = r.statNow(name)
+		r.known[name] = f
+	}
+	return f.stat, f.err
+}
+
+func (r RootDir) statNow(name string) (unix.Stat_t, error) {
 	var st unix.Stat_t
 	fd, err := r.openAt(name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
