@@ -95,7 +95,7 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 	}
 	req := request{
 		ID: r.ID, Runtime: b.runtime, Spec: &r.Plan.Spec, Files: r.Plan.Files, Binds: r.Plan.Binds,
-		Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath, Probe: r.Probe,
+		Terminal: p.Terminal, Cgroup: r.Plan.Spec.Linux.CgroupsPath, Probe: r.Probe, Detach: r.Detach,
 		HostNetwork: p.Network == executor.NetworkHost, FastSync: p.FastSync,
 	}
 	stdio, err := openStdio(p, out)
@@ -109,7 +109,8 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout)
 		defer stop()
 	}
-	last, err := b.s.run(limited, req, stdio, r.Mounts)
+	last, detached, err := b.s.run(limited, req, stdio, r.Mounts)
+	r.Detached = detached
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))

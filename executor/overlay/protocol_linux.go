@@ -16,8 +16,8 @@ import (
 
 // How the maker and its supervisor talk: over one seqpacket socket (fd 3 of the supervisor) the maker sends, for each
 // run, one message of fds, in the order of the constants below. The first is a stream socket for that run alone: a request
-// goes one way and replies come back, as JSON. Shutting down the maker's half kills the run. The end of the seqpacket socket
-// ends the supervisor.
+// goes one way and replies come back, as JSON; when these end, the run's mounts are gone. Shutting down the maker's half
+// kills the run. The end of the seqpacket socket ends the supervisor.
 const (
 	fdConn   = iota // the run's own socket
 	fdStdin         // the process's standard input
@@ -35,7 +35,8 @@ type request struct {
 	Binds    []rootfs.Bind `json:"binds"`
 	Terminal bool          `json:"terminal"`
 	Cgroup   string        `json:"cgroup"`
-	Probe    bool          `json:"probe"` // only create the container, to see whether the runtime works
+	Probe    bool          `json:"probe"`  // only create the container, to see whether the runtime works
+	Detach   bool          `json:"detach"` // tell that the process has exited before its mounts are gone
 
 	// Which filter of system calls Builtin installs. The supervisor is this program, and makes the same as the maker would.
 	HostNetwork bool `json:"hostNetwork"`

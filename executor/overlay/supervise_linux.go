@@ -136,7 +136,14 @@ func (s *supervision) serve(fds []*os.File) {
 		close(cancelled)
 	}()
 	last := r.do(cancelled, func(e reply) { _ = out.Encode(e) })
-	_ = out.Encode(last)
+	if last.Event == exited && r.Detach {
+		_ = out.Encode(last)
+		r.unmount()
+	} else {
+		r.unmount()
+		_ = out.Encode(last)
+	}
+	_ = conn.CloseWrite()
 	r.clean()
 }
 
@@ -153,7 +160,6 @@ type run struct {
 
 func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 	r.dir = bundleDir(r.priv, r.ID)
-	defer r.unmount()
 	if err := r.prepare(); err != nil {
 		return reply{Event: broken, Error: err.Error()}
 	}

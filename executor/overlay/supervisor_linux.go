@@ -31,8 +31,8 @@ type supervisor struct {
 	sending sync.Mutex
 }
 
-// startSupervisor starts this program once more, with priv, an empty directory, for its own use, and the control groups that it may make. It does not wait until the
-// supervisor is ready: requests queue.
+// startSupervisor starts this program once more, with priv, an empty directory, for its own use, and the control groups that it may make. It does not
+// wait until the supervisor is ready: requests queue.
 func startSupervisor(priv string, cgroups cgroup.System) (*supervisor, error) {
 	if IsSupervisor() {
 		return nil, errors.New("a supervisor cannot start another: main must call overlay.Supervise when overlay.IsSupervisor says so")
@@ -153,23 +153,35 @@ func (s *supervisor) wrap(err error) error {
 	}
 }
 
-// run does one run and returns its last reply. Cancelling ctx kills the process; the reply tells then how it ended.
-func (s *supervisor) run(ctx context.Context, req request, stdio *stdio, mounts []*os.File) (reply, error) {
+// run does one run and returns its last reply. Cancelling ctx kills the process; the reply tells then how it ended. detached is closed when the mounts
+// are gone, and nil if they are.
+func (s *supervisor) run(ctx context.Context, req request, stdio *stdio, mounts []*os.File) (r reply, detached <-chan struct{}, err error) {
 	conn, err := s.start(req, stdio, mounts)
 	if err != nil {
-		return reply{}, err
+		return reply{}, nil, err
 	}
-	defer conn.Close()
+	defer func() {
+		if err != nil || r.Event != exited || !req.Detach {
+			conn.Close()
+			return
+		}
+		gone := make(chan struct{})
+		detached = gone
+		go func() {
+			_, _ = io.Copy(io.Discard, conn)
+			conn.Close()
+			close(gone)
+		}()
+	}()
 	kill := func() { _ = conn.CloseWrite() }
 	defer context.AfterFunc(ctx, kill)()
 	replies := json.NewDecoder(conn)
-	var r reply
 	if req.Runtime != Builtin {
 		if err := replies.Decode(&r); err != nil {
-			return r, s.wrap(fmt.Errorf("the supervisor does not answer: %w", err))
+			return r, nil, s.wrap(fmt.Errorf("the supervisor does not answer: %w", err))
 		}
 		if r.Event != started {
-			return r, nil // whatever is in the pipe is not the process's
+			return r, nil, nil // whatever is in the pipe is not the process's
 		}
 	}
 	copied := make(chan error, 1)
@@ -188,7 +200,7 @@ func (s *supervisor) run(ctx context.Context, req request, stdio *stdio, mounts 
 	if r.Event != exited { // so nothing was written, and no terminal was made
 		cerr = nil
 	}
-	return r, errors.Join(err, cerr)
+	return r, nil, errors.Join(err, cerr)
 }
 
 // A limitedWriter keeps the beginning.

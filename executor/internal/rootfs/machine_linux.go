@@ -48,6 +48,11 @@ type Run struct {
 	Mounts  []*os.File // the root's mount, and those of its caches
 	Probe   bool       // only make the container, to see whether that works
 
+	// Detach allows the Box to return before it has let go of the root's mount: nothing but the next mount waits for that. Then it sets Detached,
+	// which is closed when the mount is gone.
+	Detach   bool
+	Detached <-chan struct{}
+
 	changes string // the directory of the root's changes; "" if it is the file system of this computer itself
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -55,10 +56,28 @@ type Mounter struct {
 	empty string // an empty directory: the root of what has no layers
 	void  string // another, below everything: overlayfs wants two lower directories of a read-only mount
 	old   atomic.Bool
+
+	// busy has directories of layers that were written to by an overlay which is not gone yet, with channels that are closed when it is. The kernel
+	// complains of such a directory, and has not promised anything.
+	busy sync.Map
+}
+
+// detaching has Mount wait for an overlay before it takes the directory, which that has written to, for a layer.
+func (mt *Mounter) detaching(dir string, gone <-chan struct{}) {
+	mt.busy.Store(dir, gone)
+	go func() {
+		<-gone
+		mt.busy.Delete(dir)
+	}()
 }
 
 // Mount mounts m. The file is its root.
 func (mt *Mounter) Mount(m OverlayMount) (*os.File, error) {
+	for _, dir := range m.Lower {
+		if gone, ok := mt.busy.Load(dir); ok {
+			<-gone.(<-chan struct{})
+		}
+	}
 	if len(m.Lower) == 0 || m.Upper == "" && len(m.Lower) == 1 {
 		m.Lower = append([]string{mt.void}, m.Lower...)
 	}

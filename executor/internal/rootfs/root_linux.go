@@ -20,6 +20,8 @@ type root struct {
 	chain  Chain
 	change Scratch // what has changed; nil if nothing has run
 	tree   *tree   // what Files has given
+
+	detached <-chan struct{} // closed when nothing is mounted any more on the change; nil if nothing is
 }
 
 // A tree is a mount that is read.
@@ -85,11 +87,23 @@ func (r *root) run(ctx context.Context, p executor.Process, out io.Writer) (err 
 		return err
 	}
 	defer func() { err = errors.Join(err, scratch.Discard(work)) }()
+	r.await()
 	mount, err := r.mc.Mounter.Mount(OverlayMount{Lower: append([]string{r.mc.floor(p.Network)}, lower...), Upper: r.upper(), Work: work})
 	if err != nil {
 		return err
 	}
-	return r.mc.runIn(ctx, mount, &Run{ID: id, Process: p, changes: r.change.Dir()}, box, out, func(pl *points) error { return pl.prune(r.upper()) })
+	run := &Run{ID: id, Process: p, changes: r.change.Dir()}
+	err = r.mc.runIn(ctx, mount, run, box, out, func(pl *points) error { return pl.prune(r.upper()) })
+	r.detached = run.Detached
+	return err
+}
+
+// await waits until nothing is mounted on the change.
+func (r *root) await() {
+	if r.detached != nil {
+		<-r.detached
+		r.detached = nil
+	}
 }
 
 // runIn runs a process in a mounted root, and closes that. settle is called when the mount points are gone.
@@ -107,13 +121,24 @@ func (mc *Machine) runIn(ctx context.Context, mount *os.File, r *Run, box Box, o
 	}
 	if err == nil {
 		r.Mounts = append([]*os.File{mount}, caches.mounts()...)
+		r.Detach = len(caches.list) == 0 && len(r.Plan.points.made) == 0 // else something is done below the mount
 		err = mc.limitDisk(ctx, r, caches, func(ctx context.Context) error { return box.Run(ctx, r, out) })
 	}
 	rerr := r.Plan.Remove()
 	if r.changes != "" && mayGive(r.Process) {
 		rerr = errors.Join(rerr, endWrites(mount))
 	}
-	_ = mount.Close() // before the directories below it are touched
+	if detached := r.Detached; detached != nil {
+		gone := make(chan struct{})
+		r.Detached = gone
+		go func() {
+			<-detached
+			_ = mount.Close()
+			close(gone)
+		}()
+	} else {
+		_ = mount.Close() // before the directories below it are touched
+	}
 	return errors.Join(err, rerr, settle(&r.Plan.points), caches.close(executor.Ended(err)))
 }
 
@@ -164,6 +189,10 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 		return nil, err
 	}
 	r.change = nil
+	if r.detached != nil {
+		r.mc.Mounter.detaching(r.mc.store.LayerPath(name), r.detached)
+		r.detached = nil
+	}
 	r.chain.Grow(name)
 	return NewChange(layers.Layer{Dir: name}), nil
 }
@@ -174,7 +203,7 @@ func (r *root) drop() error {
 		return nil
 	}
 	change := r.change
-	r.change = nil
+	r.change, r.detached = nil, nil
 	return change.Drop()
 }
 
@@ -200,6 +229,7 @@ func (r *root) Files(ctx context.Context) (layers.Tree, error) {
 		return nil, err
 	}
 	if r.change != nil {
+		r.await()
 		lower = append(lower, r.upper())
 	}
 	if len(lower) == 0 {
