@@ -294,7 +294,7 @@ func (in *inputs) start(cmd *cobra.Command) (*project, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &project{builder: &build.Builder{Images: images, Domains: domains}, notices: n}
+	p := &project{builder: &build.Builder{Images: images, Domains: domains}, notices: n, close: []func() error{images.Close}}
 	if err := p.openRepos(in); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}

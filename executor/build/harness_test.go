@@ -73,11 +73,13 @@ func (m *machine) another() *machine {
 func machineOn(t testing.TB, st *cas.Store) *machine {
 	spy := &executorSpy{Executor: fake.New(st)}
 	spy.Executor.Started = spy.started
-	return &machine{t: t, exec: spy, Builder: build.Builder{
-		Store:    st,
-		Executor: spy,
-		Images:   &images.Resolver{Store: st},
-	}}
+	im := &images.Resolver{Store: st}
+	t.Cleanup(func() {
+		if err := im.Close(); err != nil {
+			t.Errorf("close what images were read from: %v", err)
+		}
+	})
+	return &machine{t: t, exec: spy, Builder: build.Builder{Store: st, Executor: spy, Images: im}}
 }
 
 // An executorSpy counts what is asked of the executor.

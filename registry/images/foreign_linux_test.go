@@ -240,3 +240,49 @@ func TestArchiveBesideLinks(t *testing.T) {
 		t.Errorf("left %v, %v", entries, err)
 	}
 }
+
+// TestLayoutIsOpenedOnce looks at the process's open files: one for a layout, however often it is read, and none when all is done.
+func TestLayoutIsOpenedOnce(t *testing.T) {
+	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "one"})
+	dir, file := layoutDir(t, map[string]*testImage{"tag": img}), filepath.Join(t.TempDir(), "layout.tar")
+	repotest.InLayout(t, file, func(r repo.Repo) { conformance.PutImage(t, r, "tag") })
+	for _, at := range []string{dir, file} {
+		im := &images.Resolver{Store: openStore(t)}
+		for _, p := range []string{"amd64", "arm64"} {
+			base, err := im.Resolve(t.Context(), "oci:"+at+":tag", linux(p))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := im.Missing(t.Context(), base); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := im.Blobs(t.Context(), base); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := opened(t, at); n != 1 {
+			t.Errorf("%s is open %d times", at, n)
+		}
+		if err := im.Close(); err != nil {
+			t.Error(err)
+		}
+		if n := opened(t, at); n != 0 {
+			t.Errorf("%s is open %d times after Close", at, n)
+		}
+	}
+}
+
+// opened counts the process's descriptors of a file or directory.
+func opened(t *testing.T, name string) (n int) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && to == name {
+			n++
+		}
+	}
+	return n
+}

@@ -252,7 +252,13 @@ func openStore(t testing.TB) *cas.Store {
 
 func newImages(t testing.TB) *images.Resolver {
 	t.Helper()
-	return &images.Resolver{Store: openStore(t)}
+	im := &images.Resolver{Store: openStore(t)}
+	t.Cleanup(func() {
+		if err := im.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return im
 }
 
 // pull resolves and pulls, without unpacking.

@@ -30,8 +30,8 @@ const (
 	ImagesDomain = "obx.images"
 )
 
-// Images resolves names of base images and fetches images. It implements keys.Resolver. Safe for concurrent use; its fields are not to be changed
-// after the first use.
+// A Resolver resolves names of base images and fetches images. It implements keys.Resolver. Safe for concurrent use; its fields are not to be changed
+// after the first use. Close it: it holds the layouts open that it has read.
 type Resolver struct {
 	Store   *cas.Store
 	Client  *repo.Client        // that images in registries are reached by; nil: one of its own
@@ -56,6 +56,38 @@ type Resolver struct {
 
 	mu      sync.Mutex
 	origins map[digest.Digest]imageName // of what was resolved: under which name it can be had
+
+	opening sync.Mutex
+	layouts map[string]*repo.Layout // by the directory
+}
+
+// Close closes the layouts that were read. What was pulled from them stays.
+func (im *Resolver) Close() error {
+	im.opening.Lock()
+	defer im.opening.Unlock()
+	var err error
+	for _, l := range im.layouts {
+		err = errors.Join(err, l.Close())
+	}
+	im.layouts = nil
+	return err
+}
+
+// layout opens the layout in a directory or an archive, once.
+func (im *Resolver) layout(dir string) (*repo.Layout, error) {
+	im.opening.Lock()
+	defer im.opening.Unlock()
+	if l := im.layouts[dir]; l != nil {
+		return l, nil
+	}
+	l, err := repo.OpenLayout(dir)
+	if err == nil {
+		if im.layouts == nil {
+			im.layouts = make(map[string]*repo.Layout)
+		}
+		im.layouts[dir] = l
+	}
+	return l, err
 }
 
 // A resolution is what a name means for a platform.
@@ -304,7 +336,7 @@ func (im *Resolver) sources(n imageName) ([]source, error) {
 	client := im.client()
 	switch {
 	case n.dir != "":
-		add(repo.OpenLayout(n.dir))
+		add(im.layout(n.dir))
 	case !im.Offline:
 		for _, mirror := range im.Mirrors[n.host] {
 			host, prefix, _ := strings.Cut(mirror, "/")

@@ -471,6 +471,7 @@ func TestLayout(t *testing.T) {
 		{"no such digest", two + "@" + arm.desc.Digest.String(), nil, "not found"},
 		{"no layout", t.TempDir(), nil, "is no OCI layout: it has no file oci-layout"},
 		{"no directory", filepath.Join(t.TempDir(), "none"), nil, "none: no such file"},
+		{"no archive", filepath.Join(t.TempDir(), "none.tar"), nil, "none.tar: file does not exist"},
 		{"wrong bytes", broken, nil, "layer 1 of 1"},
 	}
 	for _, tt := range tests {

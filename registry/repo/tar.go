@@ -183,6 +183,9 @@ func (t *tarFiles) stamp(m tarMember) fileStamp {
 func (t *tarFiles) list(dir string) ([]string, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.old.f == nil && t.spool == nil {
+		return nil, &fs.PathError{Op: "open", Path: t.file, Err: fs.ErrNotExist}
+	}
 	names := make(map[string]bool)
 	for name := range t.old.members {
 		if path.Dir(name) == dir && !t.removed[name] {
