@@ -26,6 +26,16 @@ type throttledError struct{ error }
 
 func (e *throttledError) Unwrap() error { return e.error }
 
+// A redirectError is the refusal of a host that a registry redirects to. Its status says nothing of the registry: no login there would help.
+type redirectError struct {
+	host   string
+	status int
+}
+
+func (e *redirectError) Error() string {
+	return fmt.Sprintf("it redirects to %s, which answers %d %s", e.host, e.status, http.StatusText(e.status))
+}
+
 // answerError reads a registry's refusal. Its text goes to people: it is cut, and cleaned of what a terminal would obey.
 func answerError(resp *http.Response) *errcode.ErrorResponse {
 	e := &errcode.ErrorResponse{Method: resp.Request.Method, URL: resp.Request.URL, StatusCode: resp.StatusCode}

@@ -89,7 +89,7 @@ func (r *remoteRepo) do(req *http.Request, want ...int) (*http.Response, error) 
 	}
 	defer discard(resp)
 	if host := resp.Request.URL.Host; host != req.URL.Host && resp.StatusCode != http.StatusNotFound {
-		return nil, fmt.Errorf("it redirects to %s, which answers %s", host, resp.Status) // no login would help
+		return nil, &redirectError{host, resp.StatusCode}
 	}
 	if isThrottled(resp) {
 		return nil, &throttledError{answerError(resp)}
@@ -292,7 +292,11 @@ func (r *remoteRepo) putBlob(ctx context.Context, desc ocispec.Descriptor, from 
 		if err == nil || ctx.Err() != nil {
 			return err
 		}
-		switch status := statusOf(err); {
+		status := statusOf(err)
+		if elsewhere := new(redirectError); errors.As(err, &elsewhere) {
+			status = elsewhere.status
+		}
+		switch {
 		case errors.As(err, new(*sourceError)), errors.As(err, new(*downError)), errors.As(err, new(*loginError)), errors.As(err, new(*PrivateError)):
 			return err // another try would end the same
 		case errors.As(err, new(*throttledError)):

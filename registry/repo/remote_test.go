@@ -730,6 +730,38 @@ func TestRepoUploadElsewhere(t *testing.T) {
 	}
 }
 
+// TestRepoUploadRedirected has a registry whose uploads are redirected to storage that refuses them: that is an answer, which alone does not make the
+// registry one that is down.
+func TestRepoUploadRedirected(t *testing.T) {
+	desc, blob := conformance.RandomBlob(1000)
+	for status, tries := range map[int]int32{http.StatusForbidden: 1, http.StatusInternalServerError: 5} {
+		var n atomic.Int32
+		storage := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n.Add(1)
+			w.WriteHeader(status)
+		}))
+		srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			switch r.Method {
+			case http.MethodPost:
+				w.Header().Set("Location", "/v2/x/blobs/uploads/1")
+				w.WriteHeader(http.StatusAccepted)
+			case http.MethodPut:
+				http.Redirect(w, r, storage.URL, http.StatusTemporaryRedirect)
+			}
+		}))
+		r := repotest.Open(t, srv.Listener.Addr().String()+"/x", repotest.Hurried(5*time.Second, 5*time.Second, 20*time.Second))
+		err := r.PutBlob(t.Context(), desc, "", conformance.OpenBytes(blob))
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("which answers %d %s", status, http.StatusText(status))) || n.Load() != tries {
+			t.Errorf("status %d: %d tries: %v", status, n.Load(), err)
+		}
+		if _, err := r.HasBlob(t.Context(), desc); err != nil {
+			t.Errorf("after status %d: %v", status, err)
+		}
+		srv.Close()
+		storage.Close()
+	}
+}
+
 // TestRepoSays has registries and token servers that refuse: what was to be done, where, and the answer are told once each, and no status is taken
 // for another's.
 func TestRepoSays(t *testing.T) {
