@@ -16,6 +16,8 @@ import (
 
 	orasregistry "oras.land/oras-go/v2/registry"
 	"oras.land/oras-go/v2/registry/remote/auth"
+
+	"github.com/ocurrent/obx/cas"
 )
 
 // A Client reaches registries: it has the connections, logins and tokens of a run, and knows which hosts are down. The zero Client is ready to use; its
@@ -38,8 +40,7 @@ type Client struct {
 	transport *transport
 	logins    *Logins
 
-	probing sync.Mutex
-	plain   map[string]bool // loopback hosts: whether they speak HTTP
+	plain cas.Once[string, bool] // loopback hosts: whether they speak HTTP
 
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -63,7 +64,7 @@ func (c *Client) init() error {
 			c.transport.guard(c.Allow, c.Resolver)
 		}
 		c.http = &http.Client{Transport: c.transport}
-		c.plain, c.sessions = make(map[string]bool), make(map[string]*session)
+		c.sessions = make(map[string]*session)
 	})
 	return c.err
 }
@@ -185,15 +186,8 @@ func (c *Client) isPlain(ctx context.Context, addr string) bool {
 	if !isLoopback(hostname) {
 		return false
 	}
-	c.probing.Lock()
-	defer c.probing.Unlock()
-	plain, known := c.plain[addr]
-	if !known {
-		if plain, known = c.speaksHTTP(ctx, addr); known {
-			c.plain[addr] = plain
-		}
-	}
-	return plain
+	plain, err := c.plain.Do(ctx, addr, func(ctx context.Context) (bool, error) { return c.speaksHTTP(ctx, addr) })
+	return plain || err != nil // then the request itself tells best what is wrong
 }
 
 func isLoopback(hostname string) bool {
@@ -204,23 +198,33 @@ func isLoopback(hostname string) bool {
 	return err == nil && ip.IsLoopback()
 }
 
-// speaksHTTP begins a TLS handshake, and sees whether the answer is one. known is false if nobody answers.
-func (c *Client) speaksHTTP(ctx context.Context, addr string) (plain, known bool) {
-	dial, cancel := context.WithTimeout(ctx, 3*time.Second)
+// speaksHTTP begins a TLS handshake, and sees whether the answer is one. It is an error if nobody answers.
+func (c *Client) speaksHTTP(ctx context.Context, addr string) (bool, error) {
+	h, err := c.transport.host(addr)
+	if err == nil {
+		err = h.isDown()
+	}
+	if err != nil {
+		return false, err
+	}
+	defer h.vigil.begin("it does not begin to speak")()
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	if _, _, err := net.SplitHostPort(addr); err != nil {
 		addr = net.JoinHostPort(strings.Trim(addr, "[]"), "443")
 	}
-	conn, err := c.transport.plain.DialContext(dial, "tcp", addr)
+	conn, err := c.transport.plain.DialContext(ctx, "tcp", addr)
 	if err != nil {
-		return true, false
+		return false, err
 	}
 	defer conn.Close()
 	// Nothing is sent over this connection: that the certificate is right is seen to by the real one. The protocol's name holds an
 	// empty line, so that an HTTP server sees the end of a bad request, and does not wait for more.
-	err = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"\r\n\r\n"}}).HandshakeContext(dial)
-	var header tls.RecordHeaderError
-	return errors.As(err, &header) || err != nil && isTransient(nil, err), ctx.Err() == nil
+	err = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"\r\n\r\n"}}).HandshakeContext(ctx)
+	if err != nil && ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	return errors.As(err, new(tls.RecordHeaderError)) || isBroken(err), nil
 }
 
 // CheckHost reports what is wrong with the name of a registry's host, HOST[:PORT].
