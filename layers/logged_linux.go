@@ -38,7 +38,7 @@ func appendText(b []byte, s string) []byte {
 	return append(binary.AppendVarint(b, int64(len(s))), s...)
 }
 
-var errSequence = errors.New("the layer's sequence of entries is damaged: obx cache rm removes the result that has it")
+var errSequence = errors.New("the layer's sequence of entries is lost or damaged: obx cache rm removes the result that has it")
 
 // A logReader reads lines. Once one is damaged, all that follows is zero.
 type logReader struct {

@@ -150,6 +150,9 @@ type replay struct {
 func newReplay(layer string) (*replay, error) {
 	file := filepath.Join(layer, logFile)
 	b, err := os.ReadFile(file)
+	if errors.Is(err, fs.ErrNotExist) { // as in a store of before the log had this format
+		err = fmt.Errorf("%s: %w", file, errSequence)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package layers
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -176,6 +177,27 @@ func TestReplayKeepsContent(t *testing.T) {
 	}
 	if got, want := buf.String(), "l l d\nd d 755; d/x f 0 2 n2; l d 750; l/x f 0 4 n2; l/y f 0 5 n2\n"; got != want {
 		t.Errorf("got %s, want %s", got, want)
+	}
+}
+
+// TestReplayWithoutLog puts a layer on others, which it has to be applied to again, when its log is gone or cut.
+func TestReplayWithoutLog(t *testing.T) {
+	needRoot(t)
+	for name, spoil := range map[string]func(string) error{
+		"gone": os.Remove,
+		"cut":  func(log string) error { return os.Truncate(log, 5) },
+	} {
+		st := openStore(t)
+		link, err := stackOf(t, st, []tar.Header{symlink("l", "d")})
+		check(t, err)
+		through, err := stackOf(t, st, []tar.Header{file("l/x")})
+		check(t, err)
+		check(t, spoil(filepath.Join(filepath.Dir(st.LayerPath(through[0])), logFile)))
+		s := NewStack(st, link)
+		defer s.Close()
+		if err := s.Add(t.Context(), through[0]); !errors.Is(err, errSequence) || !strings.Contains(err.Error(), through[0]) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
