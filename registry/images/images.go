@@ -119,7 +119,7 @@ func (s source) find(ctx context.Context, n imageName) ([]ocispec.Descriptor, er
 	if s.isCache {
 		return nil, repo.ErrNotFound
 	}
-	if layout, ok := s.Repo.(indexed); ok && n.digest == "" {
+	if layout, ok := s.Repo.(*repo.Layout); ok && n.digest == "" { // its index may have a tag several times: once for each platform
 		entries, err := layout.Index()
 		if err != nil {
 			return nil, err
@@ -138,11 +138,6 @@ func (s source) find(ctx context.Context, n imageName) ([]ocispec.Descriptor, er
 		err = fmt.Errorf("%w: check the name and the tag, or say what it means with --base NAME=REF", err)
 	}
 	return []ocispec.Descriptor{desc}, err
-}
-
-// An indexed Repo lists what its index.json does, which may have a tag several times: once for each platform.
-type indexed interface {
-	Index() ([]ocispec.Descriptor, error)
 }
 
 // isVague reports a media type that says nothing of a document, as some registries and proxies give for all: the document itself has to.

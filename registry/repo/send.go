@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -134,6 +135,7 @@ func (s *Sender) Put(ctx context.Context, tag, mediaType string, manifest []byte
 	}
 	desc, err := s.Repo.PutManifest(ctx, tag, mediaType, manifest)
 	if errors.Is(err, ErrBlobUnknown) {
+		blobs = slices.Clone(blobs) // the caller's stay as they are
 		s.mu.Lock()
 		for i := range blobs {
 			blobs[i].Ask = true
