@@ -573,7 +573,7 @@ func TestGoneIsAMiss(t *testing.T) {
 			if err == nil && len(ls) == len(r.Layers) {
 				break
 			}
-			if !errors.Is(err, repo.ErrGone) {
+			if !errors.Is(err, registry.ErrGone) {
 				t.Fatalf("%s vanished: %v", gone, err)
 			}
 		}
@@ -635,7 +635,7 @@ func TestLayerThatCannotBeMade(t *testing.T) {
 	if r == nil || r.Key != bad.Key {
 		t.Fatalf("found %+v", r)
 	}
-	if _, err := c.Fetch(t.Context(), r, true, nil); !errors.Is(err, repo.ErrGone) {
+	if _, err := c.Fetch(t.Context(), r, true, nil); !errors.Is(err, registry.ErrGone) {
 		t.Errorf("Fetch gives %v", err)
 	}
 	if r := find(t, c, build.ids()...); r == nil || r.Key != good.Key {
@@ -674,7 +674,7 @@ func TestCorruptBlobsAreReplaced(t *testing.T) {
 		} else {
 			_, err = b.Fetch(t.Context(), r, true, nil)
 		}
-		if !errors.Is(err, repo.ErrGone) {
+		if !errors.Is(err, registry.ErrGone) {
 			t.Fatalf("read %s, %v", d, err)
 		}
 		if r := find(t, b, last.Key); r != nil {
@@ -957,7 +957,7 @@ func TestRace(t *testing.T) {
 				}
 				return
 			}
-			if !errors.Is(err, repo.ErrGone) {
+			if !errors.Is(err, registry.ErrGone) {
 				t.Fatalf("fetched, %v", err)
 			}
 			// The next build heals, the one after hits.
@@ -1099,7 +1099,7 @@ func TestNoAnswer(t *testing.T) {
 	}
 	r := find(t, b, build.ids()...)
 	fresh, _ := machine(t, to)
-	if _, err := fresh.Fetch(ctx, r, true, nil); !errors.Is(err, context.Canceled) || errors.Is(err, repo.ErrGone) {
+	if _, err := fresh.Fetch(ctx, r, true, nil); !errors.Is(err, context.Canceled) || errors.Is(err, registry.ErrGone) {
 		t.Errorf("cancelled: %v", err)
 	}
 }

@@ -87,7 +87,7 @@ func (cp *copying) keyOrTarget(ctx context.Context, id keys.ID, target bool) (fo
 			}
 		}
 		switch err := cp.entry(ctx, rec); {
-		case errors.Is(err, repo.ErrGone):
+		case errors.Is(err, ErrGone), errors.Is(err, repo.ErrWrong):
 			cp.from.note(rec.tag, tagState{kind: broken, digest: rec.digest})
 			cp.from.warn("gone", "the result of %s cannot be copied: %v", id, err)
 		case err != nil:
@@ -184,17 +184,17 @@ func (cp *copying) image(ctx context.Context, rec *record) (*imageDocs, error) {
 	d := rec.Image.Digest.digest()
 	_, b, err := cp.from.Repo.Manifest(ctx, d.String())
 	if errors.Is(err, repo.ErrNotFound) {
-		return nil, fmt.Errorf("image %s: %w", d, repo.ErrGone)
+		return nil, fmt.Errorf("image %s: %w", d, ErrGone)
 	}
 	if err != nil {
 		return nil, err
 	}
 	if err := oci.CheckBytes(b, d); err != nil {
-		return nil, fmt.Errorf("image: %w: %w", repo.ErrGone, err)
+		return nil, fmt.Errorf("image: %w: %w", ErrGone, err)
 	}
 	var m ocispec.Manifest
 	if err := json.Unmarshal(b, &m); err != nil {
-		return nil, fmt.Errorf("image %s: %w: %w", d, repo.ErrGone, err)
+		return nil, fmt.Errorf("image %s: %w: %w", d, ErrGone, err)
 	}
 	docs := &imageDocs{manifest: b, digest: d}
 	for _, desc := range append(m.Layers, m.Config) {
@@ -213,7 +213,7 @@ func (cp *copying) open(ctx context.Context, desc ocispec.Descriptor) (io.ReadCl
 	}
 	rc, err := cp.from.Repo.Blob(ctx, desc)
 	if errors.Is(err, repo.ErrNotFound) {
-		return nil, fmt.Errorf("blob %s: %w", desc.Digest, repo.ErrGone)
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, ErrGone)
 	}
 	if err != nil {
 		return nil, err

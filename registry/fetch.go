@@ -26,6 +26,9 @@ import (
 // writing them a second time would take longer than unpacking.
 const keepBytes = 1 << 20
 
+// ErrGone says that what a record refers to is no longer there, or is not what it says: the result is a miss.
+var ErrGone = errors.New("a cached result is gone or broken")
+
 // Fetch brings the layers of a result of Find into the store, several at once, and the image's config, into r.Config: as bytes, or with
 // unpack as files, unpacked as they arrive, and then as bytes too if they are few or the base image's. What the store has is not fetched. It gives the layers in the order of r.Layers. An error that wraps ErrGone
 // makes the result a miss; others are ctx's, or the store's.
@@ -70,7 +73,7 @@ func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p layers.Prog
 	switch {
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
-	case errors.Is(err, repo.ErrGone):
+	case errors.Is(err, ErrGone):
 		c.note(r.record.tag, tagState{kind: broken, digest: r.record.digest})
 		c.warn("gone", "the result of %s cannot be used: %v", r.Key, err)
 		fallthrough
@@ -181,7 +184,7 @@ func (c *Cache) gone(ctx context.Context, d digest.Digest, err error) error {
 		return err // of the store
 	}
 	c.Sender().Note(false, d)
-	return fmt.Errorf("%w: blob %s: %w", repo.ErrGone, d, err)
+	return fmt.Errorf("%w: blob %s: %w", ErrGone, d, err)
 }
 
 // smallLog is up to which size a log passes through memory.
@@ -222,7 +225,7 @@ func (c *Cache) FetchLogs(ctx context.Context, r *Result) error {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
-	case errors.Is(err, repo.ErrGone):
+	case errors.Is(err, ErrGone):
 		c.note(r.record.tag, tagState{kind: broken, digest: r.record.digest})
 		c.warn("gone", "the result of %s cannot be used: log: %v", r.Key, err)
 	}
@@ -253,7 +256,7 @@ func (c *Cache) OpenLog(ctx context.Context, l Log) (io.ReadCloser, error) {
 	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(logWindow))
 	if err != nil {
 		r.Close()
-		return nil, fmt.Errorf("open log: %w: %w", repo.ErrGone, err)
+		return nil, fmt.Errorf("open log: %w: %w", ErrGone, err)
 	}
 	return &logReader{Reader: io.LimitReader(z, l.unpacked), z: z, packed: r}, nil
 }

@@ -15,7 +15,6 @@ import (
 
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
-	"github.com/ocurrent/obx/registry/repo"
 )
 
 func mountTag(domain, name string) string {
@@ -155,7 +154,7 @@ func TestMountIsLost(t *testing.T) {
 	if err != nil || m.IsZero() {
 		t.Fatalf("found %+v, %v", m, err)
 	}
-	if _, err := b.FetchMount(t.Context(), m, nil); !errors.Is(err, repo.ErrGone) {
+	if _, err := b.FetchMount(t.Context(), m, nil); !errors.Is(err, registry.ErrGone) {
 		t.Errorf("fetched it: %v", err)
 	}
 	if w := warned.take(); len(w) > 0 {

@@ -39,7 +39,7 @@ func (c *Cache) Push(ctx context.Context, r *Result) (sent int64, err error) {
 }
 
 // errNowhere says that bytes are in neither store.
-var errNowhere = fmt.Errorf("its bytes are neither here nor there: %w", repo.ErrGone)
+var errNowhere = fmt.Errorf("its bytes are neither here nor there: %w", ErrGone)
 
 // A push is one Push.
 type push struct {

@@ -18,7 +18,6 @@ import (
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
-	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A Sharing says how a cache mount travels through the caches.
@@ -110,7 +109,7 @@ func (m *mountShare) pull(ctx context.Context) error {
 			take = m.takeIntoDir
 		}
 		switch err := take(ctx, mc, found); {
-		case errors.Is(err, repo.ErrGone):
+		case errors.Is(err, registry.ErrGone):
 			if i == 0 {
 				m.there.Layer = layers.Layer{}
 			}
@@ -322,7 +321,7 @@ func (m *mountShare) pushOnce(ctx context.Context, c MountCache) error {
 			switch {
 			case err == nil:
 				dirs = append(dirs, dir)
-			case errors.Is(err, repo.ErrGone):
+			case errors.Is(err, registry.ErrGone):
 				there.Layer = layers.Layer{}
 			default:
 				return err

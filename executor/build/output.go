@@ -19,8 +19,8 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
+	"github.com/ocurrent/obx/registry"
 	"github.com/ocurrent/obx/registry/images"
-	"github.com/ocurrent/obx/registry/repo"
 )
 
 // An OutputSpec is where a build's result is written to.
@@ -305,7 +305,7 @@ func (b *Builder) fetchBytes(ctx context.Context, st *state) error {
 		if res == nil || res.Exit != 0 || pulledID(res.Layers) != st.rec.ID {
 			continue
 		}
-		if _, err := c.Fetch(ctx, res, false, nil); err == nil || !errors.Is(err, repo.ErrGone) {
+		if _, err := c.Fetch(ctx, res, false, nil); err == nil || !errors.Is(err, registry.ErrGone) {
 			return err
 		}
 	}

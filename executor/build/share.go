@@ -18,7 +18,6 @@ import (
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
-	"github.com/ocurrent/obx/registry/repo"
 )
 
 // A Cache is where results are shared between machines. What is broken in it is a miss: Find's and Survey's errors are ctx's, Fetch's
@@ -87,7 +86,7 @@ func (s *stage) ask(ctx context.Context, from int, ids []keys.ID) (n int, found 
 					err = s.fetch(ctx, st)
 				}
 			}
-			if errors.Is(err, repo.ErrGone) {
+			if errors.Is(err, registry.ErrGone) {
 				rest = ids[n : steps-1] // what is lost is lost: the next best
 				continue
 			}

@@ -19,7 +19,6 @@ import (
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 	"github.com/ocurrent/obx/registry/images"
-	"github.com/ocurrent/obx/registry/repo"
 )
 
 // An ExportReport says what Export or Import has moved. A failed one has moved that much.
@@ -469,7 +468,7 @@ func (x *export) push(ctx context.Context, e *exported, res *registry.Result) er
 	} else {
 		sent, err = x.to.Push(ctx, res)
 	}
-	lost := err != nil && ctx.Err() == nil && (pulled || errors.Is(err, repo.ErrGone))
+	lost := err != nil && ctx.Err() == nil && (pulled || errors.Is(err, registry.ErrGone))
 	x.mu.Lock()
 	x.report.Bytes += sent
 	switch {
@@ -632,7 +631,7 @@ func (in *imports) bring(ctx context.Context, res *registry.Result) (bool, error
 		return true, nil
 	}
 	err := in.fetchInto(ctx, res)
-	if errors.Is(err, repo.ErrGone) {
+	if errors.Is(err, registry.ErrGone) {
 		return false, nil
 	}
 	if err != nil {

@@ -153,7 +153,10 @@ func (s *Sender) Put(ctx context.Context, tag, mediaType string, manifest []byte
 	return desc, err
 }
 
-// Verified gives the bytes of a blob, and ends with ErrGone where they are not the right ones.
+// ErrWrong says that the bytes of a blob are not those that its digest is of.
+var ErrWrong = errors.New("its bytes are wrong")
+
+// Verified gives the bytes of a blob, and ends with ErrWrong where they are not the right ones.
 func Verified(r io.ReadCloser, want ocispec.Descriptor) io.ReadCloser {
 	return &verifyingReader{ReadCloser: r, h: digest.SHA256.Digester(), want: want}
 }
@@ -171,7 +174,7 @@ func (r *verifyingReader) Read(b []byte) (int, error) {
 	r.n += int64(n)
 	// Who knows the size does not read to the end.
 	if (err == io.EOF || r.n >= r.want.Size) && r.h.Digest() != r.want.Digest {
-		return n, fmt.Errorf("blob %s: %w", r.want.Digest, ErrGone)
+		return n, fmt.Errorf("blob %s: %w", r.want.Digest, ErrWrong)
 	}
 	return n, err
 }
@@ -192,6 +195,3 @@ func ReadBlob(ctx context.Context, repo Repo, desc ocispec.Descriptor) ([]byte, 
 	}
 	return b, nil
 }
-
-// ErrGone says that what a record refers to is no longer there, or is not what it says: the result is a miss.
-var ErrGone = errors.New("a cached result is gone or broken")
