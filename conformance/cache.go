@@ -144,7 +144,7 @@ func (c *cacheTest) site(repo repo.Repo, change func(*registry.Cache)) *site {
 		Store: st, Executor: exec, Images: &images.Resolver{Store: st},
 		Source:  fstest.MapFS{"noise": {Data: []byte(cacheNoise()), Mode: 0o644}},
 		Domains: s.cache.Domains, Trust: s.cache.Trust, NeedFiles: true,
-		Caches: []build.Cache{s.cache},
+		Caches: []*registry.Cache{s.cache},
 	}
 	return s
 }

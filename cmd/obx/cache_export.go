@@ -192,7 +192,7 @@ func (x *export) copy(ctx context.Context, ids []keys.ID) ([]keys.ID, error) {
 		if len(ids) == 0 {
 			break
 		}
-		r, err := registry.Copy(ctx, c.(*registry.Cache), x.to, ids)
+		r, err := registry.Copy(ctx, c, x.to, ids)
 		if err != nil {
 			return nil, err
 		}

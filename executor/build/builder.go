@@ -41,7 +41,7 @@ type Builder struct {
 	Compression layers.Compression // what layers are packed as, and what outputs have; zero: zstd, for type=docker gzip, and base images as they are
 	NeedFiles   bool               // the files of the result will be used: by Write or Shell
 
-	Caches        []Cache              // where results are shared; all are asked in order, the first is pushed to
+	Caches        []*registry.Cache    // where results are shared; all are asked in order, the first is pushed to
 	Push          PushMode             // whether and how
 	ShareMounts   map[string]Sharing   // cache mounts that travel through the caches, by name
 	CacheFailures bool                 // push a command's failure too

@@ -156,7 +156,7 @@ func (f writerFunc) Write(p []byte) (int, error) {
 }
 
 // keepLogs brings the logs of a record's steps into the store. Those of up to inline bytes stay in memory.
-func (s *stage) keepLogs(ctx context.Context, c Cache, p *Pulled, inline int) error {
+func (s *stage) keepLogs(ctx context.Context, c *registry.Cache, p *Pulled, inline int) error {
 	total, kept := s.newTotal(), map[digest.Digest]registry.Log{}
 	p.Steps, p.Others = slices.Clone(p.Steps), slices.Clone(p.Others)
 	for _, list := range [][]registry.Step{p.Steps, p.Others} {
@@ -180,7 +180,7 @@ func (s *stage) keepLogs(ctx context.Context, c Cache, p *Pulled, inline int) er
 }
 
 // keepLog brings a log into the store. One that is lost is empty from now on.
-func (s *stage) keepLog(ctx context.Context, c Cache, l registry.Log, limit *logLimit, inline int) (registry.Log, error) {
+func (s *stage) keepLog(ctx context.Context, c *registry.Cache, l registry.Log, limit *logLimit, inline int) (registry.Log, error) {
 	r, err := c.OpenLog(ctx, l)
 	if err != nil {
 		s.warn(s.Stage, "cache %s: a log is lost: %v", c.Name(), err)

@@ -31,15 +31,6 @@ const (
 	Union Sharing = "union"
 )
 
-// A MountCache is a Cache through which cache mounts travel too.
-type MountCache interface {
-	Name() string
-	FindMount(ctx context.Context, name string) (registry.Mount, error)
-	FetchMount(ctx context.Context, m registry.Mount, p layers.Progress) (layers.Layer, error)
-	PushMount(ctx context.Context, name string, l layers.Layer, over *registry.Mount) (sent int64, err error)
-	TouchMount(ctx context.Context, name string, m registry.Mount)
-}
-
 // A mountID is a cache mount of the store. What private uses have and what the others have are two; they travel as one.
 type mountID struct {
 	name string
@@ -90,11 +81,7 @@ func (r *run) mount(ctx context.Context, id mountID) (*mountShare, error) {
 // pull takes the content of the first cache that has one. What is lost or broken there is as good as none.
 func (m *mountShare) pull(ctx context.Context) error {
 	for i, c := range m.Caches {
-		mc, ok := c.(MountCache)
-		if !ok {
-			continue
-		}
-		found, err := mc.FindMount(ctx, m.name)
+		found, err := c.FindMount(ctx, m.name)
 		if err != nil {
 			return err
 		}
@@ -108,12 +95,12 @@ func (m *mountShare) pull(ctx context.Context) error {
 		if m.dir {
 			take = m.takeIntoDir
 		}
-		switch err := take(ctx, mc, found); {
+		switch err := take(ctx, c, found); {
 		case errors.Is(err, registry.ErrGone):
 			if i == 0 {
 				m.there.Layer = layers.Layer{}
 			}
-			m.warn(nil, "cache %s: cache mount %s: %v", mc.Name(), m.name, err)
+			m.warn(nil, "cache %s: cache mount %s: %v", c.Name(), m.name, err)
 		case errors.Is(err, errBusy):
 			m.warn(nil, "cache mount %s: what is shared is not brought here: %v", m.name, err)
 			return nil
@@ -130,7 +117,7 @@ func (m *mountShare) open(ctx context.Context, sharing string) (*cas.CacheMount,
 	return m.Store.OpenCache(ctx, m.domains()[0], m.mountName(m.name), sharing)
 }
 
-func (m *mountShare) fetch(ctx context.Context, c MountCache, found registry.Mount) (dir string, err error) {
+func (m *mountShare) fetch(ctx context.Context, c *registry.Cache, found registry.Mount) (dir string, err error) {
 	l, err := c.FetchMount(ctx, found, func(d digest.Digest, done, total int64) {
 		m.emit(Event{Kind: Pulling, Blob: d.String(), Bytes: done, Total: total})
 	})
@@ -138,7 +125,7 @@ func (m *mountShare) fetch(ctx context.Context, c MountCache, found registry.Mou
 }
 
 // take makes shared content the newest generation of the mount here.
-func (m *mountShare) take(ctx context.Context, c MountCache, found registry.Mount) error {
+func (m *mountShare) take(ctx context.Context, c *registry.Cache, found registry.Mount) error {
 	use, err := m.open(ctx, "")
 	if err != nil {
 		return err
@@ -185,7 +172,7 @@ func (m *mountShare) openDir(ctx context.Context, sharing string) (*cas.CacheMou
 }
 
 // takeIntoDir adds shared content to the directory, if it is empty or a union. Files there are written to in place, so they are copies.
-func (m *mountShare) takeIntoDir(ctx context.Context, c MountCache, found registry.Mount) error {
+func (m *mountShare) takeIntoDir(ctx context.Context, c *registry.Cache, found registry.Mount) error {
 	wanted := func(use *cas.CacheMount) (bool, error) {
 		if m.how == Union {
 			return true, nil
@@ -289,18 +276,17 @@ const maxMerges = 5
 
 // push publishes what the build has left in the mount, if a step that ran had it.
 func (m *mountShare) push(ctx context.Context) error {
-	c, ok := m.Caches[0].(MountCache)
-	if !ok || !m.used {
+	if !m.used {
 		return nil
 	}
 	for n := 1; ; n++ {
-		if err := m.pushOnce(ctx, c); !errors.Is(err, registry.ErrMountMoved) || n == maxMerges {
+		if err := m.pushOnce(ctx, m.Caches[0]); !errors.Is(err, registry.ErrMountMoved) || n == maxMerges {
 			return err
 		}
 	}
 }
 
-func (m *mountShare) pushOnce(ctx context.Context, c MountCache) error {
+func (m *mountShare) pushOnce(ctx context.Context, c *registry.Cache) error {
 	dirs, done, err := m.content(ctx)
 	if err != nil {
 		return err

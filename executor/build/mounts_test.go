@@ -194,7 +194,7 @@ func TestUnionRace(t *testing.T) {
 			if when == "after" {
 				race.sent, race.put = nil, publish
 			}
-			m.Caches = []build.Cache{&registry.Cache{Repo: race, Store: m.Store, Warn: m.told.add}}
+			m.Caches = []*registry.Cache{&registry.Cache{Repo: race, Store: m.Store, Warn: m.told.add}}
 			m.ShareMounts = map[string]build.Sharing{"c": build.Union}
 			m.Push = build.PushRequire
 			m.leave("c", "", "ours")

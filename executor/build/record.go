@@ -65,7 +65,7 @@ type state struct {
 	parent *state // nil for a base, and for what came from a cache
 
 	// Of a state that came from a cache in this run.
-	cache   Cache
+	cache   *registry.Cache
 	remote  *registry.Result // as a cache gave it
 	fetched bool             // its files and logs are in the store by now
 }
@@ -79,7 +79,7 @@ func (s *state) where() string {
 }
 
 // logs is the cache that the logs of a state are read from; nil for the store.
-func (s *state) logs() Cache {
+func (s *state) logs() *registry.Cache {
 	if s.fetched {
 		return nil
 	}

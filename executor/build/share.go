@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"runtime"
 	"slices"
 	"sync"
@@ -19,19 +18,6 @@ import (
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 )
-
-// A Cache is where results are shared between machines. What is broken in it is a miss: Find's and Survey's errors are ctx's, Fetch's
-// and FetchLogs's are registry.ErrGone or ctx's. *registry.Cache is one, and says more.
-type Cache interface {
-	Name() string
-	Find(ctx context.Context, ids []keys.ID) (*registry.Result, error)
-	Survey(ctx context.Context, ids []keys.ID) (*registry.Result, error)
-	Fetch(ctx context.Context, r *registry.Result, unpack bool, p layers.Progress) ([]layers.Layer, error)
-	FetchLogs(ctx context.Context, r *registry.Result) error
-	OpenLog(ctx context.Context, l registry.Log) (io.ReadCloser, error)
-	Refuse(r *registry.Result)
-	Push(ctx context.Context, r *registry.Result) (sent int64, err error)
-}
 
 // A PushMode says whether and how results are pushed to the first cache.
 type PushMode string
@@ -116,7 +102,7 @@ func (s *stage) here(input keys.ID, res *registry.Result) (*state, error) {
 }
 
 // pulledState is the state that a result from a cache describes. Its files are not here yet.
-func pulledState(c Cache, res *registry.Result) *state {
+func pulledState(c *registry.Cache, res *registry.Result) *state {
 	return &state{id: res.Key, cache: c, remote: res, rec: &Record{
 		Op:       res.Steps[len(res.Steps)-1].Op,
 		Preimage: res.Preimage,
@@ -299,17 +285,14 @@ func (r *run) forward(s *stage, index int, st *state) {
 	if st.remote.Found != st.id {
 		job.alias = nil // it was found by that
 	}
-	from, ok := st.cache.(*registry.Cache)
-	to, also := r.Caches[0].(*registry.Cache)
-	switch {
-	case !ok || !also:
-	case from == to: // garbage collection goes by when a result was used
+	from, to := st.cache, r.Caches[0]
+	if from == to { // garbage collection goes by when a result was used
 		job.untold = job.alias == nil
 		job.copy = func(ctx context.Context) (int64, error) {
 			to.Touch(ctx, st.remote)
 			return 0, nil
 		}
-	default:
+	} else {
 		ids := []keys.ID{st.remote.Found}
 		for _, step := range slices.Concat(st.remote.Steps, st.remote.Others) { // what a change in an earlier step goes on from
 			ids = append(ids, step.Key)
@@ -319,9 +302,7 @@ func (r *run) forward(s *stage, index int, st *state) {
 			return rep.Sent, err
 		}
 	}
-	if job.copy != nil || job.alias != nil {
-		r.pusher.add(job)
-	}
+	r.pusher.add(job)
 }
 
 func (s *stage) job(index int, st *state) push {
@@ -346,7 +327,7 @@ const headStart = 100 * time.Millisecond
 // A pusher packs and pushes results behind the build. Results wait in a queue that holds no files.
 type pusher struct {
 	run   *run
-	cache Cache
+	cache *registry.Cache
 	ctx   context.Context
 	queue chan push
 	hurry chan struct{} // closed when nothing else is waited for
@@ -495,10 +476,9 @@ func (p *pusher) push(job push) (sent int64, err error) {
 			return 0, err
 		}
 		there = found != nil && found.Exit == 0
-		if c, ok := p.cache.(*registry.Cache); ok && there {
-			c.Touch(p.ctx, found) // this machine may never ask for it otherwise
-		}
-		if !there {
+		if there {
+			p.cache.Touch(p.ctx, found) // this machine may never ask for it otherwise
+		} else {
 			p.count(1)
 			defer p.count(-1)
 		}
@@ -528,12 +508,7 @@ func (p *pusher) pushResult(res *registry.Result) (int64, error) {
 	if res.Envelope == nil {
 		return p.cache.Push(p.ctx, res)
 	}
-	// It was pulled by an earlier run: others' results are not for this one to sign.
-	c, ok := p.cache.(*registry.Cache)
-	if !ok {
-		return 0, nil
-	}
-	return c.Republish(p.ctx, res)
+	return p.cache.Republish(p.ctx, res) // it was pulled by an earlier run: others' results are not for this one to sign
 }
 
 // pack packs a layer once, however many results have it.

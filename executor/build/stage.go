@@ -239,7 +239,7 @@ const storeName = "store"
 type fact struct {
 	registry.Step
 	where string
-	cache Cache // of the log, if it is not in the store
+	cache *registry.Cache // of the log, if it is not in the store
 }
 
 // facts tells what is known of the first n steps of a stage, the last of which gave top.

@@ -343,9 +343,8 @@ func (x *export) warn(format string, args ...any) {
 // forward copies results from the caches that they may have come from, and gives those that it could not copy.
 func (x *export) forward(ctx context.Context, all []*exported) (left []*exported, err error) {
 	for _, c := range x.Caches {
-		from, ok := c.(*registry.Cache)
-		if !ok || len(all) == 0 {
-			continue
+		if len(all) == 0 {
+			break
 		}
 		var ids, aliases []keys.ID
 		for _, e := range all {
@@ -354,13 +353,13 @@ func (x *export) forward(ctx context.Context, all []*exported) (left []*exported
 				aliases = append(aliases, a.Key)
 			}
 		}
-		r, err := registry.Copy(ctx, from, x.to, ids)
+		r, err := registry.Copy(ctx, c, x.to, ids)
 		x.report.Results += r.Copied
 		x.report.Present += r.Present
 		x.report.Bytes += r.Sent
 		if err == nil {
 			var more registry.CopyReport
-			more, err = registry.Copy(ctx, from, x.to, aliases)
+			more, err = registry.Copy(ctx, c, x.to, aliases)
 			x.report.Bytes += more.Sent
 		}
 		switch {

@@ -270,7 +270,7 @@ func TestExportPulled(t *testing.T) {
 			a := newMachine(t)
 			c := a.cache(r)
 			c.Signer = theirs
-			a.Caches = []build.Cache{c}
+			a.Caches = []*registry.Cache{c}
 			first := a.run(fmt.Sprintf(resume, "A"))
 
 			b := newMachine(t).share(r)

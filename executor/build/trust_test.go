@@ -23,7 +23,7 @@ func evil(m *machine) *machine {
 // trust makes a machine believe only what it makes itself and what a key has signed, and sign with that key.
 func (m *machine) trust(s *registry.Signer, r *spyRepo) *machine {
 	m.share(r)
-	c := m.Caches[0].(*registry.Cache)
+	c := m.Caches[0]
 	c.Signer, c.Trust = s, []registry.PublicKey{s.Public()}
 	m.Trust = c.Trust
 	return m
@@ -194,7 +194,7 @@ func TestCacheFailures(t *testing.T) {
 				(copy (from (build b)) (src /b) (dst /)) ` + test.step + ` (run (shell "echo never")))`
 			newOne := func() *machine {
 				m := newMachine(t).share(r)
-				m.Caches[0].(*registry.Cache).Failures = time.Hour
+				m.Caches[0].Failures = time.Hour
 				m.CacheFailures = true
 				if name != "cancel" {
 					m.Limits.Timeout = 50 * time.Millisecond
