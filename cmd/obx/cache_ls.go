@@ -14,7 +14,7 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
 	"github.com/ocurrent/obx/cmd/obx/internal/safe"
-	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/build/results"
 )
 
 func cacheLsCommand() *cobra.Command {
@@ -88,7 +88,7 @@ func listResults(st *cas.Store) ([]resultRow, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list results: %w", err)
 		}
-		rec, err := build.DecodeRecord(info.Result)
+		rec, err := results.DecodeRecord(info.Result)
 		if err != nil || rec.Op == "" {
 			continue
 		}

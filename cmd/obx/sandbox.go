@@ -10,6 +10,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/build/results"
 )
 
 // A sandbox is the flags that say how steps run.
@@ -42,7 +43,7 @@ func (s *sandbox) add(cmd *cobra.Command) {
 	f.DurationVar(&s.timeout, "timeout", 0, "stop a step after `TIME`, as 10m")
 	f.StringVar(&s.disk, "disk", "", "let a step add `SIZE` to its files and cache mounts, as 512m or 20g")
 	f.Int64Var(&s.inodes, "inodes", 0, "let a step add `N` files, directories and links")
-	f.StringVar(&s.logLimit, "log-limit", units.BytesSize(build.DefaultLogLimit), "keep and show `SIZE` of a step's output, and 10 times as much of all that need not run")
+	f.StringVar(&s.logLimit, "log-limit", units.BytesSize(results.DefaultLogLimit), "keep and show `SIZE` of a step's output, and 10 times as much of all that need not run")
 	f.BoolVar(&s.fastSync, "fast-sync", false, "make sync calls in steps do nothing")
 	s.executorFlags.add(cmd)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 )
@@ -149,7 +150,7 @@ func openKey(cmd *cobra.Command, key string, in *inputs) (*project, *spot, error
 		p.builder = &build.Builder{Store: st, Domains: domains, Trust: in.trusted}
 		key, err = findKey(st, domains, key)
 	}
-	var rec *build.Record
+	var rec *results.Record
 	if err == nil {
 		rec, err = p.builder.Record(key)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
@@ -48,8 +49,6 @@ type Builder struct {
 	Trust         []registry.PublicKey // not empty: results of the store count only if they were made here, or are signed so
 
 	Events func(Event) // called by one goroutine at a time; nil: nobody listens
-
-	distrust func(key string, why error) // of a run: told of each result of the store that Trust refuses; may be nil
 }
 
 // DefaultDomain is the domain of a Builder that names none.
@@ -74,24 +73,31 @@ func (b *Builder) domains() []string {
 	return b.Domains
 }
 
+// places are where one call looks results up. It has warn told of those that are not used; nil: nobody is told.
+func (b *Builder) places(warn func(msg string)) *results.Places {
+	return &results.Places{
+		Store: b.Store, Caches: b.Caches, Domains: b.domains(), Trust: b.Trust, LogLimit: b.LogLimit, Warn: warn,
+	}
+}
+
 // A run is one call of Run.
 type run struct {
 	*Builder
+	places *results.Places
 	plan   *keys.Plan
 	group  *errgroup.Group
 	slots  *semaphore.Weighted
 	stages map[*keys.Stage]*stage
-	unsure map[*keys.Stage]int // see Builder.firstUnsure
-	pusher *pusher             // nil: nothing is pushed
+	pusher *pusher // nil: nothing is pushed
+	bases  cas.Once[keys.ID, *results.Result]
+
+	repeated *results.LogTotal // of the logs of steps that need not run
 
 	mu     sync.Mutex // guards Events and what follows
 	report Report
 	pulled map[string]int64
-	bases  map[keys.ID]*future[*state]
 	mounts map[mountID]*future[*mountShare]
-	made   map[keys.ID]*state // what steps of this run have given
-
-	repeated *logTotal // of the logs of steps that need not run
+	made   map[keys.ID]*results.Result // what steps of this run have given
 }
 
 // Run builds a plan. The error is a *StepError for a failed step, ctx's for a cancelled build, and otherwise the
@@ -102,53 +108,23 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 	if jobs <= 0 {
 		jobs = max(4, 2*runtime.GOMAXPROCS(0))
 	}
-	group, gctx := errgroup.WithContext(ctx)
-	own := *b
 	r := &run{
-		Builder: &own,
-		plan:    p,
-		group:   group,
-		slots:   semaphore.NewWeighted(int64(jobs)),
-		stages:  map[*keys.Stage]*stage{},
-		unsure:  b.firstUnsure(p),
-		pulled:  map[string]int64{},
-		bases:   map[keys.ID]*future[*state]{},
-		mounts:  map[mountID]*future[*mountShare]{},
-		made:    map[keys.ID]*state{},
-
-		repeated: b.newTotal(),
+		Builder:  b,
+		plan:     p,
+		slots:    semaphore.NewWeighted(int64(jobs)),
+		stages:   map[*keys.Stage]*stage{},
+		pulled:   map[string]int64{},
+		mounts:   map[mountID]*future[*mountShare]{},
+		made:     map[keys.ID]*results.Result{},
+		repeated: results.NewLogTotal(b.LogLimit),
 	}
-	own.distrust = once(func(msg string) { r.warn(nil, "%s", msg) })
+	r.places = b.places(func(msg string) { r.warn(nil, "%s", msg) })
 	r.report.Results = map[*keys.Stage]string{}
 	r.emit(Event{Kind: Planned, Plan: p})
 	r.checkShares()
-	err := r.hold()
+	err := holdPlan(r.places, p)
 	if err == nil {
-		for _, s := range p.Stages {
-			r.stages[s] = &stage{run: r, Stage: s, pending: s.Users}
-		}
-		if len(r.Caches) > 0 && r.Push != PushNever {
-			r.pusher = newPusher(ctx, r)
-		}
-		for _, s := range p.Stages {
-			if s.Users == 0 {
-				r.stages[s].start(gctx)
-			}
-		}
-		err = group.Wait()
-		if r.pusher != nil {
-			perr := r.pusher.wait()
-			switch {
-			case r.pusher.dropped > 0:
-				r.warn(nil, "interrupted before %d results were pushed: the next run pushes them", r.pusher.dropped)
-				err = cmp.Or(err, context.Cause(ctx))
-			case r.Push == PushRequire:
-				err = cmp.Or(err, perr)
-			}
-			if merr := r.pushMounts(ctx); err == nil {
-				err = merr
-			}
-		}
+		err = r.walk(ctx)
 	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -170,6 +146,37 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 	return &r.report, err
 }
 
+// walk builds the stages that something needs, and publishes what they give.
+func (r *run) walk(ctx context.Context) error {
+	group, gctx := errgroup.WithContext(ctx)
+	r.group = group
+	sure := r.firstUnsure(r.plan)
+	for _, s := range r.plan.Stages {
+		r.stages[s] = &stage{run: r, Stage: s, done: make(chan struct{}), pending: s.Users, forced: r.firstForced(s), sure: sure[s]}
+	}
+	if len(r.Caches) > 0 && r.Push != PushNever {
+		r.pusher = newPusher(ctx, r)
+	}
+	for _, s := range r.plan.Stages {
+		if s.Users == 0 {
+			r.stages[s].start(gctx)
+		}
+	}
+	err := group.Wait()
+	if r.pusher == nil {
+		return err
+	}
+	perr := r.pusher.wait()
+	switch {
+	case r.pusher.dropped > 0:
+		r.warn(nil, "interrupted before %d results were pushed: the next run pushes them", r.pusher.dropped)
+		err = cmp.Or(err, context.Cause(ctx))
+	case r.Push == PushRequire:
+		err = cmp.Or(err, perr)
+	}
+	return cmp.Or(err, r.pushMounts(ctx))
+}
+
 // full says of an error that it is for want of room in the store, or may be.
 func (r *run) full(err error) error {
 	if failed := new(StepError); errors.As(err, &failed) && r.Store.IsFull() {
@@ -178,35 +185,16 @@ func (r *run) full(err error) error {
 	return r.Store.Full(err)
 }
 
-// once makes a Builder's distrust that tells of the first result alone: the others have the same cause.
-func once(warn func(msg string)) func(key string, why error) {
-	var first sync.Once
-	return func(key string, why error) {
-		first.Do(func() {
-			warn(fmt.Sprintf("the result of %s in the store is not used: %v (a run builds what is not trusted again)", key, why))
-		})
+// holdPlan leases all keys of a plan, before the first is looked up.
+func holdPlan(places *results.Places, p *keys.Plan) error {
+	ids := make([]keys.ID, 0, len(p.Steps)+len(p.Stages))
+	for _, s := range p.Stages {
+		ids = append(ids, s.BaseKey)
 	}
-}
-
-// hold leases all keys of the plan before the first is looked up.
-func (r *run) hold() error {
-	ids := make([]string, 0, len(r.plan.Steps)+len(r.plan.Stages))
-	for _, s := range r.plan.Stages {
-		ids = append(ids, s.BaseKey.String())
+	for _, s := range p.Steps {
+		ids = append(ids, s.Key)
 	}
-	for _, s := range r.plan.Steps {
-		ids = append(ids, s.Key.String())
-	}
-	return r.holdKeys(ids...)
-}
-
-func (r *run) holdKeys(ids ...string) error {
-	for _, d := range r.domains() {
-		if err := r.Store.Hold(d, ids...); err != nil {
-			return fmt.Errorf("lease results in domain %s: %w", d, err)
-		}
-	}
-	return nil
+	return places.Hold(ids...)
 }
 
 // emit tells the listener. Events of one stage are emitted by one goroutine, so their order is that of the stage.
@@ -237,24 +225,12 @@ func (r *run) warn(s *keys.Stage, format string, args ...any) {
 }
 
 // base makes the image that a stage starts from available: from the store, or pulled, once for all stages on it.
-func (r *run) base(ctx context.Context, s *keys.Stage) (*state, error) {
-	r.mu.Lock()
-	f, ok := r.bases[s.BaseKey]
-	if !ok {
-		f = &future[*state]{done: make(chan struct{})}
-		r.bases[s.BaseKey] = f
-	}
-	r.mu.Unlock()
-	if ok {
-		return f.wait(ctx)
-	}
-	f.value, f.err = r.makeBase(ctx, s)
-	close(f.done)
-	return f.value, f.err
+func (r *run) base(ctx context.Context, s *keys.Stage) (*results.Result, error) {
+	return r.bases.Do(ctx, s.BaseKey, func(ctx context.Context) (*results.Result, error) { return r.makeBase(ctx, s) })
 }
 
-func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
-	if found, _ := r.load(s.BaseKey); found != nil {
+func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*results.Result, error) {
+	if found, _ := r.places.Load(s.BaseKey); found != nil {
 		return found, nil
 	}
 	lock, err := r.Store.Lock(ctx, r.domains()[0], s.BaseKey.String())
@@ -262,21 +238,19 @@ func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
 		return nil, err
 	}
 	defer lock.Unlock()
-	if found, _ := r.load(s.BaseKey); found != nil {
+	if found, _ := r.places.Load(s.BaseKey); found != nil {
 		return found, nil
 	}
 	start := time.Now()
 	var img *images.Image
 	err = r.Store.WithRoom(ctx, func() (err error) {
-		img, err = r.Images.Pull(ctx, s.Base, r.unpacks(), func(d digest.Digest, done, total int64) {
-			r.emit(Event{Kind: Pulling, Stage: s, Blob: d.String(), Bytes: done, Total: total})
-		})
+		img, err = r.Images.Pull(ctx, s.Base, r.unpacks(), r.pulling(s))
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("pull base image %s: %w", s.Spec.From.Image, err)
 	}
-	st := &state{id: s.BaseKey, rec: &Record{
+	base := &results.Result{Key: s.BaseKey, Record: &results.Record{
 		Op:       spec.HeadingFrom(s.Spec.From),
 		Preimage: string(s.Preimage),
 		ID:       s.BaseKey.String(),
@@ -285,10 +259,17 @@ func (r *run) makeBase(ctx context.Context, s *keys.Stage) (*state, error) {
 		Config:   &img.Config,
 		Took:     time.Since(start),
 	}}
-	if err := r.save(st, st.id); err != nil {
+	if err := r.places.Save(base, base.Key); err != nil {
 		return nil, err
 	}
-	return st, nil
+	return base, nil
+}
+
+// pulling tells of what is fetched for a stage, or for nil for none.
+func (r *run) pulling(s *keys.Stage) layers.Progress {
+	return func(d digest.Digest, done, total int64) {
+		r.emit(Event{Kind: Pulling, Stage: s, Blob: d.String(), Bytes: done, Total: total})
+	}
 }
 
 // unpacks reports whether the executor wants files of what is pulled.

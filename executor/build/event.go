@@ -3,6 +3,7 @@ package build
 import (
 	"time"
 
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 )
@@ -62,5 +63,5 @@ type Report struct {
 	Saved       time.Duration          // what cached steps took when they ran
 	Results     map[*keys.Stage]string `json:"-"` // content key of each stage that was needed
 
-	result *state // of Key
+	result *results.Result // of Key
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 )
 
@@ -134,7 +135,7 @@ const chain = `((build a ((from scratch) (run (shell "echo a; echo a > /a"))))
 
 // A stage whose consumers are satisfied runs nothing, even if its own results are lost, and so do those that it copies from.
 // Those that are there show their logs.
-func TestSpared(t *testing.T) {
+func TestReleased(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t)
 	first := m.run(chain)
@@ -322,7 +323,7 @@ func TestBroken(t *testing.T) {
 		}
 	}
 	text2 := func(s string) func([]byte) string { return func([]byte) string { return s } }
-	record := func(t *testing.T, o *outcome, n int) *build.Record {
+	record := func(t *testing.T, o *outcome, n int) *results.Record {
 		rec, err := o.m.Record(o.key(n))
 		if err != nil {
 			t.Fatal(err)

@@ -12,8 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/opencontainers/go-digest"
-
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
@@ -114,13 +112,11 @@ func (m *mountShare) pull(ctx context.Context) error {
 }
 
 func (m *mountShare) open(ctx context.Context, sharing string) (*cas.CacheMount, error) {
-	return m.Store.OpenCache(ctx, m.domains()[0], m.mountName(m.name), sharing)
+	return m.Store.OpenCache(ctx, m.domains()[0], m.places.MountName(m.name), sharing)
 }
 
 func (m *mountShare) fetch(ctx context.Context, c *registry.Cache, found registry.Mount) (dir string, err error) {
-	l, err := c.FetchMount(ctx, found, func(d digest.Digest, done, total int64) {
-		m.emit(Event{Kind: Pulling, Blob: d.String(), Bytes: done, Total: total})
-	})
+	l, err := c.FetchMount(ctx, found, m.pulling(nil))
 	return m.Store.LayerPath(l.Dir), err
 }
 

@@ -17,9 +17,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
-	"github.com/ocurrent/obx/registry"
 	"github.com/ocurrent/obx/registry/images"
 )
 
@@ -62,10 +62,10 @@ func (b *Builder) Write(ctx context.Context, p *keys.Plan, rep *Report, o Output
 		return Written{}, err
 	}
 	// Another process may have rebuilt the record, or one below it, by now. The files of this one are leased.
-	top := rep.result
-	if top == nil || top.cache != nil && !top.fetched {
+	places, top := b.places(nil), rep.result
+	if top == nil || !top.Here() {
 		var missing keys.ID
-		if top, missing = b.load(id); top == nil {
+		if top, missing = places.Load(id); top == nil {
 			return Written{}, fmt.Errorf("result %s is no longer in the store: run the build again", missing)
 		}
 	}
@@ -74,7 +74,7 @@ func (b *Builder) Write(ctx context.Context, p *keys.Plan, rep *Report, o Output
 		err = b.withTree(ctx, top, func(t layers.Tree) error { return b.writeFiles(ctx, t, o, stdout, &wrote) })
 	} else {
 		wrote.What = "image"
-		err = b.writeImage(ctx, p, top, o, stdout, &wrote)
+		err = b.writeImage(ctx, places, p, top, o, stdout, &wrote)
 	}
 	if err := b.Store.Full(err); err != nil {
 		return Written{}, fmt.Errorf("write output %s: %w", o, err)
@@ -94,8 +94,8 @@ func (b *Builder) writeFiles(ctx context.Context, t layers.Tree, o OutputSpec, s
 	return err
 }
 
-func (b *Builder) writeImage(ctx context.Context, p *keys.Plan, top *state, o OutputSpec, stdout io.Writer, wrote *Written) error {
-	img, err := b.image(ctx, p, top, o)
+func (b *Builder) writeImage(ctx context.Context, places *results.Places, p *keys.Plan, top *results.Result, o OutputSpec, stdout io.Writer, wrote *Written) error {
+	img, err := b.image(ctx, places, p, top, o)
 	if err != nil {
 		return err
 	}
@@ -158,8 +158,8 @@ func (b *Builder) export(ctx context.Context, dir string, t layers.Tree, o Outpu
 	return err
 }
 
-// withTree opens the files of a state.
-func (b *Builder) withTree(ctx context.Context, s *state, use func(layers.Tree) error) (err error) {
+// withTree opens the files of a result.
+func (b *Builder) withTree(ctx context.Context, s *results.Result, use func(layers.Tree) error) (err error) {
 	var r root
 	if err := b.open(ctx, &r, s); err != nil {
 		return err
@@ -172,22 +172,23 @@ func (b *Builder) withTree(ctx context.Context, s *state, use func(layers.Tree) 
 	return use(tree)
 }
 
-// image describes a state as an image: every layer packed, and a configuration that starts a container where a step
+// image describes a result as an image: every layer packed, and a configuration that starts a container where a step
 // after the last operation would have run.
-func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state, o OutputSpec) (images.Image, error) {
+func (b *Builder) image(ctx context.Context, places *results.Places, p *keys.Plan, top *results.Result, o OutputSpec) (images.Image, error) {
 	c := b.Compression
 	if o.Type == "docker" && c.Algorithm == "" {
 		c.Algorithm = "gzip" // Docker reads zstd since its version 23
 	}
-	for s := top; s != nil; s = s.parent {
-		if err := b.pack(ctx, s, c); err != nil {
+	for s := top; s != nil; s = s.Parent {
+		if err := b.pack(ctx, places, s, c); err != nil {
 			return images.Image{}, err
 		}
 	}
-	chain := top.chain()
+	chain := top.Layers()
+	base, _ := top.Base()
 	for i, l := range chain {
 		// Others have a base image's layers as they are: they are changed for who asks for it, or could not read them.
-		if i < top.base() && b.Compression.Algorithm == "" {
+		if i < base && b.Compression.Algorithm == "" {
 			is, err := layers.CompressionOf(b.Store, l)
 			if err != nil {
 				return images.Image{}, err
@@ -202,62 +203,20 @@ func (b *Builder) image(ctx context.Context, p *keys.Plan, top *state, o OutputS
 		}
 	}
 	outer := p.Stages[len(p.Stages)-1]
-	cfg := top.config(outer.Base.Platform)
-	setContext(&cfg.Config, top.lowest().rec.Config, outer.Contexts[len(outer.Spec.Ops)])
+	cfg := top.Config(outer.Base.Platform)
+	results.SetContext(&cfg.Config, top.BaseConfig(), outer.Contexts[len(outer.Spec.Ops)])
 	o.Image.apply(&cfg)
 	return images.Image{Config: cfg, Layers: chain}, nil
 }
 
-// base is how many layers of a state are its base image's.
-func (s *state) base() int {
-	bottom := s.lowest()
-	if bottom.rec.Pulled != nil {
-		return bottom.rec.Pulled.Base
-	}
-	return len(bottom.rec.Layers)
-}
-
-// config is the image configuration of a state: that of the state at the bottom, and what the steps above it add. It is
-// made of what is in the key and of whether a step changed anything: it holds no time.
-func (s *state) config(p ocispec.Platform) ocispec.Image {
-	var cfg ocispec.Image
-	bottom := s.lowest()
-	if bottom.rec.Config != nil {
-		cfg = *bottom.rec.Config
-	}
-	cfg.Platform, cfg.Created = p, nil // of the base image, if at all
-	var steps []*state
-	for t := s; t != bottom; t = t.parent {
-		steps = append(steps, t)
-	}
-	cfg.History = slices.Clone(cfg.History)
-	for _, t := range slices.Backward(steps) {
-		cfg.History = append(cfg.History, ocispec.History{CreatedBy: t.rec.Op, EmptyLayer: len(t.rec.Layers) == 0})
-	}
-	if s != bottom {
-		setContext(&cfg.Config, bottom.rec.Config, s.rec.Env)
-	}
-	return cfg
-}
-
-// setContext sets what a container of an image starts with.
-func setContext(cfg *ocispec.ImageConfig, base *ocispec.Image, c keys.Context) {
-	cfg.Env = environ(base, c)
-	cfg.WorkingDir = c.Workdir
-	cfg.User = c.User.Name
-	if cfg.User == "" {
-		cfg.User = fmt.Sprintf("%d:%d", c.User.UID, c.User.GID)
-	}
-}
-
-// pack makes sure that the layers of a state have bytes, and keeps the packed form for the next time. Bytes that are not in the store come
+// pack makes sure that the layers of a result's record have bytes, and keeps the packed form for the next time. Bytes that are not in the store come
 // from the cache that has them; if there is none, the layer is packed again.
-func (b *Builder) pack(ctx context.Context, s *state, c layers.Compression) error {
+func (b *Builder) pack(ctx context.Context, places *results.Places, r *results.Result, c layers.Compression) error {
 	var changed, asked bool
-	for i, l := range s.rec.Layers {
+	for i, l := range r.Record.Layers {
 		if b.lacksBytes(l) && !asked {
 			asked = true
-			if err := b.fetchBytes(ctx, s); err != nil {
+			if err := places.FetchBytes(ctx, r); err != nil {
 				return err
 			}
 		}
@@ -270,17 +229,17 @@ func (b *Builder) pack(ctx context.Context, s *state, c layers.Compression) erro
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("pack a layer of %s: %w", s.id, err)
+			return fmt.Errorf("pack a layer of %s: %w", r.Key, err)
 		}
-		if packed.Blob.Digest != s.rec.Layers[i].Blob.Digest {
-			s.rec.Layers[i] = packed
+		if packed.Blob.Digest != r.Record.Layers[i].Blob.Digest {
+			r.Record.Layers[i] = packed
 			changed = true
 		}
 	}
-	if _, rec, ok := b.find(s.id); !changed || !ok || rec.ID != s.rec.ID || rec.Pulled != nil {
-		return nil // the envelope of what was pulled names the bytes that came
+	if !changed {
+		return nil
 	}
-	return b.save(s, s.id)
+	return places.Resave(r)
 }
 
 // lacksBytes reports a layer that has been packed, but whose bytes are not in the store.
@@ -290,26 +249,6 @@ func (b *Builder) lacksBytes(l layers.Layer) bool {
 	}
 	_, ok := b.Store.HasBlob(l.Blob.Digest)
 	return !ok
-}
-
-// fetchBytes brings the bytes of layers that are here only unpacked, from the first cache that has the same result.
-func (b *Builder) fetchBytes(ctx context.Context, st *state) error {
-	if st.rec.Pulled == nil {
-		return nil
-	}
-	for _, c := range b.Caches {
-		res, err := c.Find(ctx, []keys.ID{st.id})
-		if err != nil {
-			return err
-		}
-		if res == nil || res.Exit != 0 || pulledID(res.Layers) != st.rec.ID {
-			continue
-		}
-		if _, err := c.Fetch(ctx, res, false, nil); err == nil || !errors.Is(err, registry.ErrGone) {
-			return err
-		}
-	}
-	return nil
 }
 
 // toDir writes a directory. A new one is for its owner alone, for what is in it was not made with this machine's users
@@ -443,7 +382,7 @@ func (b *Builder) Shell(ctx context.Context, key string, s Session) (err error) 
 	if err != nil {
 		return err
 	}
-	top, missing := b.load(id)
+	top, missing := b.places(nil).Load(id)
 	if top == nil {
 		return fmt.Errorf("result %s is not in the store", missing)
 	}
@@ -454,7 +393,7 @@ func (b *Builder) Shell(ctx context.Context, key string, s Session) (err error) 
 	defer func() { err = errors.Join(err, r.close()) }()
 	p := executor.Process{
 		Argv:     s.Argv,
-		Env:      environ(top.lowest().rec.Config, s.Context),
+		Env:      results.Environ(top.BaseConfig(), s.Context),
 		Dir:      s.Context.Workdir,
 		UID:      s.Context.User.UID,
 		GID:      s.Context.User.GID,
@@ -468,7 +407,7 @@ func (b *Builder) Shell(ctx context.Context, key string, s Session) (err error) 
 		// The last word of a shell is what makes it take a command: -c.
 		p.Argv = s.Context.Shell[:max(1, len(s.Context.Shell)-1)]
 	}
-	if cfg := top.lowest().rec.Config; (cfg == nil || cfg.OS != "windows") && !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "PATH=") }) {
+	if cfg := top.BaseConfig(); (cfg == nil || cfg.OS != "windows") && !slices.ContainsFunc(p.Env, func(v string) bool { return strings.HasPrefix(v, "PATH=") }) {
 		// Whoever types a command expects it to be found, whatever the image says; a step has what the image and the spec say.
 		p.Env = append(p.Env, "PATH="+defaultPath)
 	}

@@ -5,21 +5,18 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/registry/images"
 )
 
 // publish pushes an image to each repository that a name says.
-func (b *Builder) publish(ctx context.Context, top *state, img images.Image, o OutputSpec, wrote *Written) error {
+func (b *Builder) publish(ctx context.Context, top *results.Result, img images.Image, o OutputSpec, wrote *Written) error {
 	targets, err := images.Targets(b.Images, o.Names)
 	if err != nil {
 		return err
 	}
-	pub := images.Publication{Image: img, Store: b.Store, Base: top.base()}
-	if bottom := top.lowest(); bottom.rec.Pulled != nil {
-		pub.BaseRef = bottom.rec.Pulled.BaseRef
-	} else {
-		pub.BaseRef = bottom.rec.Ref
-	}
+	pub := images.Publication{Image: img, Store: b.Store}
+	pub.Base, pub.BaseRef = top.Base()
 	for _, c := range b.Caches {
 		pub.Near = append(pub.Near, c.Name())
 	}

@@ -9,10 +9,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/opencontainers/go-digest"
 	"golang.org/x/sync/semaphore"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
@@ -29,134 +29,6 @@ const (
 	PushRequire    PushMode = "require" // behind the build; a failure fails it
 )
 
-// ask looks for the deepest of consecutive keys in the caches; the first key is that of step from. n tells how many of
-// them the state answers. Its files are brought into the store if something will use them.
-func (s *stage) ask(ctx context.Context, from int, ids []keys.ID) (n int, found *state, err error) {
-	if len(ids) == 0 {
-		return 0, nil, nil
-	}
-	for _, c := range s.Caches {
-		for rest := ids[n:]; len(rest) > 0; {
-			deepest := slices.Clone(rest)
-			slices.Reverse(deepest)
-			res, err := c.Find(ctx, deepest)
-			if err != nil {
-				return 0, nil, err
-			}
-			if res == nil {
-				break
-			}
-			steps := slices.Index(ids, res.Found) + 1 // how many of ids it answers
-			if steps <= n {
-				break
-			}
-			if len(res.Steps) != from+steps {
-				s.warn(s.Stage, "cache %s: result %s has %d steps, which does not fit", c.Name(), res.Key, len(res.Steps))
-				c.Refuse(res)
-				rest = ids[n : steps-1]
-				continue
-			}
-			if here, err := s.here(ids[steps-1], res); err != nil {
-				return 0, nil, err
-			} else if here != nil {
-				n, found = steps, here
-				break
-			}
-			st := pulledState(c, res)
-			err = c.FetchLogs(ctx, res)
-			if err == nil && res.Exit == 0 && (s.needsFiles() || from+steps < len(s.Steps)) {
-				if from+steps < len(s.Steps) {
-					err = s.prepare()
-				}
-				if err == nil {
-					err = s.fetch(ctx, st)
-				}
-			}
-			if errors.Is(err, registry.ErrGone) {
-				rest = ids[n : steps-1] // what is lost is lost: the next best
-				continue
-			}
-			if err != nil {
-				return 0, nil, err
-			}
-			n, found = steps, st
-			break
-		}
-	}
-	return n, found, nil
-}
-
-// here gives the state of a result from a cache if the store has it: then only what its input key means was news.
-func (s *stage) here(input keys.ID, res *registry.Result) (*state, error) {
-	if res.Exit != 0 || input == res.Key {
-		return nil, nil
-	}
-	if err := s.holdKeys(res.Key.String()); err != nil {
-		return nil, err
-	}
-	st, _ := s.load(res.Key)
-	if st == nil {
-		return nil, nil
-	}
-	return st, s.alias(input, st.id)
-}
-
-// pulledState is the state that a result from a cache describes. Its files are not here yet.
-func pulledState(c *registry.Cache, res *registry.Result) *state {
-	return &state{id: res.Key, cache: c, remote: res, rec: &Record{
-		Op:       res.Steps[len(res.Steps)-1].Op,
-		Preimage: res.Preimage,
-		ID:       pulledID(res.Layers),
-		Layers:   res.Layers,
-		Took:     res.Took,
-		Pulled: &Pulled{
-			Base: res.Base, BaseRef: res.BaseRef, Steps: res.Steps, Others: res.Others, Envelope: res.Envelope,
-		},
-	}}
-}
-
-// pulledID names the files of layers, wherever they come from.
-func pulledID(chain []layers.Layer) string {
-	id := "pulled"
-	for _, l := range chain {
-		id = stateID(id, layers.Layer{DiffID: l.DiffID})
-	}
-	return id
-}
-
-// fetch brings a state's files and logs from its cache into the store, and records it there.
-func (s *stage) fetch(ctx context.Context, st *state) error {
-	progress := func(d digest.Digest, done, total int64) {
-		s.emit(Event{Kind: Pulling, Stage: s.Stage, Blob: d.String(), Bytes: done, Total: total})
-	}
-	fetched, err := st.cache.Fetch(ctx, st.remote, s.unpacks(), progress)
-	if err != nil {
-		return err
-	}
-	p := *st.rec.Pulled
-	if err := s.keepLogs(ctx, st.cache, &p, inlineLog); err != nil {
-		return err
-	}
-	rec, cfg := *st.rec, st.remote.Config
-	rec.Layers, rec.Config, rec.Pulled = fetched, &cfg, &p
-	last := p.Steps[len(p.Steps)-1]
-	rec.Log, rec.LogBlob = last.Log.Data, last.Log.Blob
-	st.rec, st.fetched = &rec, true
-	return s.save(st, s.Steps[len(p.Steps)-1].Key)
-}
-
-// failAgain fails a step as it has failed elsewhere, after the steps before it.
-func (s *stage) failAgain(ctx context.Context, from, index int, st *state) error {
-	facts := s.facts(st, index+1)
-	for i, f := range facts[from:index] {
-		s.hit(ctx, s.Steps[from+i], f)
-	}
-	step := s.Steps[index]
-	s.headings(step.OpIndex + 1)
-	s.replay(ctx, step, facts[index], 0)
-	return &StepError{Step: step, Err: &executor.ExitError{Reason: executor.Exited, Code: st.remote.Exit}}
-}
-
 // shareFailure has it pushed that a step's command has failed by itself, if nothing outside the key had a part in it.
 func (s *stage) shareFailure(w *work, log *stepLog, err error) {
 	var exit *executor.ExitError
@@ -165,112 +37,35 @@ func (s *stage) shareFailure(w *work, log *stepLog, err error) {
 		!errors.As(err, &exit) || exit.Reason != executor.Exited || exit.Code < 1 || exit.Code > registry.MaxExit {
 		return
 	}
-	rec := &Record{
-		Op: spec.HeadingIn(w.step.Env.Workdir, op), Preimage: string(w.preimage), Parent: w.parent.id.String(),
-		Env: w.step.Env, Took: time.Since(log.start),
+	rec := results.Record{
+		Op: spec.HeadingIn(w.step.Env.Workdir, op), Preimage: string(w.preimage), Env: w.step.Env, Took: time.Since(log.start),
 	}
 	if rec.Log, rec.LogBlob, err = log.finish(s.Store); err != nil {
 		s.warn(s.Stage, "%v", err)
 		return
 	}
-	res := s.result(&state{id: w.id, parent: w.parent, rec: rec})
+	res := s.places.ToCache(w.parent.Next(w.id, layers.Layer{}, rec))
 	res.Exit, res.Started = exit.Code, log.start
 	s.pusher.add(push{key: w.id, result: func() *registry.Result { return res }})
 }
 
-// others lists the steps of the builds that led to a state by copies, as far as they are known, each once, those first that
-// others copy from.
-func (b *Builder) others(st *state) []registry.Step {
-	var all []registry.Step
-	seen := map[keys.ID]bool{}
-	add := func(steps []registry.Step) {
-		for _, step := range steps {
-			if !seen[step.Key] {
-				seen[step.Key] = true
-				step.Layers = -1
-				all = append(all, step)
-			}
-		}
-	}
-	var visit func(s *state)
-	visit = func(s *state) {
-		if s.parent != nil {
-			visit(s.parent)
-		}
-		if s.rec.Pulled != nil {
-			add(s.rec.Pulled.Others)
-		}
-		for _, id := range s.rec.Uses {
-			used, _ := b.load(id)
-			if used == nil {
-				continue
-			}
-			visit(used)
-			for _, f := range b.facts(used, used.depth()) {
-				add([]registry.Step{f.Step})
-			}
-		}
-	}
-	visit(st)
-	return all
-}
-
-// result describes a state for a cache.
-func (b *Builder) result(st *state) *registry.Result {
-	bottom := st.lowest()
-	res := &registry.Result{
-		Key:      st.id,
-		Preimage: st.rec.Preimage,
-		BaseRef:  bottom.rec.Ref,
-		Others:   b.others(st),
-		Took:     st.rec.Took,
-	}
-	if bottom.rec.Config != nil {
-		res.Platform = bottom.rec.Config.Platform
-	}
-	res.Config = st.config(res.Platform)
-	var states []*state
-	for t := st; t != nil; t = t.parent {
-		states = append(states, t)
-	}
-	for _, t := range slices.Backward(states) {
-		for _, l := range t.rec.Layers {
-			if !l.IsZero() {
-				res.Layers = append(res.Layers, l)
-			}
-		}
-		switch {
-		case t.rec.Pulled != nil:
-			res.Base, res.BaseRef = t.rec.Pulled.Base, t.rec.Pulled.BaseRef
-			res.Steps = slices.Clone(t.rec.Pulled.Steps)
-		case t.parent == nil:
-			res.Base = len(res.Layers)
-		default:
-			info := t.stepInfo()
-			info.Layers = len(res.Layers)
-			res.Steps = append(res.Steps, info)
-		}
-	}
-	return res
-}
-
 // share has a state pushed to the first cache, and with it those of the steps from index from on that led to it, unless the
 // cache turns out to have it already.
-func (r *run) share(s *stage, from, index int, st *state) {
-	switch {
-	case r.pusher == nil:
+func (r *run) share(s *stage, from, index int, st *results.Result) {
+	if r.pusher == nil {
 		return
-	case st.remote != nil:
-		r.forward(s, index, st)
+	}
+	if c, found := st.Origin(); c != nil {
+		r.forward(s, index, st, c, found)
 		return
 	}
 	job := s.job(index, st)
 	r.mu.Lock()
-	job.old = r.made[st.id] != st
+	job.old = r.made[st.Key] != st
 	r.mu.Unlock()
 	job.untold = job.old
 	job.before = func(push func(push)) {
-		for i, t := index-1, st.parent; i >= from && t != nil && t.rec.Parent != ""; i, t = i-1, t.parent {
+		for i, t := index-1, st.Parent; i >= from && t != nil && t.Record.Parent != ""; i, t = i-1, t.Parent {
 			push(s.job(i, t))
 		}
 	}
@@ -279,22 +74,22 @@ func (r *run) share(s *stage, from, index int, st *state) {
 
 // forward publishes what a result from a cache has made known: what another cache has is copied to the first one, whole, since it was
 // not made here, and is not signed here; of what the first one has, it is noted that it was used; and a result that was found by its content key becomes that of its input key.
-func (r *run) forward(s *stage, index int, st *state) {
+func (r *run) forward(s *stage, index int, st *results.Result, from *registry.Cache, found *registry.Result) {
 	job := s.job(index, st)
 	job.result = nil
-	if st.remote.Found != st.id {
+	if found.Found != st.Key {
 		job.alias = nil // it was found by that
 	}
-	from, to := st.cache, r.Caches[0]
+	to := r.Caches[0]
 	if from == to { // garbage collection goes by when a result was used
 		job.untold = job.alias == nil
 		job.copy = func(ctx context.Context) (int64, error) {
-			to.Touch(ctx, st.remote)
+			to.Touch(ctx, found)
 			return 0, nil
 		}
 	} else {
-		ids := []keys.ID{st.remote.Found}
-		for _, step := range slices.Concat(st.remote.Steps, st.remote.Others) { // what a change in an earlier step goes on from
+		ids := []keys.ID{found.Found}
+		for _, step := range slices.Concat(found.Steps, found.Others) { // what a change in an earlier step goes on from
 			ids = append(ids, step.Key)
 		}
 		job.copy = func(ctx context.Context) (int64, error) {
@@ -305,17 +100,11 @@ func (r *run) forward(s *stage, index int, st *state) {
 	r.pusher.add(job)
 }
 
-func (s *stage) job(index int, st *state) push {
-	job := push{key: st.id, result: func() *registry.Result {
-		res := s.result(st)
-		if p := st.rec.Pulled; p != nil {
-			res.Envelope = p.Envelope
-		}
-		return res
-	}}
-	if step := s.Steps[index]; step.Key != st.id {
+func (s *stage) job(index int, st *results.Result) push {
+	job := push{key: st.Key, result: func() *registry.Result { return s.places.ToCache(st) }}
+	if step := s.Steps[index]; step.Key != st.Key {
 		job.alias = &registry.Result{
-			Key: step.Key, Alias: st.id, Preimage: string(step.Preimage), Platform: s.Base.Platform,
+			Key: step.Key, Alias: st.Key, Preimage: string(step.Preimage), Platform: s.Base.Platform,
 		}
 	}
 	return job

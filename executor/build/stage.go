@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
-	"github.com/ocurrent/obx/registry"
 )
 
 // A stage is one stage of a run. It is built when something needs its files: nobody copies from it (the outermost
@@ -17,49 +18,64 @@ import (
 type stage struct {
 	*run
 	*keys.Stage
-	final future[*state]
+	forced int // the first step that runs whatever there is
+	sure   int // the first step whose input key says nothing, see Builder.firstUnsure
 
-	once    sync.Once
-	pending int    // copies that may still need the stage; guarded by run.mu
-	hearsay *state // a result that tells of the stage's steps; guarded by run.mu
-	nextOp  int    // the first operation whose heading is not printed yet
+	once  sync.Once       // it is built, or released
+	done  chan struct{}   // closed when the next two are there
+	final *results.Result // of its last step
+	err   error
+
+	pending int             // copies that may still need the stage; guarded by run.mu
+	toldBy  *results.Result // a result that came from a cache, and tells of the stage's steps; guarded by run.mu
+	nextOp  int             // the first operation whose heading is not printed yet
+	asked   int             // steps below this one have been looked up by content key
 }
 
 // start builds the stage in the background, once.
 func (s *stage) start(ctx context.Context) {
 	s.once.Do(func() {
-		s.final.done = make(chan struct{})
 		s.group.Go(func() error {
-			defer close(s.final.done)
-			s.final.value, s.final.err = s.build(ctx)
-			return s.final.err
+			defer close(s.done)
+			s.final, s.err = s.build(ctx)
+			return s.err
 		})
 	})
 }
 
-// spare tells a stage that one of the copies from it is answered without it, by a result that knows others' steps.
+// wait gives the result of a stage that was started.
+func (s *stage) wait(ctx context.Context) (*results.Result, error) {
+	select {
+	case <-s.done:
+		return s.final, s.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// release tells a stage that one of the copies from it is answered without it, by a result that may know others' steps.
 // After the last one the stage is not built; its log is replayed as far as it is known.
-func (s *stage) spare(ctx context.Context, by *state) {
+func (s *stage) release(ctx context.Context, by *results.Result) {
 	s.mu.Lock()
 	s.pending--
-	if by != nil && by.lowest().rec.Pulled != nil {
-		s.hearsay = by.lowest()
+	if by.Pulled() != nil {
+		s.toldBy = by
 	}
+	by = s.toldBy
 	last := s.pending == 0
 	s.mu.Unlock()
 	if !last {
 		return
 	}
 	s.once.Do(func() {
-		s.final.done = make(chan struct{})
-		s.final.err = errors.New("stage " + s.Name + " was not needed")
-		close(s.final.done)
+		s.err = errors.New("stage " + s.Name + " was not needed")
+		close(s.done)
 		s.emit(Event{Kind: StageOpen, Stage: s.Stage})
-		for i, f := range s.recall(ctx, s.hearsay) {
+		for i, known := range s.knownSteps(ctx, by) {
 			step := s.Steps[i]
-			s.hit(ctx, step, f)
+			s.hit(ctx, step, known)
 			if step.From != nil {
-				s.stages[step.From].spare(ctx, s.hearsay)
+				s.stages[step.From].release(ctx, by)
 			}
 		}
 		s.headings(len(s.Spec.Ops))
@@ -68,27 +84,15 @@ func (s *stage) spare(ctx context.Context, by *state) {
 }
 
 // build brings the stage to its end: from the deepest result that there is, step by step.
-func (s *stage) build(ctx context.Context) (*state, error) {
+func (s *stage) build(ctx context.Context) (*results.Result, error) {
 	s.emit(Event{Kind: StageOpen, Stage: s.Stage})
-	forced, noInput := s.firstForced(s.Stage), s.unsure[s.Stage]
-
-	next, cur, err := s.resume(ctx, noInput)
+	cur, err := s.resume(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if cur.failed() {
-		return nil, s.failAgain(ctx, 0, next-1, cur)
-	}
-	for _, step := range s.Steps {
-		switch {
-		case step.From == nil:
-		case step.Index < next:
-			s.stages[step.From].spare(ctx, cur)
-		default:
-			s.stages[step.From].start(ctx)
-		}
-	}
-	s.hits(ctx, 0, next, cur)
+	next := cur.Depth()
+	s.startOrRelease(ctx, next, cur)
+	s.hits(ctx, 0, cur)
 	if next < len(s.Steps) {
 		if err := s.prepare(); err != nil {
 			return nil, err
@@ -99,50 +103,16 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 			return nil, err
 		}
 	}
-
 	var root root
 	defer func() { _ = root.close() }()
-	known := 0 // steps below this one have been looked up by content key
-	for i := next; i < len(s.Steps); {
-		step := s.Steps[i]
-		s.headings(step.OpIndex + 1)
-		w := work{step: step, parent: cur, forced: i >= forced}
-		if step.From != nil {
-			if err := s.readSources(ctx, &w); err != nil {
-				return nil, errors.Join(err, w.close())
-			}
-		}
-		w.id, w.preimage = step.ContentKey(cur.id, w.sources)
-		if w.id != step.Key && i >= known && !w.forced {
-			ids := s.contentKeys(i, forced, w)
-			known = i + len(ids)
-			n, top, err := s.byContent(ctx, i, ids)
-			if err != nil {
-				return nil, errors.Join(err, w.close())
-			}
-			if top.failed() {
-				return nil, errors.Join(s.failAgain(ctx, i, i+n-1, top), w.close())
-			}
-			if n > 0 {
-				err := s.learn(i, i+n, top)
-				if err := errors.Join(err, w.close(), root.close()); err != nil {
-					return nil, err
-				}
-				s.hits(ctx, i, i+n, top)
-				cur, i = top, i+n
-				continue
-			}
-		}
-		made, err := s.step(ctx, &w, &root)
-		if err := errors.Join(err, w.close()); err != nil {
+	for next < len(s.Steps) {
+		if cur, err = s.advance(ctx, next, cur, &root); err != nil {
 			return nil, err
 		}
-		s.share(s, i, i, made)
-		cur = made
-		i++
+		next = cur.Depth()
 	}
 	s.headings(len(s.Spec.Ops))
-	key := cur.id.String()
+	key := cur.Key.String()
 	s.mu.Lock()
 	s.report.Results[s.Stage] = key
 	if s.Parent == nil {
@@ -151,6 +121,54 @@ func (s *stage) build(ctx context.Context) (*state, error) {
 	s.mu.Unlock()
 	s.emit(Event{Kind: StageDone, Stage: s.Stage, Key: key})
 	return cur, nil
+}
+
+// startOrRelease starts the builds that the steps from next on copy from, and releases those that the steps before do: by answers for these.
+func (s *stage) startOrRelease(ctx context.Context, next int, by *results.Result) {
+	for i, step := range s.Steps {
+		switch {
+		case step.From == nil:
+		case i < next:
+			s.stages[step.From].release(ctx, by)
+		default:
+			s.stages[step.From].start(ctx)
+		}
+	}
+}
+
+// advance gives what comes after a step: the result of that, which is looked for by content if its input key says nothing and made if there is none,
+// or one of a later step.
+func (s *stage) advance(ctx context.Context, i int, cur *results.Result, root *root) (next *results.Result, err error) {
+	step := s.Steps[i]
+	s.headings(step.OpIndex + 1)
+	w := &work{step: step, parent: cur, forced: i >= s.forced}
+	defer func() {
+		if err = errors.Join(err, w.close()); err != nil {
+			next = nil
+		}
+	}()
+	if step.From != nil {
+		if err := s.readSources(ctx, w); err != nil {
+			return nil, err
+		}
+	}
+	w.id, w.preimage = step.ContentKey(cur.Key, w.sources)
+	if w.id != step.Key && i >= s.asked && !w.forced {
+		top, err := s.byContent(ctx, w)
+		if err != nil {
+			return nil, err
+		}
+		if top != nil {
+			s.hits(ctx, i, top)
+			return top, root.close()
+		}
+	}
+	made, err := s.step(ctx, w, root)
+	if err != nil {
+		return nil, err
+	}
+	s.share(s, i, i, made)
+	return made, nil
 }
 
 // prepare has the executor get ready, so that what its first step needs is there when the step is.
@@ -164,188 +182,136 @@ func (s *stage) prepare() error {
 // needsFiles reports whether something beside the stage's own steps uses the files of its result.
 func (s *stage) needsFiles() bool { return s.Users > 0 || s.Parent == nil && s.NeedFiles }
 
-// resume looks for the deepest result by input key: in the store, and in the caches if those may have a deeper one. It
-// tells the first step to do. The files of the result are in the store if they are needed.
-func (s *stage) resume(ctx context.Context, limit int) (next int, top *state, err error) {
-	next, top = s.deepest(s.Stage, 0, limit)
-	if next == 0 && s.anyStep(limit) {
-		// Steps are there whose base is lost: it can be had again, and they with it.
-		if _, err := s.base(ctx, s.Stage); err != nil {
-			return 0, nil, err
-		}
-		next, top = s.deepest(s.Stage, 0, limit)
+// inputs asks for the deepest of the first n steps by input key.
+func inputs(s *keys.Stage, n int) results.Query {
+	q := results.Query{Depth: n}
+	for _, step := range slices.Backward(s.Steps[:n]) {
+		q.Keys = append(q.Keys, step.Key)
 	}
-	ids := make([]keys.ID, 0, limit-next)
-	for _, step := range s.Steps[next:limit] {
-		ids = append(ids, step.Key)
-	}
-	n, pulled, err := s.ask(ctx, next, ids)
-	if n > 0 {
-		next, top = next+n, pulled
-	}
-	return next, top, err
+	return q
 }
 
-// hits reports the steps in [from, to) as answered by what led to top.
-func (s *stage) hits(ctx context.Context, from, to int, top *state) {
-	if to <= from {
-		return
+// resume looks for the deepest result by input key.
+func (s *stage) resume(ctx context.Context) (*results.Result, error) {
+	q := inputs(s.Stage, s.sure)
+	q.BaseKey, q.Base = s.BaseKey, func(ctx context.Context) error { // it can be had again, and what stands on it with it
+		_, err := s.base(ctx, s.Stage)
+		return err
 	}
-	for i, f := range s.facts(top, to)[from:] {
-		s.hit(ctx, s.Steps[from+i], f)
-	}
-	s.share(s, from, to-1, top)
+	return s.find(ctx, 0, q)
 }
 
-// learn points the input keys of the steps in [from, to) to the content keys under which they were found in the store.
-func (s *stage) learn(from, to int, top *state) error {
-	if top.remote != nil {
-		return nil
-	}
-	for i, f := range s.facts(top, to)[from:] {
-		if err := s.alias(s.Steps[from+i].Key, f.Key); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// anyStep reports whether any step has a record, whatever is below it.
-func (s *stage) anyStep(limit int) bool {
-	for _, step := range s.Steps[:limit] {
-		if _, _, ok := s.find(step.Key); ok {
-			return true
-		}
-	}
-	return false
-}
-
-// deepest finds the last of a stage's steps in [from, to) that has a whole result under its input key. It gives the
-// step's index plus one, or from and nil.
-func (b *Builder) deepest(s *keys.Stage, from, to int) (int, *state) {
-	l := loader{b, map[keys.ID]bool{}}
-	for i := to - 1; i >= from; i-- {
-		if top, _ := l.load(s.Steps[i].Key); top != nil {
-			return i + 1, top
-		}
-	}
-	return from, nil
-}
-
-// storeName is where results of the store are, for people.
-const storeName = "store"
-
-// A fact is what is known of a step that need not run.
-type fact struct {
-	registry.Step
-	where string
-	cache *registry.Cache // of the log, if it is not in the store
-}
-
-// facts tells what is known of the first n steps of a stage, the last of which gave top.
-func (b *Builder) facts(top *state, n int) []fact {
-	facts := make([]fact, n)
-	for i, s := n-1, top; i >= 0 && s != nil; i, s = i-1, s.parent {
-		if p := s.rec.Pulled; p != nil {
-			for j := range min(i+1, len(p.Steps)) {
-				facts[j] = fact{Step: p.Steps[j], where: s.where(), cache: s.logs()}
-			}
-			break
-		}
-		facts[i] = fact{Step: s.stepInfo(), where: storeName}
-	}
-	return facts
-}
-
-// recall tells what is known of the stage's steps when it is not built: what the store has, and what a result that came from
-// a cache tells.
-func (s *stage) recall(ctx context.Context, hearsay *state) []fact {
-	next, top := s.deepest(s.Stage, 0, len(s.Steps))
-	facts := s.facts(top, next)
-	all := true
-	for _, step := range s.Steps[next:] {
-		f, ok := hearsay.heard(step)
-		facts = append(facts, f)
-		all = all && ok
-	}
-	if all {
-		return facts
-	}
-	// A copy that was found by content knows the build that gave its files first, which may be another than this.
-	for _, c := range s.Caches {
-		if res, err := c.Find(ctx, []keys.ID{s.Key()}); err == nil && res != nil && res.Exit == 0 && len(res.Steps) == len(facts) {
-			return s.facts(pulledState(c, res), len(facts))
-		}
-	}
-	return facts
-}
-
-// stepInfo tells of the step that made a state.
-func (s *state) stepInfo() registry.Step {
-	return registry.Step{
-		Key: s.id, Input: s.input(), Op: s.rec.Op, Took: s.rec.Took,
-		Log: registry.Log{Data: s.rec.Log, Blob: s.rec.LogBlob},
-	}
-}
-
-// input is the input key under which a state was asked for, if that is not its own key.
-func (s *state) input() keys.ID {
-	if s.rec.Input == "" {
-		return keys.ID{}
-	}
-	id, err := keys.Sum([]byte(s.rec.Input))
-	if err != nil {
-		return keys.ID{}
-	}
-	return id
-}
-
-// heard is what a result from a cache (or nil) tells of a step in another stage, if it knows it.
-func (s *state) heard(step *keys.Step) (f fact, ok bool) {
-	if s == nil {
-		return fact{Step: registry.Step{Key: step.Key}, where: storeName}, false
-	}
-	f = fact{Step: registry.Step{Key: step.Key}, where: s.where(), cache: s.logs()}
-	for _, o := range s.rec.Pulled.Others {
-		if o.Key == step.Key || o.Input == step.Key {
-			f.Step, ok = o, true
-		}
-	}
-	return f, ok
-}
-
-// contentKeys gives the content keys of the steps from i on, as far as they are known: up to limit, or to the next copy
-// from a build.
-func (s *stage) contentKeys(i, limit int, w work) []keys.ID {
+// byContent looks for the deepest result by content key: of the step of w, and of those after it, up to the next copy from a build. What is found
+// becomes what the input keys mean.
+func (s *stage) byContent(ctx context.Context, w *work) (*results.Result, error) {
+	first := w.step.Index
 	ids := []keys.ID{w.id}
-	for j := i + 1; j < limit && s.Steps[j].From == nil; j++ {
+	for j := first + 1; j < s.forced && s.Steps[j].From == nil; j++ {
 		id, _ := s.Steps[j].ContentKey(ids[len(ids)-1], nil)
 		ids = append(ids, id)
 	}
-	return ids
-}
-
-// byContent finds the deepest of consecutive content keys, the first of which is step i's, and tells how many steps
-// it answers.
-func (s *stage) byContent(ctx context.Context, i int, ids []keys.ID) (int, *state, error) {
-	names := make([]string, len(ids))
-	for i, id := range ids {
-		names[i] = id.String()
+	s.asked = first + len(ids)
+	if err := s.places.Hold(ids...); err != nil {
+		return nil, err
 	}
-	if err := s.holdKeys(names...); err != nil {
-		return 0, nil, err
+	slices.Reverse(ids)
+	top, err := s.find(ctx, first, results.Query{Keys: ids, Depth: s.asked})
+	if err != nil || top == nil || !top.Here() {
+		return top, err
 	}
-	l := loader{s.Builder, map[keys.ID]bool{}}
-	for n := len(ids); n > 0; n-- {
-		if top, _ := l.load(ids[n-1]); top != nil {
-			more, pulled, err := s.ask(ctx, i+n, ids[n:])
-			if more > 0 {
-				return n + more, pulled, err
-			}
-			return n, top, err
+	for i, r := top.Depth()-1, top; i >= first && r != nil; i, r = i-1, r.Parent {
+		if err := s.places.Alias(s.Steps[i].Key, r.Key); err != nil {
+			return nil, err
 		}
 	}
-	return s.ask(ctx, i, ids)
+	return top, nil
+}
+
+// find looks a query up, to go on from what it finds after the first steps. If the deepest step has failed elsewhere, so does the stage.
+func (s *stage) find(ctx context.Context, first int, q results.Query) (*results.Result, error) {
+	q.Use, q.Failures = s.use, true
+	top, err := s.places.Find(ctx, q)
+	if exit, failed := top.Failed(); err == nil && failed {
+		err = s.failAgain(ctx, first, exit, top)
+	}
+	return top, err
+}
+
+// use makes what a cache has ready: its logs, and its files if something uses them.
+func (s *stage) use(ctx context.Context, r *results.Result) error {
+	if err := r.FetchLogs(ctx); err != nil {
+		return err
+	}
+	last := r.Depth() == len(s.Steps)
+	if _, failed := r.Failed(); failed || last && !s.needsFiles() {
+		return nil
+	}
+	if !last {
+		if err := s.prepare(); err != nil {
+			return err
+		}
+	}
+	return s.places.Fetch(ctx, r, s.unpacks(), results.InlineLog, s.pulling(s.Stage))
+}
+
+// failAgain fails a step as it has failed elsewhere, after the steps from index first on that were before it.
+func (s *stage) failAgain(ctx context.Context, first, exit int, r *results.Result) error {
+	known := r.Steps()
+	last := len(known) - 1
+	for i, k := range known[first:last] {
+		s.hit(ctx, s.Steps[first+i], k)
+	}
+	step := s.Steps[last]
+	s.headings(step.OpIndex + 1)
+	s.replay(ctx, step, known[last], 0)
+	return &StepError{Step: step, Err: &executor.ExitError{Reason: executor.Exited, Code: exit}}
+}
+
+// hits reports the steps from index first on as answered by what led to top.
+func (s *stage) hits(ctx context.Context, first int, top *results.Result) {
+	known := top.Steps()
+	if len(known) <= first {
+		return
+	}
+	for i, k := range known[first:] {
+		s.hit(ctx, s.Steps[first+i], k)
+	}
+	s.share(s, first, len(known)-1, top)
+}
+
+// hit reports a step that need not run, with the log of when it ran.
+func (s *stage) hit(ctx context.Context, step *keys.Step, known results.Step) {
+	s.headings(step.OpIndex + 1)
+	s.replayed(ctx, step, known, 0)
+}
+
+// replayed reports a step that need not run after its heading, but for what was seen of its log already.
+func (s *stage) replayed(ctx context.Context, step *keys.Step, known results.Step, seen int64) {
+	s.replay(ctx, step, known, seen)
+	s.emit(Event{
+		Kind: Finished, Stage: s.Stage, Step: step, Key: known.Key.String(),
+		Cached: true, Where: known.Where, Took: known.Took,
+	})
+}
+
+// knownSteps tells what is known of the stage's steps when it is not built: what the store has, and what a result that came from
+// a cache tells.
+func (s *stage) knownSteps(ctx context.Context, by *results.Result) []results.Step {
+	known := s.places.Nearest(inputs(s.Stage, len(s.Steps))).Steps()
+	all := true
+	for _, step := range s.Steps[len(known):] {
+		k, ok := by.Other(step.Key)
+		known = append(known, k)
+		all = all && ok
+	}
+	if all {
+		return known
+	}
+	// A copy that was found by content knows the build that gave its files first, which may be another than this.
+	if r, err := s.places.Find(ctx, results.Query{Keys: []keys.ID{s.Key()}, Depth: len(known)}); err == nil && r != nil {
+		return r.Steps()
+	}
+	return known
 }
 
 // firstForced is the index of the first step that runs whatever the store has.
@@ -395,25 +361,15 @@ func (s *stage) headings(to int) {
 	}
 }
 
-// hit reports a step that need not run, with the log of when it ran.
-func (s *stage) hit(ctx context.Context, step *keys.Step, f fact) {
-	s.headings(step.OpIndex + 1)
-	s.replay(ctx, step, f, 0)
-	s.emit(Event{
-		Kind: Finished, Stage: s.Stage, Step: step, Key: f.Key.String(),
-		Cached: true, Where: f.where, Took: f.Took,
-	})
-}
-
 // A root is the root file system that a stage's steps run in, opened when the first one does.
 type root struct{ executor.Root }
 
-// open opens the files of a state.
-func (b *Builder) open(ctx context.Context, r *root, s *state) error {
+// open opens the files of a result.
+func (b *Builder) open(ctx context.Context, r *root, s *results.Result) error {
 	if r.Root != nil {
 		return nil
 	}
-	opened, err := b.Executor.Open(ctx, s.chain())
+	opened, err := b.Executor.Open(ctx, s.Layers())
 	if err != nil {
 		return fmt.Errorf("open a root file system: %w", err)
 	}

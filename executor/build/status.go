@@ -11,9 +11,10 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
-	"github.com/ocurrent/obx/registry"
 )
 
 // A Status says where the result of a step is, and what a run would do.
@@ -35,16 +36,16 @@ type BaseStatus struct {
 // Status looks a plan up, and runs and pulls nothing. Statuses are in the order of p.Steps, and of p.Stages.
 // Events hears of warnings alone.
 func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseStatus, error) {
-	if b.Events != nil {
-		own := *b
-		own.distrust = once(func(msg string) { b.Events(Event{Kind: Warned, Time: time.Now(), Message: msg}) })
-		b = &own
-	}
+	places := b.places(func(msg string) {
+		if b.Events != nil {
+			b.Events(Event{Kind: Warned, Time: time.Now(), Message: msg})
+		}
+	})
 	steps := make([]Status, len(p.Steps))
 	for i, s := range p.Steps {
 		steps[i] = Status{Step: s, Key: s.Key.String()}
 	}
-	reached, err := b.reach(ctx, p)
+	reached, err := b.reach(ctx, places, p)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -56,7 +57,7 @@ func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseSta
 			return
 		}
 		needed[s] = true
-		for _, step := range s.Steps[reached[s].next:] {
+		for _, step := range s.Steps[reached[s].top.Depth():] {
 			opened[s] = true
 			steps[step.Number-1].Run = true
 			if step.From != nil {
@@ -72,19 +73,20 @@ func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseSta
 	var bases []BaseStatus
 	for _, s := range p.Stages {
 		at := reached[s]
-		b.note(steps, s, at.top, at.next)
+		for i, known := range at.top.Steps() {
+			st := &steps[s.Steps[i].Number-1]
+			st.Key, st.Where, st.Took = known.Key.String(), known.Where, known.Took
+		}
 		st := BaseStatus{Stage: s}
 		files := opened[s] || needed[s] && (len(s.Steps) == 0 || s.Users > 0)
 		switch {
-		case at.top != nil && at.top.cache != nil:
-			st.Where = at.top.cache.Name()
-			if files {
-				st.Pull = b.absent(at.top.rec.Layers)
-			}
 		case at.top != nil:
-			st.Where = storeName
+			st.Where = at.top.Where()
+			if files && !at.top.Here() {
+				st.Pull = b.absent(at.top.Layers())
+			}
 		case at.hasBase:
-			st.Where = storeName
+			st.Where = results.InStore
 		case files:
 			if at.err != nil {
 				return nil, nil, fmt.Errorf("size of base image %s: %w", s.Spec.From.Image, at.err)
@@ -96,56 +98,29 @@ func (b *Builder) Status(ctx context.Context, p *keys.Plan) ([]Status, []BaseSta
 	return steps, bases, nil
 }
 
-// A reach is how far a stage is known: the first step that is not, the state before it, and what of the base image is not
-// here, if there is no such state.
+// A reach is how far a stage is known: the deepest result, and if there is none, what of the base image is not here.
 type reach struct {
-	next    int
-	top     *state
+	top     *results.Result
 	hasBase bool
 	missing int64 // bytes
 	err     error // of finding that out
 }
 
-// reach looks all stages up by input key, at the same time: in the store, and where that does not have all, in all caches at once.
-func (b *Builder) reach(ctx context.Context, p *keys.Plan) (map[*keys.Stage]reach, error) {
+// reach looks all stages up by input key, at the same time.
+func (b *Builder) reach(ctx context.Context, places *results.Places, p *keys.Plan) (map[*keys.Stage]reach, error) {
 	var mu sync.Mutex
 	reached := map[*keys.Stage]reach{}
-	unsure := b.firstUnsure(p)
+	sure := b.firstUnsure(p)
 	group, ctx := errgroup.WithContext(ctx)
 	for _, s := range p.Stages {
-		group.Go(func() error {
-			limit := unsure[s]
+		group.Go(func() (err error) {
 			var r reach
-			r.next, r.top = b.deepest(s, 0, limit)
-			var ids []keys.ID // deepest first
-			for _, step := range slices.Backward(s.Steps[r.next:limit]) {
-				ids = append(ids, step.Key)
-			}
-			found := make([]*registry.Result, len(b.Caches))
-			asked, actx := errgroup.WithContext(ctx)
-			for i, c := range b.Caches {
-				asked.Go(func() (err error) {
-					found[i], err = c.Survey(actx, ids)
-					return err
-				})
-			}
-			if err := asked.Wait(); err != nil {
+			if r.top, err = places.Find(ctx, inputs(s, sure[s])); err != nil {
 				return err
 			}
-			for i, res := range found {
-				if res == nil || res.Exit != 0 {
-					continue
-				}
-				at := slices.Index(ids, res.Found)
-				if at >= 0 && len(res.Steps) != limit-at { // a run refuses it
-					continue
-				}
-				if at >= 0 && limit-at > r.next {
-					r.next, r.top = limit-at, pulledState(b.Caches[i], res)
-				}
-			}
 			if r.top == nil {
-				if _, _, r.hasBase = b.find(s.BaseKey); !r.hasBase {
+				_, base := places.Record(s.BaseKey)
+				if r.hasBase = base != nil; !r.hasBase {
 					r.missing, r.err = b.Images.Missing(ctx, s.Base)
 				}
 			}
@@ -167,14 +142,6 @@ func (b *Builder) absent(chain []layers.Layer) int64 {
 		}
 	}
 	return sum
-}
-
-// note fills in what is known of the first n steps of a stage, whose states end at top.
-func (b *Builder) note(steps []Status, s *keys.Stage, top *state, n int) {
-	for i, f := range b.facts(top, n) {
-		st := &steps[s.Steps[i].Number-1]
-		st.Key, st.Where, st.Took = f.Key.String(), f.where, f.Took
-	}
 }
 
 // An Explanation says why a step misses.
@@ -203,7 +170,7 @@ func (b *Builder) Explain(ctx context.Context, p *keys.Plan) (*Explanation, erro
 	}
 	ex := &Explanation{Step: miss}
 	var nearest []byte
-	var like *Record
+	var like *results.Record
 	best := keys.Unrelated - 1 // another kind of step explains nothing
 	for info, err := range b.Store.Results() {
 		if err != nil {
@@ -212,7 +179,7 @@ func (b *Builder) Explain(ctx context.Context, p *keys.Plan) (*Explanation, erro
 		if info.Result.Alias != "" || ctx.Err() != nil {
 			continue
 		}
-		rec, err := DecodeRecord(info.Result)
+		rec, err := results.DecodeRecord(info.Result)
 		if err != nil || rec.Parent == "" && rec.Pulled == nil {
 			continue
 		}
@@ -240,7 +207,7 @@ func (b *Builder) Explain(ctx context.Context, p *keys.Plan) (*Explanation, erro
 
 // baseReasons says what differs between the base image that a stage's first step stands on and the one that a recorded step stood on. It says
 // nothing of steps that stand on other steps, or where the base of the recorded one is not known.
-func (b *Builder) baseReasons(miss *keys.Step, was *Record) []string {
+func (b *Builder) baseReasons(miss *keys.Step, was *results.Record) []string {
 	if miss.Index != 0 {
 		return nil
 	}
@@ -276,4 +243,17 @@ func baseRef(base keys.Base) string {
 		return base.Ref
 	}
 	return base.Ref + "@" + base.Digest.String()
+}
+
+// Record reads the record of a key.
+func (b *Builder) Record(key string) (*results.Record, error) {
+	id, err := keys.ParseID(key)
+	if err != nil {
+		return nil, err
+	}
+	_, rec := b.places(nil).Record(id)
+	if rec == nil {
+		return nil, fmt.Errorf("result %s: %w", key, cas.ErrNotFound)
+	}
+	return rec, nil
 }

@@ -9,10 +9,9 @@ import (
 	"strings"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/layers"
@@ -28,7 +27,7 @@ const hostname = "builder"
 // A work is one step to do.
 type work struct {
 	step     *keys.Step
-	parent   *state
+	parent   *results.Result
 	forced   bool // not to be looked up
 	id       keys.ID
 	preimage []byte
@@ -42,7 +41,7 @@ func (w *work) close() error { return w.from.close() }
 // readSources waits for the build that a step copies from, and hashes what it takes.
 func (s *stage) readSources(ctx context.Context, w *work) error {
 	from := s.stages[w.step.From]
-	final, err := from.final.wait(ctx)
+	final, err := from.wait(ctx)
 	if err != nil {
 		return err
 	}
@@ -62,10 +61,9 @@ func (s *stage) readSources(ctx context.Context, w *work) error {
 
 // step does one step, unless another process or stage does it first. The key's lock is held only meanwhile, and a waiter
 // for it holds no job slot.
-func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
-	key := w.id.String()
+func (s *stage) step(ctx context.Context, w *work, root *root) (*results.Result, error) {
 	if w.id != w.step.Key {
-		if err := s.holdKeys(key); err != nil {
+		if err := s.places.Hold(w.id); err != nil {
 			return nil, err
 		}
 	}
@@ -75,13 +73,9 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 	}
 	defer lock.Unlock()
 	if found := s.found(w); found != nil {
-		f := s.facts(found, w.step.Index+1)[w.step.Index]
-		s.replay(ctx, w.step, f, seen)
-		s.emit(Event{
-			Kind: Finished, Stage: s.Stage, Step: w.step, Key: key,
-			Cached: true, Where: f.where, Took: f.Took,
-		})
-		return found, errors.Join(s.alias(w.step.Key, w.id), root.close())
+		known := found.Steps()
+		s.replayed(ctx, w.step, known[len(known)-1], seen)
+		return found, errors.Join(s.places.Alias(w.step.Key, w.id), root.close())
 	}
 	if err := s.slots.Acquire(ctx, 1); err != nil {
 		return nil, context.Cause(ctx)
@@ -95,16 +89,7 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 		return nil, err
 	}
 	defer log.file.Close()
-	if err := s.open(ctx, root, w.parent); err != nil {
-		return nil, err
-	}
-	var layer layers.Layer
-	switch op := w.step.Op.(type) {
-	case *spec.Run:
-		layer, err = s.runStep(ctx, w, op, root, log)
-	case *spec.Copy:
-		layer, err = s.copyStep(ctx, w, root)
-	}
+	layer, err := s.do(ctx, w, root, log)
 	if err != nil {
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
@@ -112,36 +97,53 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 		s.shareFailure(w, log, err)
 		return nil, err
 	}
+	made, err := s.keep(ctx, w, layer, log)
+	if err != nil {
+		return nil, err
+	}
+	s.emit(Event{Kind: Finished, Stage: s.Stage, Step: w.step, Key: w.id.String(), Took: made.Record.Took})
+	return made, nil
+}
+
+// do makes the layer of a step.
+func (s *stage) do(ctx context.Context, w *work, root *root, log io.Writer) (layers.Layer, error) {
+	if err := s.open(ctx, root, w.parent); err != nil {
+		return layers.Layer{}, err
+	}
+	if op, ok := w.step.Op.(*spec.Run); ok {
+		return s.runStep(ctx, w, op, root, log)
+	}
+	return s.copyStep(ctx, w, root)
+}
+
+// keep makes what a step has done a result.
+func (s *stage) keep(ctx context.Context, w *work, layer layers.Layer, log *stepLog) (*results.Result, error) {
 	preimage, err := keys.Collapse(w.preimage, maxPreimage)
 	if err != nil {
 		return nil, fmt.Errorf("shorten the preimage of step %d: %w", w.step.Number, err)
 	}
-	made := &state{id: w.id, parent: w.parent, rec: &Record{
+	rec := results.Record{
 		Op:       spec.HeadingIn(w.step.Env.Workdir, w.step.Op),
 		Preimage: string(preimage),
-		Parent:   w.parent.id.String(),
-		ID:       stateID(w.parent.rec.ID, layer),
-		ParentID: w.parent.rec.ID,
 		Env:      w.step.Env,
 		Took:     time.Since(log.start),
-	}}
-	if !layer.IsZero() {
-		made.rec.Layers = []layers.Layer{layer}
 	}
 	if w.id != w.step.Key {
-		made.rec.Input = string(w.step.Preimage)
+		rec.Input = string(w.step.Preimage)
 	}
 	if op, ok := w.step.Op.(*spec.Run); ok && len(op.Caches) > 0 {
-		made.rec.Mounts = s.mountTrust()
+		rec.Mounts = s.places.MountTrust()
 	}
 	if w.step.From != nil {
-		made.rec.Uses = []keys.ID{s.stages[w.step.From].final.value.id}
+		rec.Uses = []keys.ID{s.stages[w.step.From].final.Key}
 	}
+	var made *results.Result
 	err = s.Store.WithRoom(ctx, func() (err error) {
-		if made.rec.Log, made.rec.LogBlob, err = log.finish(s.Store); err == nil {
-			err = s.save(made, w.step.Key)
+		if rec.Log, rec.LogBlob, err = log.finish(s.Store); err != nil {
+			return err
 		}
-		return err
+		made = w.parent.Next(w.id, layer, rec)
+		return s.places.Save(made, w.step.Key)
 	})
 	if err != nil {
 		return nil, err
@@ -149,42 +151,19 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*state, error) {
 	s.mu.Lock()
 	s.made[w.id] = made
 	s.mu.Unlock()
-	s.emit(Event{Kind: Finished, Stage: s.Stage, Step: w.step, Key: key, Took: made.rec.Took})
 	return made, nil
 }
 
 // found looks for the result of a step while its key is locked. What another stage of this run has made just now is
 // not made again, even if nothing else is believed.
-func (s *stage) found(w *work) *state {
+func (s *stage) found(w *work) *results.Result {
 	s.mu.Lock()
 	made := s.made[w.id]
 	s.mu.Unlock()
 	if made != nil || w.forced {
 		return made
 	}
-	if id, rec, ok := s.find(w.id); ok && rec.Parent == w.parent.id.String() && rec.ParentID == w.parent.rec.ID {
-		return &state{id: id, rec: rec, parent: w.parent} // most often, and nothing below it need be read
-	}
-	found, _ := s.load(w.id)
-	return found
-}
-
-// alias points an input key to the content key that answers it, so that the next look-up needs no files.
-func (b *Builder) alias(input, content keys.ID) error {
-	if input == content {
-		return nil
-	}
-	domain := b.domains()[0]
-	if known, err := b.Store.Result(domain, input.String()); err == nil && known.Alias == content.String() {
-		return nil
-	}
-	err := b.Store.PutResult(domain, &cas.Result{
-		Key: input.String(), Alias: content.String(), Parents: []string{content.String()}, Created: time.Now().UTC(),
-	})
-	if err != nil {
-		return fmt.Errorf("save alias %s of result %s: %w", input, content, err)
-	}
-	return nil
+	return s.places.Above(w.parent, w.id)
 }
 
 // lock takes the lock of a step's key. While another has it, the output of the step that it runs is followed; seen is
@@ -253,7 +232,7 @@ func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
 	env := w.step.Env
 	p := executor.Process{
 		Argv:     append(slices.Clone(env.Shell), op.Command),
-		Env:      environ(w.parent.lowest().rec.Config, env),
+		Env:      results.Environ(w.parent.BaseConfig(), env),
 		Dir:      env.Workdir,
 		UID:      env.User.UID,
 		GID:      env.User.GID,
@@ -262,14 +241,14 @@ func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
 		Limits:   s.Limits,
 		FastSync: s.FastSync,
 	}
-	if base := w.parent.lowest().rec.Config; base != nil {
+	if base := w.parent.BaseConfig(); base != nil {
 		p.OSVersion = base.OSVersion
 	}
 	if slices.Contains(op.Network, "host") {
 		p.Network = executor.NetworkHost
 	}
 	for _, m := range op.Caches {
-		c := &executor.Cache{Domain: s.domains()[0], Name: s.mountName(m.ID), Sharing: sharing(m)}
+		c := &executor.Cache{Domain: s.domains()[0], Name: s.places.MountName(m.ID), Sharing: sharing(m)}
 		p.Mounts = append(p.Mounts, executor.Mount{Target: m.Target, Cache: c})
 	}
 	for _, m := range op.Secrets {
@@ -284,29 +263,6 @@ func (s *stage) process(w *work, op *spec.Run) (executor.Process, error) {
 		p.Mounts = append(p.Mounts, executor.Mount{Target: m.Target, Secret: &executor.Secret{Data: data}})
 	}
 	return p, nil
-}
-
-// environ joins the spec's variables with the base image's, of which the last of a name counts. What has no name there, or no value, is no variable,
-// and is left out: images have such entries.
-func environ(base *ocispec.Image, c keys.Context) []string {
-	var env []string
-	set := map[string]bool{}
-	for _, v := range c.Env {
-		env = append(env, v.Name+"="+v.Value)
-		set[v.Name] = true
-	}
-	if base == nil {
-		return env
-	}
-	from := len(env)
-	for _, v := range slices.Backward(base.Config.Env) {
-		if name, _, ok := strings.Cut(v, "="); ok && name != "" && !set[name] {
-			set[name] = true
-			env = append(env, v)
-		}
-	}
-	slices.Reverse(env[from:])
-	return env
 }
 
 // copyStep makes the layer of a copy, and goes on from it.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
@@ -38,9 +39,8 @@ type ExportReport struct {
 // from another cache from there, if it can be reached, as they are: they keep their envelope, for only what was run here is signed
 // here. What cannot be had as it was is left out, with a warning to the cache's Warn.
 func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []string, to *registry.Cache, since time.Duration) (ExportReport, error) {
-	own := *b
-	x := &export{Builder: &own, to: to, picked: map[keys.ID]*exported{}, packed: map[string]layers.Layer{}, names: map[string]images.Name{}}
-	own.distrust = once(func(msg string) { x.warn("%s", msg) })
+	x := &export{Builder: b, to: to, picked: map[keys.ID]*exported{}, packed: map[string]layers.Layer{}, names: map[string]images.Name{}}
+	x.places = b.places(func(msg string) { x.warn("%s", msg) })
 	err := x.pick(ctx, p, ids, since)
 	if err == nil {
 		err = x.run(ctx)
@@ -54,6 +54,7 @@ func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []string, to *re
 // An export is one call of Export.
 type export struct {
 	*Builder
+	places *results.Places
 	to     *registry.Cache
 	recent map[keys.ID]bool // nil: all
 	picked map[keys.ID]*exported
@@ -66,9 +67,9 @@ type export struct {
 	lost   []error // why results are left out
 }
 
-// An exported is a state to export, with the input keys that lead to it.
+// An exported is a result to export, with the input keys that lead to it.
 type exported struct {
-	*state
+	*results.Result
 	aliases []*registry.Result
 }
 
@@ -108,25 +109,25 @@ func (x *export) pick(ctx context.Context, p *keys.Plan, ids []string, since tim
 }
 
 func (x *export) pickPlan(p *keys.Plan) error {
-	if err := (&run{Builder: x.Builder, plan: p}).hold(); err != nil {
+	if err := holdPlan(x.places, p); err != nil {
 		return err
 	}
 	for _, s := range p.Stages {
 		x.name(p.Platform, s.Base)
-		var st *state
+		var st *results.Result
 		for i, step := range slices.Backward(s.Steps) {
 			if st == nil {
-				if st, _ = x.load(step.Key); st == nil {
+				if st, _ = x.places.Load(step.Key); st == nil {
 					continue
 				}
 			}
 			e := x.add(st)
-			if e != nil && step.Key != st.id {
+			if e != nil && step.Key != st.Key {
 				e.aliases = append(e.aliases, &registry.Result{
-					Key: step.Key, Alias: st.id, Preimage: string(step.Preimage), Platform: s.Base.Platform,
+					Key: step.Key, Alias: st.Key, Preimage: string(step.Preimage), Platform: s.Base.Platform,
 				})
 			}
-			if st = st.parent; st != nil && st.depth() != i {
+			if st = st.Parent; st != nil && st.Depth() != i {
 				st = nil // what is below was rebuilt: look again
 			}
 		}
@@ -136,14 +137,14 @@ func (x *export) pickPlan(p *keys.Plan) error {
 }
 
 func (x *export) pickKeys(ctx context.Context, ids []string) error {
-	if err := (&run{Builder: x.Builder}).holdKeys(ids...); err != nil {
+	list, err := parseIDs(ids)
+	if err == nil {
+		err = x.places.Hold(list...)
+	}
+	if err != nil {
 		return err
 	}
-	for _, s := range ids {
-		id, err := keys.ParseID(s)
-		if err != nil {
-			return err
-		}
+	for _, id := range list {
 		if err := x.below(ctx, id); err != nil {
 			return err
 		}
@@ -182,37 +183,37 @@ func (x *export) pickAll(ctx context.Context, infos []cas.ResultInfo) error {
 	return x.recordedNames(ctx)
 }
 
-// below picks the state of a key, and all that it was made from.
+// below picks the result of a key, and all that it was made from.
 func (x *export) below(ctx context.Context, id keys.ID) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	top, missing := x.load(id)
+	top, missing := x.places.Load(id)
 	if top == nil {
 		return fmt.Errorf("result %s: %s: %w", id, missing, cas.ErrNotFound)
 	}
-	needed := x.recent == nil || x.recent[top.id] // the base
-	for st := top; st != nil; st = st.parent {
-		if st.rec.Pulled == nil && st.parent == nil {
-			ref, d, _ := strings.Cut(st.rec.Ref, "@sha256:")
+	needed := x.recent == nil || x.recent[top.Key] // the base
+	for st := top; st != nil; st = st.Parent {
+		if st.Record.Pulled == nil && st.Parent == nil {
+			ref, d, _ := strings.Cut(st.Record.Ref, "@sha256:")
 			if needed && d != "" {
-				platform := st.rec.Config.Platform
+				platform := st.Record.Config.Platform
 				x.name(platform, keys.Base{Ref: ref, Digest: digest.NewDigestFromEncoded(digest.SHA256, d), Platform: platform})
 			}
 			return nil
 		}
-		if x.picked[st.id] != nil {
+		if x.picked[st.Key] != nil {
 			return nil
 		}
 		if e := x.add(st); e != nil {
 			needed = true
-			if input := st.input(); !input.IsZero() {
+			if input := st.Input(); !input.IsZero() {
 				e.aliases = append(e.aliases, &registry.Result{
-					Key: input, Alias: st.id, Preimage: st.rec.Input, Platform: st.lowest().rec.Config.Platform,
+					Key: input, Alias: st.Key, Preimage: st.Record.Input, Platform: st.BaseConfig().Platform,
 				})
 			}
 		}
-		for _, used := range st.rec.Uses {
+		for _, used := range st.Record.Uses {
 			if err := x.below(ctx, used); err != nil && !errors.Is(err, cas.ErrNotFound) {
 				return err
 			}
@@ -221,15 +222,15 @@ func (x *export) below(ctx context.Context, id keys.ID) error {
 	return nil
 }
 
-// add picks a state; nil if it is too old.
-func (x *export) add(st *state) *exported {
-	if x.recent != nil && !x.recent[st.id] {
+// add picks a result; nil if it is too old.
+func (x *export) add(r *results.Result) *exported {
+	if x.recent != nil && !x.recent[r.Key] {
 		return nil
 	}
-	e := x.picked[st.id]
+	e := x.picked[r.Key]
 	if e == nil {
-		e = &exported{state: st}
-		x.picked[st.id] = e
+		e = &exported{Result: r}
+		x.picked[r.Key] = e
 		x.order = append(x.order, e)
 	}
 	return e
@@ -250,8 +251,8 @@ func (x *export) recordedNames(ctx context.Context) error {
 	}
 	bases, chains := x.bases(), map[string]bool{}
 	for _, e := range x.order {
-		if p := e.rec.Pulled; p != nil && p.Base > 0 {
-			chains[baseChain(e.rec.Layers, p.Base)] = true
+		if p := e.Record.Pulled; p != nil && p.Base > 0 {
+			chains[baseChain(e.Record.Layers, p.Base)] = true
 		}
 	}
 	found := map[string]bool{}
@@ -301,7 +302,7 @@ func (x *export) bases() map[digest.Digest]keys.Base {
 func (x *export) run(ctx context.Context) error {
 	var pulled, made []*exported
 	for _, e := range x.order {
-		if e.rec.Pulled != nil {
+		if e.Record.Pulled != nil {
 			pulled = append(pulled, e)
 		} else {
 			made = append(made, e)
@@ -318,10 +319,10 @@ func (x *export) run(ctx context.Context) error {
 		group, gctx := errgroup.WithContext(ctx)
 		group.SetLimit(maxPushes)
 		for _, e := range batch {
-			if err = x.prepare(gctx, e.state); err != nil {
+			if err = x.prepare(gctx, e.Result); err != nil {
 				break
 			}
-			res := x.result(e.state)
+			res := x.places.ToCache(e.Result)
 			group.Go(func() error { return x.push(gctx, e, res) })
 		}
 		if err := cmp.Or(group.Wait(), err); err != nil {
@@ -348,7 +349,7 @@ func (x *export) forward(ctx context.Context, all []*exported) (left []*exported
 		}
 		var ids, aliases []keys.ID
 		for _, e := range all {
-			ids = append(ids, e.id)
+			ids = append(ids, e.Key)
 			for _, a := range e.aliases {
 				aliases = append(aliases, a.Key)
 			}
@@ -368,7 +369,7 @@ func (x *export) forward(ctx context.Context, all []*exported) (left []*exported
 		case err != nil: // perhaps another cache has them
 			x.warn("%v", err)
 		default:
-			all = slices.DeleteFunc(slices.Clone(all), func(e *exported) bool { return !slices.Contains(r.Missing, e.id) })
+			all = slices.DeleteFunc(slices.Clone(all), func(e *exported) bool { return !slices.Contains(r.Missing, e.Key) })
 		}
 	}
 	return all, nil
@@ -404,12 +405,13 @@ func (x *export) putBases(ctx context.Context) error {
 	return nil
 }
 
-// prepare makes sure that the layers of a state have bytes, as far as that can be done, and keeps the packed form for the next
+// prepare makes sure that the layers of a result have bytes, as far as that can be done, and keeps the packed form for the next
 // time.
-func (x *export) prepare(ctx context.Context, st *state) error {
-	for t := st; t != nil; t = t.parent {
+func (x *export) prepare(ctx context.Context, r *results.Result) error {
+	bottom := r
+	for s := r; s != nil; bottom, s = s, s.Parent {
 		changed := false
-		for i, l := range t.rec.Layers {
+		for i, l := range s.Record.Layers {
 			if l.IsZero() || l.Blob.Digest != "" {
 				continue
 			}
@@ -417,52 +419,38 @@ func (x *export) prepare(ctx context.Context, st *state) error {
 			if !ok {
 				var err error
 				if packed, err = layers.Pack(ctx, x.Store, l, x.Compression); err != nil {
-					return fmt.Errorf("pack a layer of %s: %w", t.id, err)
+					return fmt.Errorf("pack a layer of %s: %w", s.Key, err)
 				}
 				x.packed[l.Dir] = packed
 			}
-			t.rec.Layers[i], changed = packed, true
+			s.Record.Layers[i], changed = packed, true
 		}
 		if changed {
-			if err := x.keep(t); err != nil {
+			if err := x.places.Resave(s); err != nil {
 				return err
 			}
 		}
 	}
-	bottom := st.lowest()
-	if bottom.rec.Pulled == nil {
+	if bottom.Record.Pulled == nil {
 		return nil
 	}
-	for _, l := range bottom.rec.Layers {
+	for _, l := range bottom.Record.Layers {
 		if _, ok := x.Store.HasBlob(l.Blob.Digest); ok {
 			continue
 		}
 		if has, err := x.to.Repo.HasBlob(ctx, l.Blob); err != nil || !has {
-			return x.fetchBytes(ctx, bottom) // packed again, they would be others
+			return x.places.FetchBytes(ctx, bottom) // packed again, they would be others
 		}
 	}
 	return nil
-}
-
-// keep saves a state whose layers were packed, where it is the build's own domain that has it.
-func (x *export) keep(st *state) error {
-	res, err := x.Store.Result(x.domains()[0], st.id.String())
-	if err != nil {
-		return nil
-	}
-	if rec, err := DecodeRecord(res); err != nil || rec.ID != st.rec.ID {
-		return nil
-	}
-	return x.save(st, st.id)
 }
 
 // push sends one result, and the aliases that lead to it.
 func (x *export) push(ctx context.Context, e *exported, res *registry.Result) error {
 	var sent int64
 	var err error
-	pulled := e.rec.Pulled != nil
+	pulled := e.Record.Pulled != nil
 	if pulled {
-		res.Envelope = e.rec.Pulled.Envelope
 		sent, err = x.to.Republish(ctx, res)
 	} else {
 		sent, err = x.to.Push(ctx, res)
@@ -502,61 +490,55 @@ func (x *export) push(ctx context.Context, e *exported, res *registry.Result) er
 // After it, a build of the same steps hits without the cache, and without a network. What is broken in the cache is left out,
 // with a warning to its Warn.
 func (b *Builder) Import(ctx context.Context, from *registry.Cache, ids []string) (ExportReport, error) {
-	here := *b
-	here.Events = func(e Event) {
-		if e.Kind == Warned && from.Warn != nil {
-			from.Warn(e.Message)
-		}
-	}
 	in := &imports{
-		stage: &stage{run: &run{Builder: &here, pulled: map[string]int64{}}},
-		from:  from,
-		done:  map[keys.ID]*future[bool]{},
-		bases: map[string]bool{},
+		Builder: b, from: from,
+		pulled:  map[string]int64{},
+		results: map[keys.ID]bool{},
+		bases:   map[string]bool{},
 	}
-	err := in.all(ctx, ids)
+	in.places = b.places(from.Warn)
+	in.places.Caches = []*registry.Cache{from}
+	moved, err := in.all(ctx, ids)
 	for _, n := range in.pulled {
-		in.moved.Bytes += n
+		moved.Bytes += n
+	}
+	for _, brought := range in.results {
+		if brought {
+			moved.Results++
+		} else {
+			moved.Present++
+		}
 	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return in.moved, b.Store.Full(err)
+	return moved, b.Store.Full(err)
 }
 
-// An imports is one call of Import. Its stage is that of no plan.
+// An imports is one call of Import.
 type imports struct {
-	*stage
-	from *registry.Cache
+	*Builder
+	places *results.Places
+	from   *registry.Cache
+	fetch  cas.Once[keys.ID, struct{}] // by content key
 
-	// Guarded by run.mu.
-	moved   ExportReport
-	done    map[keys.ID]*future[bool] // by content key
-	bases   map[string]bool           // chains of base layers that results stand on
+	mu      sync.Mutex       // guards what follows
+	pulled  map[string]int64 // bytes, by digest
+	results map[keys.ID]bool // that are in the store now, by content key; true: they were not
+	bases   map[string]bool  // chains of base layers that results stand on
 	missing []keys.ID
 }
 
-func (in *imports) all(ctx context.Context, ids []string) error {
-	var list []keys.ID
-	for _, s := range ids {
-		id, err := keys.ParseID(s)
-		if err != nil {
-			return err
-		}
-		list = append(list, id)
+func (in *imports) all(ctx context.Context, ids []string) (moved ExportReport, err error) {
+	list, err := parseIDs(ids)
+	if err == nil && len(ids) == 0 {
+		list, err = in.from.Keys(ctx)
 	}
-	if len(ids) == 0 {
-		var err error
-		if list, err = in.from.Keys(ctx); err != nil {
-			return err
-		}
+	if err == nil {
+		err = in.places.Hold(list...)
 	}
-	names := make([]string, len(list))
-	for i, id := range list {
-		names[i] = id.String()
-	}
-	if err := in.holdKeys(names...); err != nil {
-		return err
+	if err != nil {
+		return moved, err
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.SetLimit(maxPushes)
@@ -564,100 +546,73 @@ func (in *imports) all(ctx context.Context, ids []string) error {
 		group.Go(func() error { return in.one(gctx, id) })
 	}
 	if err := group.Wait(); err != nil {
-		return err
+		return moved, err
 	}
-	if len(in.missing) > 0 {
-		in.warn(nil, "%d of %d results in %s cannot be used; the first is %s", len(in.missing), len(list), in.from.Repo.Name(), in.missing[0])
+	if len(in.missing) > 0 && in.from.Warn != nil {
+		in.from.Warn(fmt.Sprintf("%d of %d results in %s cannot be used; the first is %s", len(in.missing), len(list), in.from.Repo.Name(), in.missing[0]))
 	}
 	wanted := func(chain []digest.Digest) bool { return in.bases[fmt.Sprint(chain)] }
 	if len(ids) == 0 {
 		wanted = nil
 	}
-	var err error
-	in.moved.Bases, err = in.Images.Import(ctx, in.from.Repo, wanted, in.progress, in.from.Warn)
-	return err
+	moved.Bases, err = in.Images.Import(ctx, in.from.Repo, wanted, in.progress, in.from.Warn)
+	return moved, err
 }
 
 func (in *imports) progress(d digest.Digest, done, total int64) {
-	in.emit(Event{Kind: Pulling, Blob: d.String(), Bytes: done, Total: total})
-}
-
-// one brings the result of a key, and notes that the key leads to it.
-func (in *imports) one(ctx context.Context, id keys.ID) error {
-	res, err := in.from.Find(ctx, []keys.ID{id})
-	if err != nil {
-		return err
-	}
-	ok := false
-	if res != nil && res.Exit == 0 && len(res.Steps) > 0 {
-		in.mu.Lock()
-		f := in.done[res.Key]
-		first := f == nil
-		if first {
-			f = &future[bool]{done: make(chan struct{})}
-			in.done[res.Key] = f
-		}
-		in.mu.Unlock()
-		if first {
-			f.value, f.err = in.bring(ctx, res)
-			close(f.done)
-		}
-		if ok, err = f.wait(ctx); err != nil {
-			return err
-		}
-	}
-	if !ok {
-		in.mu.Lock()
-		in.missing = append(in.missing, id)
-		in.mu.Unlock()
-		return nil
-	}
-	return in.alias(id, res.Key)
-}
-
-// bring makes sure that the store has a result; false if the cache has lost it.
-func (in *imports) bring(ctx context.Context, res *registry.Result) (bool, error) {
-	if err := in.holdKeys(res.Key.String()); err != nil {
-		return false, err
-	}
 	in.mu.Lock()
-	in.bases[baseChain(res.Layers, res.Base)] = true
-	in.mu.Unlock()
-	if here, _ := in.load(res.Key); here != nil {
-		in.mu.Lock()
-		in.moved.Present++
-		in.mu.Unlock()
-		return true, nil
-	}
-	err := in.fetchInto(ctx, res)
-	if errors.Is(err, registry.ErrGone) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	in.mu.Lock()
-	in.moved.Results++
-	in.mu.Unlock()
-	return true, nil
+	defer in.mu.Unlock()
+	in.pulled[d.String()] = max(in.pulled[d.String()], done)
 }
 
 // sharedLog is how large a log may be to be repeated in the records of all steps that come after its own.
 const sharedLog = 1 << 10
 
-// fetchInto brings a result's layers and logs into the store, and records it.
-func (in *imports) fetchInto(ctx context.Context, res *registry.Result) error {
-	st := pulledState(in.from, res)
-	fetched, err := in.from.Fetch(ctx, res, false, in.progress)
+// one brings the result of a key, and notes that the key leads to it.
+func (in *imports) one(ctx context.Context, id keys.ID) error {
+	r, err := in.places.Find(ctx, results.Query{Keys: []keys.ID{id}, Use: func(ctx context.Context, r *results.Result) error {
+		_, err := in.fetch.Do(ctx, r.Key, func(ctx context.Context) (none struct{}, _ error) {
+			in.mu.Lock()
+			in.results[r.Key] = true // before others can find it in the store
+			in.mu.Unlock()
+			err := in.places.Fetch(ctx, r, false, sharedLog, in.progress)
+			if err != nil {
+				in.mu.Lock()
+				delete(in.results, r.Key)
+				in.mu.Unlock()
+			}
+			return none, err
+		})
+		if err != nil {
+			return err
+		}
+		return in.places.Alias(id, r.Key)
+	}})
 	if err != nil {
 		return err
 	}
-	p := st.rec.Pulled
-	if err := in.keepLogs(ctx, in.from, p, sharedLog); err != nil {
-		return err
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if r == nil {
+		in.missing = append(in.missing, id)
+		return nil
 	}
-	last := p.Steps[len(p.Steps)-1]
-	cfg := res.Config
-	st.rec.Layers, st.rec.Config, st.rec.Log, st.rec.LogBlob = fetched, &cfg, last.Log.Data, last.Log.Blob
-	return in.save(st, st.id)
+	if _, noted := in.results[r.Key]; !noted {
+		in.results[r.Key] = false
+	}
+	base, _ := r.Base()
+	in.bases[baseChain(r.Layers(), base)] = true
+	return nil
+}
+
+// parseIDs reads keys.
+func parseIDs(ids []string) (list []keys.ID, err error) {
+	for _, s := range ids {
+		id, err := keys.ParseID(s)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, id)
+	}
+	return list, nil
 }

@@ -1,4 +1,4 @@
-package build
+package results
 
 import (
 	"slices"
@@ -14,11 +14,11 @@ func TestEnviron(t *testing.T) {
 	t.Parallel()
 	var base ocispec.Image
 	base.Config.Env = []string{"", "FOO", "=bar", "A=1", "C=", "A=2", "A", "B=x=y", "PATH=/nowhere", "with space=v"}
-	got := environ(&base, keys.Context{Env: []keys.EnvVar{{Name: "PATH", Value: "/bin"}}})
+	got := Environ(&base, keys.Context{Env: []keys.EnvVar{{Name: "PATH", Value: "/bin"}}})
 	if want := []string{"PATH=/bin", "C=", "A=2", "B=x=y", "with space=v"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if got := environ(nil, keys.Context{}); len(got) != 0 {
+	if got := Environ(nil, keys.Context{}); len(got) != 0 {
 		t.Errorf("without a base: %q", got)
 	}
 }

@@ -1,4 +1,4 @@
-package build
+package results
 
 import (
 	"testing"
@@ -6,8 +6,7 @@ import (
 
 // A limit that is as good as none is none for the logs together, too.
 func TestLogLimitIsHuge(t *testing.T) {
-	b := &Builder{LogLimit: 1 << 60}
-	if n := b.newTotal().take(1000); n != 1000 {
+	if n := NewLogTotal(1 << 60).take(1000); n != 1000 {
 		t.Errorf("of 1000 bytes, %d are shown", n)
 	}
 }
