@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
-	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/build/publish"
 	"github.com/ocurrent/obx/registry"
 )
 
@@ -56,7 +56,7 @@ With --trust, only results that are signed come in.`,
 			if err != nil {
 				return err
 			}
-			if r == (build.ExportReport{}) {
+			if r == (publish.Report{}) {
 				return noResults(repo)
 			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "imported %s and %s from %s: %s\n",

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/build/publish"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 	"github.com/ocurrent/obx/registry/repo"
@@ -106,7 +107,7 @@ type sharing struct {
 	compression layers.Compression // of layers that are made for publishing
 	source      string             // where the caches are named; set by settle, as what follows
 	signer      *registry.Signer
-	shared      map[string]build.Sharing // of mounts
+	shared      map[string]publish.Travel // of mounts
 }
 
 // noCaches as --cache is none at all, whatever the environment and the configuration say.
@@ -173,8 +174,8 @@ func (s *sharing) settle(file *config) (err error) {
 }
 
 // parseShares reads --share-cache.
-func parseShares(flags []string) (map[string]build.Sharing, error) {
-	shared := map[string]build.Sharing{}
+func parseShares(flags []string) (map[string]publish.Travel, error) {
+	shared := map[string]publish.Travel{}
 	for _, f := range flags {
 		name, how, given := strings.Cut(f, ":")
 		switch {
@@ -183,9 +184,9 @@ func parseShares(flags []string) (map[string]build.Sharing, error) {
 		case shared[name] != "":
 			return nil, usage("", "--share-cache %s: given twice", name)
 		case given:
-			shared[name] = build.Union
+			shared[name] = publish.Union
 		default:
-			shared[name] = build.LastWins
+			shared[name] = publish.LastWins
 		}
 	}
 	return shared, nil
@@ -246,7 +247,7 @@ func (p *project) openRepos(in *inputs) error {
 func (p *project) useCaches(in *inputs, platform ocispec.Platform) {
 	b := p.builder
 	b.Push, b.CacheFailures, b.Trust = build.PushMode(in.push), in.failures > 0, in.trusted
-	b.ShareMounts = in.shared
+	b.Travels = in.shared
 	for _, repo := range p.repos {
 		b.Caches = append(b.Caches, &registry.Cache{
 			Repo: repo, Store: b.Store, Domains: b.Domains, Platform: platform,

@@ -16,6 +16,7 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/build/publish"
 	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
@@ -42,11 +43,11 @@ type Builder struct {
 	Compression layers.Compression // what layers are packed as, and what outputs have; zero: zstd, for type=docker gzip, and base images as they are
 	NeedFiles   bool               // the files of the result will be used: by Write or Shell
 
-	Caches        []*registry.Cache    // where results are shared; all are asked in order, the first is pushed to
-	Push          PushMode             // whether and how
-	ShareMounts   map[string]Sharing   // cache mounts that travel through the caches, by name
-	CacheFailures bool                 // push a command's failure too
-	Trust         []registry.PublicKey // not empty: results of the store count only if they were made here, or are signed so
+	Caches        []*registry.Cache         // where results are shared; all are asked in order, the first is pushed to
+	Push          PushMode                  // whether and how
+	Travels       map[string]publish.Travel // cache mounts that travel through the caches, by name
+	CacheFailures bool                      // push a command's failure too
+	Trust         []registry.PublicKey      // not empty: results of the store count only if they were made here, or are signed so
 
 	Events func(Event) // called by one goroutine at a time; nil: nobody listens
 }
@@ -76,7 +77,7 @@ func (b *Builder) domains() []string {
 // places are where one call looks results up. It has warn told of those that are not used; nil: nobody is told.
 func (b *Builder) places(warn func(msg string)) *results.Places {
 	return &results.Places{
-		Store: b.Store, Caches: b.Caches, Domains: b.domains(), Trust: b.Trust, LogLimit: b.LogLimit, Warn: warn,
+		Store: b.Store, Caches: b.Caches, Domains: b.domains(), Trust: b.Trust, LogLimit: b.LogLimit, Warned: warn,
 	}
 }
 
@@ -84,11 +85,13 @@ func (b *Builder) places(warn func(msg string)) *results.Places {
 type run struct {
 	*Builder
 	places *results.Places
+	files  bool // those of the result will be used
 	plan   *keys.Plan
 	group  *errgroup.Group
 	slots  *semaphore.Weighted
 	stages map[*keys.Stage]*stage
-	pusher *pusher // nil: nothing is pushed
+	queue  *publish.Queue // nil: nothing is pushed
+	mounts *publish.Mounts
 	bases  cas.Once[keys.ID, *results.Result]
 
 	repeated *results.LogTotal // of the logs of steps that need not run
@@ -96,13 +99,16 @@ type run struct {
 	mu     sync.Mutex // guards Events and what follows
 	report Report
 	pulled map[string]int64
-	mounts map[mountID]*future[*mountShare]
 	made   map[keys.ID]*results.Result // what steps of this run have given
 }
 
 // Run builds a plan. The error is a *StepError for a failed step, ctx's for a cancelled build, and otherwise the
 // infrastructure's. The Report is never nil: what it counts is saved, whatever the error.
 func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
+	return b.run(ctx, p, b.NeedFiles)
+}
+
+func (b *Builder) run(ctx context.Context, p *keys.Plan, needFiles bool) (*Report, error) {
 	start := time.Now()
 	jobs := b.Jobs
 	if jobs <= 0 {
@@ -110,18 +116,19 @@ func (b *Builder) Run(ctx context.Context, p *keys.Plan) (*Report, error) {
 	}
 	r := &run{
 		Builder:  b,
+		files:    needFiles,
 		plan:     p,
 		slots:    semaphore.NewWeighted(int64(jobs)),
 		stages:   map[*keys.Stage]*stage{},
 		pulled:   map[string]int64{},
-		mounts:   map[mountID]*future[*mountShare]{},
 		made:     map[keys.ID]*results.Result{},
 		repeated: results.NewLogTotal(b.LogLimit),
 	}
 	r.places = b.places(func(msg string) { r.warn(nil, "%s", msg) })
+	r.mounts = publish.NewMounts(r.places, b.Travels, b.Compression, r.pulling(nil))
 	r.report.Results = map[*keys.Stage]string{}
 	r.emit(Event{Kind: Planned, Plan: p})
-	r.checkShares()
+	r.checkTravels()
 	err := holdPlan(r.places, p)
 	if err == nil {
 		err = r.walk(ctx)
@@ -154,27 +161,14 @@ func (r *run) walk(ctx context.Context) error {
 	for _, s := range r.plan.Stages {
 		r.stages[s] = &stage{run: r, Stage: s, done: make(chan struct{}), pending: s.Users, forced: r.firstForced(s), sure: sure[s]}
 	}
-	if len(r.Caches) > 0 && r.Push != PushNever {
-		r.pusher = newPusher(ctx, r)
-	}
+	r.openQueue(ctx)
 	for _, s := range r.plan.Stages {
 		if s.Users == 0 {
 			r.stages[s].start(gctx)
 		}
 	}
 	err := group.Wait()
-	if r.pusher == nil {
-		return err
-	}
-	perr := r.pusher.wait()
-	switch {
-	case r.pusher.dropped > 0:
-		r.warn(nil, "interrupted before %d results were pushed: the next run pushes them", r.pusher.dropped)
-		err = cmp.Or(err, context.Cause(ctx))
-	case r.Push == PushRequire:
-		err = cmp.Or(err, perr)
-	}
-	return cmp.Or(err, r.pushMounts(ctx))
+	return cmp.Or(err, r.closeQueue(ctx))
 }
 
 // full says of an error that it is for want of room in the store, or may be.
@@ -276,21 +270,4 @@ func (r *run) pulling(s *keys.Stage) layers.Progress {
 func (b *Builder) unpacks() bool {
 	e, ok := b.Executor.(executor.BytesReader)
 	return !ok || !e.ReadsBytes()
-}
-
-// A future is a value that one goroutine makes and others wait for.
-type future[T any] struct {
-	done  chan struct{}
-	value T
-	err   error
-}
-
-func (f *future[T]) wait(ctx context.Context) (T, error) {
-	select {
-	case <-f.done:
-		return f.value, f.err
-	case <-ctx.Done():
-		var zero T
-		return zero, context.Cause(ctx)
-	}
 }

@@ -398,7 +398,7 @@ func TestCacheUnreachable(t *testing.T) {
 	t.Parallel()
 	down := errors.New("connection refused")
 	m := newMachine(t)
-	m.Caches = []*registry.Cache{&registry.Cache{Repo: deadRepo{down}, Store: m.Store}}
+	m.Caches = []*registry.Cache{{Repo: deadRepo{down}, Store: m.Store}}
 	o := m.run(project)
 	o.want("rrrrrrrr")
 	o.wantFiles(projectFiles)

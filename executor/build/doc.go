@@ -19,10 +19,6 @@
 //   - Nobody can tell what a cache mount has made of a result. So builds with Trust have cache mounts of their own, private,
 //     shared and locked ones, which only builds that trust the same keys write to, and into which nothing comes from a cache
 //     that none of these keys has signed; a step that had other mounts is not believed. With other keys, mounts begin empty.
-//   - A cache mount that travels is brought here before the first step that has it, and published when the build is over: what the
-//     private steps leave is one directory of the store, what the shared and locked ones do is another, and both go by the mount's
-//     name. The latter is written to in place, so its files are copied both ways, under its lock, which is not waited for long.
-//     A union is published over nothing but what it was merged with.
 //   - Who signs (registry.Cache.Signer) must have Trust: then all that a signature covers was made here in the build's domain, or
 //     is signed itself. Results of the store that were made without keys are so signed when they are published.
 package build

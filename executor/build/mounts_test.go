@@ -15,6 +15,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/build/publish"
 	"github.com/ocurrent/obx/registry"
 )
 
@@ -106,7 +107,7 @@ func (r *racingRepo) PutManifest(ctx context.Context, tag, mediaType string, dat
 func TestShareMounts(t *testing.T) {
 	t.Parallel()
 	for _, sharing := range []string{"private", "shared", "locked"} {
-		for _, how := range []build.Sharing{build.LastWins, build.Union} {
+		for _, how := range []publish.Travel{publish.LastWins, publish.Union} {
 			t.Run(fmt.Sprint(sharing, " ", how), func(t *testing.T) {
 				t.Parallel()
 				r := &spyRepo{}
@@ -120,7 +121,7 @@ func TestShareMounts(t *testing.T) {
 					if len(files) > 0 {
 						m.leave("c", sharing, files...)
 					}
-					m.share(r).ShareMounts = map[string]build.Sharing{"c": how}
+					m.share(r).Travels = map[string]publish.Travel{"c": how}
 					m.exec.before = func(*string, executor.Process) { saw = m.holds("c", sharing) }
 					n++
 					if w := append(m.run(spec(fmt.Sprint(n))).warnings(), m.told.all...); len(w) > 0 {
@@ -132,7 +133,7 @@ func TestShareMounts(t *testing.T) {
 				if saw := runs(a, "a", "d/a"); saw != "a d/a" {
 					t.Errorf("the first had %q", saw)
 				}
-				want := map[build.Sharing]string{build.LastWins: "b d/b", build.Union: "a b d/a d/b"}[how]
+				want := map[publish.Travel]string{publish.LastWins: "b d/b", publish.Union: "a b d/a d/b"}[how]
 				if saw := runs(b, "b", "d/b"); saw != want {
 					t.Errorf("one with files had %q, want %q", saw, want)
 				}
@@ -182,26 +183,26 @@ func TestUnionRace(t *testing.T) {
 			t.Parallel()
 			r := &spyRepo{}
 			done := false
-			publish := func() {
+			push := func() {
 				m := newMachine(t).share(r)
-				m.ShareMounts = map[string]build.Sharing{"c": build.LastWins} // somebody who does not merge
+				m.Travels = map[string]publish.Travel{"c": publish.LastWins} // somebody who does not merge
 				m.leave("c", "", "theirs")
 				m.run(`((from scratch) (run (cache (c (target /c))) (shell "echo theirs")))`)
 				done = true
 			}
 			m := newMachine(t)
-			race := &racingRepo{spyRepo: r, sent: publish}
+			race := &racingRepo{spyRepo: r, sent: push}
 			if when == "after" {
-				race.sent, race.put = nil, publish
+				race.sent, race.put = nil, push
 			}
-			m.Caches = []*registry.Cache{&registry.Cache{Repo: race, Store: m.Store, Warn: m.told.add}}
-			m.ShareMounts = map[string]build.Sharing{"c": build.Union}
+			m.Caches = []*registry.Cache{{Repo: race, Store: m.Store, Warn: m.told.add}}
+			m.Travels = map[string]publish.Travel{"c": publish.Union}
 			m.Push = build.PushRequire
 			m.leave("c", "", "ours")
 			m.run(`((from scratch) (run (cache (c (target /c))) (shell "echo ours")))`)
 
 			other := newMachine(t).share(r)
-			other.ShareMounts = m.ShareMounts
+			other.Travels = m.Travels
 			other.run(`((from scratch) (run (cache (c (target /c))) (shell "echo other")))`)
 			if got := other.holds("c", ""); got != "ours theirs" || !done {
 				t.Errorf("there is %q", got)
@@ -215,7 +216,7 @@ func TestShareMountsTells(t *testing.T) {
 	t.Parallel()
 	r := &spyRepo{}
 	m := newMachine(t).share(r)
-	m.ShareMounts = map[string]build.Sharing{"c": build.LastWins, "nosuch": build.Union}
+	m.Travels = map[string]publish.Travel{"c": publish.LastWins, "nosuch": publish.Union}
 	const text = `((from scratch) (run (cache (c (target /c)) (b (target /b))) (shell "true")))`
 	o := m.run(text)
 	want := []string{"no step has the cache mount nosuch that is to be shared: there is b, c"}
@@ -228,7 +229,7 @@ func TestShareMountsTells(t *testing.T) {
 func TestShareBusyMount(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t).share(&spyRepo{})
-	m.ShareMounts = map[string]build.Sharing{"c": build.LastWins}
+	m.Travels = map[string]publish.Travel{"c": publish.LastWins}
 	use, err := m.another().Store.OpenCache(t.Context(), m.domain(), "c", "locked")
 	if err != nil {
 		t.Fatal(err)

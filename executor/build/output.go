@@ -109,7 +109,7 @@ func (b *Builder) writeImage(ctx context.Context, places *results.Places, p *key
 	}
 	switch {
 	case o.Type == "registry":
-		err = b.publish(ctx, top, img, o, wrote)
+		err = b.pushImage(ctx, top, img, o, wrote)
 	case o.Type == "docker":
 		err = toTar(func(w io.Writer) (ocispec.Descriptor, error) {
 			return images.WriteDocker(ctx, w, b.Store, img, o.Names...)
@@ -304,9 +304,7 @@ func toFile(dest string, stdout io.Writer, write func(io.Writer) error) error {
 // StateBefore makes sure that everything before a step is there, by building it where it is not, and gives the key of
 // the state that the step starts from.
 func (b *Builder) StateBefore(ctx context.Context, p *keys.Plan, step *keys.Step) (string, error) {
-	here := *b
-	here.NeedFiles = true
-	rep, err := here.Run(ctx, cutAt(p, step))
+	rep, err := b.run(ctx, cutAt(p, step), true)
 	if err != nil {
 		return "", err
 	}

@@ -167,7 +167,7 @@ func (s *stage) advance(ctx context.Context, i int, cur *results.Result, root *r
 	if err != nil {
 		return nil, err
 	}
-	s.share(s, i, i, made)
+	s.publish(i, i+1, made)
 	return made, nil
 }
 
@@ -180,20 +180,11 @@ func (s *stage) prepare() error {
 }
 
 // needsFiles reports whether something beside the stage's own steps uses the files of its result.
-func (s *stage) needsFiles() bool { return s.Users > 0 || s.Parent == nil && s.NeedFiles }
-
-// inputs asks for the deepest of the first n steps by input key.
-func inputs(s *keys.Stage, n int) results.Query {
-	q := results.Query{Depth: n}
-	for _, step := range slices.Backward(s.Steps[:n]) {
-		q.Keys = append(q.Keys, step.Key)
-	}
-	return q
-}
+func (s *stage) needsFiles() bool { return s.Users > 0 || s.Parent == nil && s.files }
 
 // resume looks for the deepest result by input key.
 func (s *stage) resume(ctx context.Context) (*results.Result, error) {
-	q := inputs(s.Stage, s.sure)
+	q := results.Inputs(s.Stage, s.sure)
 	q.BaseKey, q.Base = s.BaseKey, func(ctx context.Context) error { // it can be had again, and what stands on it with it
 		_, err := s.base(ctx, s.Stage)
 		return err
@@ -276,7 +267,7 @@ func (s *stage) hits(ctx context.Context, first int, top *results.Result) {
 	for i, k := range known[first:] {
 		s.hit(ctx, s.Steps[first+i], k)
 	}
-	s.share(s, first, len(known)-1, top)
+	s.publish(first, len(known), top)
 }
 
 // hit reports a step that need not run, with the log of when it ran.
@@ -297,7 +288,7 @@ func (s *stage) replayed(ctx context.Context, step *keys.Step, known results.Ste
 // knownSteps tells what is known of the stage's steps when it is not built: what the store has, and what a result that came from
 // a cache tells.
 func (s *stage) knownSteps(ctx context.Context, by *results.Result) []results.Step {
-	known := s.places.Nearest(inputs(s.Stage, len(s.Steps))).Steps()
+	known := s.places.Nearest(results.Inputs(s.Stage, len(s.Steps))).Steps()
 	all := true
 	for _, step := range s.Steps[len(known):] {
 		k, ok := by.Other(step.Key)

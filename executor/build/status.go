@@ -115,7 +115,7 @@ func (b *Builder) reach(ctx context.Context, places *results.Places, p *keys.Pla
 	for _, s := range p.Stages {
 		group.Go(func() (err error) {
 			var r reach
-			if r.top, err = places.Find(ctx, inputs(s, sure[s])); err != nil {
+			if r.top, err = places.Find(ctx, results.Inputs(s, sure[s])); err != nil {
 				return err
 			}
 			if r.top == nil {

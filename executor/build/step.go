@@ -94,7 +94,7 @@ func (s *stage) step(ctx context.Context, w *work, root *root) (*results.Result,
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)
 		}
-		s.shareFailure(w, log, err)
+		s.publishFailure(w, log, err)
 		return nil, err
 	}
 	made, err := s.keep(ctx, w, layer, log)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor/build"
+	"github.com/ocurrent/obx/executor/build/publish"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
 	"github.com/ocurrent/obx/registry/repo"
@@ -88,7 +89,7 @@ func closeRepo(t *testing.T, r repo.Repo) {
 	}
 }
 
-func (o *outcome) export(to *registry.Cache, since time.Duration) build.ExportReport {
+func (o *outcome) export(to *registry.Cache, since time.Duration) publish.Report {
 	o.m.t.Helper()
 	r, err := o.m.Export(o.m.t.Context(), o.plan, nil, to, since)
 	if err != nil {
@@ -97,7 +98,7 @@ func (o *outcome) export(to *registry.Cache, since time.Duration) build.ExportRe
 	return r
 }
 
-func (m *machine) imports(from *registry.Cache, ids ...string) build.ExportReport {
+func (m *machine) imports(from *registry.Cache, ids ...string) publish.Report {
 	m.t.Helper()
 	r, err := m.Import(m.t.Context(), from, ids)
 	if err != nil {
@@ -122,7 +123,7 @@ func TestExport(t *testing.T) {
 			}
 			closeRepo(t, kept)
 			kept = openRepo(t, ref)
-			if r := first.export(a.cache(kept), 0); r != (build.ExportReport{Present: 4}) {
+			if r := first.export(a.cache(kept), 0); r != (publish.Report{Present: 4}) {
 				t.Errorf("the second export: %+v", r)
 			}
 			second := a.run(fmt.Sprintf(onBase, "B"))
@@ -195,11 +196,11 @@ func TestExportKeys(t *testing.T) {
 		ids     []string
 		results int
 		imports []string
-		want    build.ExportReport
+		want    publish.Report
 	}{
-		{"the last", []string{first.key(4)}, 4, nil, build.ExportReport{Results: 4, Bases: 1}},
-		{"an alias", []string{first.plan.Steps[3].Key.String()}, 4, []string{first.plan.Steps[3].Key.String()}, build.ExportReport{Results: 1, Bases: 1}},
-		{"all", nil, 5, nil, build.ExportReport{Results: 5, Bases: 1}},
+		{"the last", []string{first.key(4)}, 4, nil, publish.Report{Results: 4, Bases: 1}},
+		{"an alias", []string{first.plan.Steps[3].Key.String()}, 4, []string{first.plan.Steps[3].Key.String()}, publish.Report{Results: 1, Bases: 1}},
+		{"all", nil, 5, nil, publish.Report{Results: 5, Bases: 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			kept := &spyRepo{}

@@ -63,8 +63,8 @@ func (p *Places) ToCache(r *Result) *registry.Result {
 // FetchLogs brings the logs of a result of a cache into the store. What a step has printed belongs to its result: if that is lost, so is the result.
 func (r *Result) FetchLogs(ctx context.Context) error { return r.cache.FetchLogs(ctx, r.remote) }
 
-// Fetch brings a result of a cache into the store, with its logs, and records it there under its key and that by which it was found. With unpack, its layers come as
-// files, else as bytes. Logs of up to inline bytes are kept in the record.
+// Fetch brings a result of a cache into the store, with its logs, and records it there under its key and that by which it was found. With unpack, its
+// layers come as files, else as bytes. Logs of up to inline bytes are kept in the record.
 func (p *Places) Fetch(ctx context.Context, r *Result, unpack bool, inline int, progress layers.Progress) error {
 	fetched, err := r.cache.Fetch(ctx, r.remote, unpack, progress)
 	if err != nil {
@@ -137,7 +137,7 @@ func (p *Places) keepLogs(ctx context.Context, c *registry.Cache, pulled *Pulled
 // keepLog brings a log into the store. One that is lost is empty from now on.
 func (p *Places) keepLog(ctx context.Context, c *registry.Cache, l registry.Log, total *LogTotal, inline int) (registry.Log, error) {
 	lost := func(err error) (registry.Log, error) {
-		p.warn("cache %s: a log is lost: %v", c.Name(), err)
+		p.Warn("cache %s: a log is lost: %v", c.Name(), err)
 		return registry.Log{}, ctx.Err()
 	}
 	r, err := c.OpenLog(ctx, l)

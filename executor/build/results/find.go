@@ -26,6 +26,15 @@ type Query struct {
 	BaseKey keys.ID
 }
 
+// Inputs asks for the deepest of the first n steps of a stage by their input keys.
+func Inputs(s *keys.Stage, n int) Query {
+	q := Query{Depth: n}
+	for _, step := range slices.Backward(s.Steps[:n]) {
+		q.Keys = append(q.Keys, step.Key)
+	}
+	return q
+}
+
 // Find gives the deepest result that there is, from the nearest place that has it; nil if there is none. The error is ctx's, the store's, or of Use or Base.
 func (p *Places) Find(ctx context.Context, q Query) (*Result, error) {
 	l := p.loader()
@@ -109,7 +118,7 @@ func (p *Places) farther(ctx context.Context, q Query, l loader, n int, best *Re
 func (p *Places) take(ctx context.Context, q Query, l loader, at int, c *registry.Cache, res *registry.Result) (*Result, error) {
 	switch {
 	case len(res.Steps) == 0 || !q.fits(at, len(res.Steps)):
-		p.warn("cache %s: result %s has %d steps, which does not fit", c.Name(), res.Key, len(res.Steps))
+		p.Warn("cache %s: result %s has %d steps, which does not fit", c.Name(), res.Key, len(res.Steps))
 		c.Refuse(res)
 		return nil, nil
 	case res.Exit != 0 && !q.Failures:

@@ -22,14 +22,15 @@ type Places struct {
 	Domains  []string             // of the store, at least one: all are read, the first is written
 	Trust    []registry.PublicKey // not empty: see the package comment
 	LogLimit int64                // of the logs that are fetched; 0: DefaultLogLimit
-	Warn     func(msg string)     // told of what is not used, and why; nil: nobody listens
+	Warned   func(msg string)     // told of what is not used, and why; nil: nobody listens
 
 	distrust sync.Once
 }
 
-func (p *Places) warn(format string, args ...any) {
-	if p.Warn != nil {
-		p.Warn(fmt.Sprintf(format, args...))
+// Warn tells of something that is not used.
+func (p *Places) Warn(format string, args ...any) {
+	if p.Warned != nil {
+		p.Warned(fmt.Sprintf(format, args...))
 	}
 }
 
@@ -67,7 +68,7 @@ func (p *Places) Record(id keys.ID) (content keys.ID, rec *Record) {
 	}
 	if refused != nil {
 		p.distrust.Do(func() { // the others have the same cause
-			p.warn("the result of %s in the store is not used: %v (a run builds what is not trusted again)", id, refused)
+			p.Warn("the result of %s in the store is not used: %v (a run builds what is not trusted again)", id, refused)
 		})
 	}
 	return keys.ID{}, nil

@@ -9,8 +9,8 @@ import (
 	"github.com/ocurrent/obx/registry/images"
 )
 
-// publish pushes an image to each repository that a name says.
-func (b *Builder) publish(ctx context.Context, top *results.Result, img images.Image, o OutputSpec, wrote *Written) error {
+// pushImage pushes an image to each repository that a name says.
+func (b *Builder) pushImage(ctx context.Context, top *results.Result, img images.Image, o OutputSpec, wrote *Written) error {
 	targets, err := images.Targets(b.Images, o.Names)
 	if err != nil {
 		return err

@@ -1,4 +1,4 @@
-package build
+package publish
 
 import (
 	"cmp"
@@ -22,8 +22,16 @@ import (
 	"github.com/ocurrent/obx/registry/images"
 )
 
-// An ExportReport says what Export or Import has moved. A failed one has moved that much.
-type ExportReport struct {
+// A Transfer moves results between the store and a cache.
+type Transfer struct {
+	Places      *results.Places // of Export: its caches are asked for what the store has lost. Of Import: Cache is its only one
+	Images      *images.Resolver
+	Compression layers.Compression // of layers that are packed
+	Cache       *registry.Cache
+}
+
+// A Report says what a Transfer has moved. A failed one has moved that much.
+type Report struct {
 	Results int   // that were new there
 	Present int   // that were there
 	Bases   int   // base images
@@ -32,38 +40,38 @@ type ExportReport struct {
 
 // Export puts results of the store into a cache, each with its log and an image of all its layers; base images and what their
 // names mean go with them, so that a machine that has only the cache can go on. Those of a plan's steps if p is given,
-// else those of ids with all that they were made from, else all of the builder's first domain. If since is not zero, only
+// else those of ids with all that they were made from, else all of the first domain. If since is not zero, only
 // those that were made or used within it.
 //
 // What the cache has is not sent again. Base layers that are no longer in the store come from where the image is, results that came
 // from another cache from there, if it can be reached, as they are: they keep their envelope, for only what was run here is signed
-// here. What cannot be had as it was is left out, with a warning to the cache's Warn.
-func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []string, to *registry.Cache, since time.Duration) (ExportReport, error) {
-	x := &export{Builder: b, to: to, picked: map[keys.ID]*exported{}, packed: map[string]layers.Layer{}, names: map[string]images.Name{}}
-	x.places = b.places(func(msg string) { x.warn("%s", msg) })
+// here. What cannot be had as it was is left out, with a warning.
+func (t *Transfer) Export(ctx context.Context, p *keys.Plan, ids []keys.ID, since time.Duration) (Report, error) {
+	x := &export{
+		Transfer: t, packer: newPacker(t.Places.Store, t.Compression),
+		picked: map[keys.ID]*exported{}, names: map[string]images.Name{},
+	}
 	err := x.pick(ctx, p, ids, since)
 	if err == nil {
-		err = x.run(ctx)
+		err = x.move(ctx)
 	}
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
 	}
-	return x.report, b.Store.Full(err)
+	return x.report, t.Places.Store.Full(err)
 }
 
 // An export is one call of Export.
 type export struct {
-	*Builder
-	places *results.Places
-	to     *registry.Cache
+	*Transfer
+	packer *packer
 	recent map[keys.ID]bool // nil: all
 	picked map[keys.ID]*exported
-	order  []*exported             // those of picked, each after what it was made from
-	names  map[string]images.Name  // of bases; by name, platform and digest
-	packed map[string]layers.Layer // by layer directory
+	order  []*exported            // those of picked, each after what it was made from
+	names  map[string]images.Name // of bases; by name, platform and digest
 
 	mu     sync.Mutex
-	report ExportReport
+	report Report
 	lost   []error // why results are left out
 }
 
@@ -73,14 +81,14 @@ type exported struct {
 	aliases []*registry.Result
 }
 
-// pick finds the states to export.
-func (x *export) pick(ctx context.Context, p *keys.Plan, ids []string, since time.Duration) error {
+// pick finds the results to export.
+func (x *export) pick(ctx context.Context, p *keys.Plan, ids []keys.ID, since time.Duration) error {
 	var infos []cas.ResultInfo // of the first domain
 	if since > 0 || p == nil && len(ids) == 0 {
 		if since > 0 {
 			x.recent = map[keys.ID]bool{}
 		}
-		for info, err := range x.Store.Results() {
+		for info, err := range x.Places.Store.Results() {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -88,13 +96,13 @@ func (x *export) pick(ctx context.Context, p *keys.Plan, ids []string, since tim
 				return fmt.Errorf("list results: %w", err)
 			}
 			id, err := keys.ParseID(info.Result.Key)
-			if err != nil || info.Result.Alias != "" || !slices.Contains(x.domains(), info.Domain) {
+			if err != nil || info.Result.Alias != "" || !slices.Contains(x.Places.Domains, info.Domain) {
 				continue
 			}
 			if since > 0 && time.Since(info.LastUsed) <= since {
 				x.recent[id] = true
 			}
-			if info.Domain == x.domains()[0] {
+			if info.Domain == x.Places.Domains[0] {
 				infos = append(infos, info)
 			}
 		}
@@ -108,27 +116,17 @@ func (x *export) pick(ctx context.Context, p *keys.Plan, ids []string, since tim
 	return x.pickAll(ctx, infos)
 }
 
+// pickPlan picks the deepest results of all stages, and those below them.
 func (x *export) pickPlan(p *keys.Plan) error {
-	if err := holdPlan(x.places, p); err != nil {
-		return err
-	}
 	for _, s := range p.Stages {
 		x.name(p.Platform, s.Base)
-		var st *results.Result
-		for i, step := range slices.Backward(s.Steps) {
-			if st == nil {
-				if st, _ = x.places.Load(step.Key); st == nil {
-					continue
+		for n := len(s.Steps); n > 0; { // below a result that came from a cache, there may be more of the store
+			r := x.Places.Nearest(results.Inputs(s, n))
+			for n = r.Depth(); n > 0 && r != nil; r = r.Parent {
+				n--
+				if e, alias := x.add(r), aliasOf(s.Steps[n], r); e != nil && alias != nil {
+					e.aliases = append(e.aliases, alias)
 				}
-			}
-			e := x.add(st)
-			if e != nil && step.Key != st.Key {
-				e.aliases = append(e.aliases, &registry.Result{
-					Key: step.Key, Alias: st.Key, Preimage: string(step.Preimage), Platform: s.Base.Platform,
-				})
-			}
-			if st = st.Parent; st != nil && st.Depth() != i {
-				st = nil // what is below was rebuilt: look again
 			}
 		}
 	}
@@ -136,15 +134,11 @@ func (x *export) pickPlan(p *keys.Plan) error {
 	return nil
 }
 
-func (x *export) pickKeys(ctx context.Context, ids []string) error {
-	list, err := parseIDs(ids)
-	if err == nil {
-		err = x.places.Hold(list...)
-	}
-	if err != nil {
+func (x *export) pickKeys(ctx context.Context, ids []keys.ID) error {
+	if err := x.Places.Hold(ids...); err != nil {
 		return err
 	}
-	for _, id := range list {
+	for _, id := range ids {
 		if err := x.below(ctx, id); err != nil {
 			return err
 		}
@@ -188,7 +182,7 @@ func (x *export) below(ctx context.Context, id keys.ID) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	top, missing := x.places.Load(id)
+	top, missing := x.Places.Load(id)
 	if top == nil {
 		return fmt.Errorf("result %s: %s: %w", id, missing, cas.ErrNotFound)
 	}
@@ -242,7 +236,7 @@ func (x *export) name(asked ocispec.Platform, base keys.Base) {
 	}
 }
 
-// recordedNames adds the names that the store knows of the bases: of those that states name, and, as what came from a cache does not
+// recordedNames adds the names that the store knows of the bases: of those that results name, and, as what came from a cache does not
 // tell its base, of images with the same layers.
 func (x *export) recordedNames(ctx context.Context) error {
 	known, err := x.Images.Names(ctx)
@@ -275,7 +269,7 @@ func (x *export) recordedNames(ctx context.Context) error {
 		if unknown != nil {
 			reason = unknown.Error()
 		}
-		x.warn("base images of results that came from a cache are left out (%d): %s", lost, reason)
+		x.Places.Warn("base images of results that came from a cache are left out (%d): %s", lost, reason)
 	}
 	return ctx.Err()
 }
@@ -298,8 +292,8 @@ func (x *export) bases() map[digest.Digest]keys.Base {
 	return bases
 }
 
-// run moves what was picked: first what others have made, for results that were made here may lack the bytes of layers below.
-func (x *export) run(ctx context.Context) error {
+// move moves what was picked: first what others have made, for results that were made here may lack the bytes of layers below.
+func (x *export) move(ctx context.Context) error {
 	var pulled, made []*exported
 	for _, e := range x.order {
 		if e.Record.Pulled != nil {
@@ -322,7 +316,7 @@ func (x *export) run(ctx context.Context) error {
 			if err = x.prepare(gctx, e.Result); err != nil {
 				break
 			}
-			res := x.places.ToCache(e.Result)
+			res := x.Places.ToCache(e.Result)
 			group.Go(func() error { return x.push(gctx, e, res) })
 		}
 		if err := cmp.Or(group.Wait(), err); err != nil {
@@ -330,20 +324,14 @@ func (x *export) run(ctx context.Context) error {
 		}
 	}
 	if len(x.lost) > 0 {
-		x.warn("%d results are left out; the first: %v", len(x.lost), x.lost[0])
+		x.Places.Warn("%d results are left out; the first: %v", len(x.lost), x.lost[0])
 	}
 	return nil
 }
 
-func (x *export) warn(format string, args ...any) {
-	if x.to.Warn != nil {
-		x.to.Warn(fmt.Sprintf("export to "+x.to.Repo.Name()+": "+format, args...))
-	}
-}
-
 // forward copies results from the caches that they may have come from, and gives those that it could not copy.
 func (x *export) forward(ctx context.Context, all []*exported) (left []*exported, err error) {
-	for _, c := range x.Caches {
+	for _, c := range x.Places.Caches {
 		if len(all) == 0 {
 			break
 		}
@@ -354,20 +342,20 @@ func (x *export) forward(ctx context.Context, all []*exported) (left []*exported
 				aliases = append(aliases, a.Key)
 			}
 		}
-		r, err := registry.Copy(ctx, c, x.to, ids)
+		r, err := registry.Copy(ctx, c, x.Cache, ids)
 		x.report.Results += r.Copied
 		x.report.Present += r.Present
 		x.report.Bytes += r.Sent
 		if err == nil {
 			var more registry.CopyReport
-			more, err = registry.Copy(ctx, c, x.to, aliases)
+			more, err = registry.Copy(ctx, c, x.Cache, aliases)
 			x.report.Bytes += more.Sent
 		}
 		switch {
 		case ctx.Err() != nil:
 			return nil, ctx.Err()
 		case err != nil: // perhaps another cache has them
-			x.warn("%v", err)
+			x.Places.Warn("%v", err)
 		default:
 			all = slices.DeleteFunc(slices.Clone(all), func(e *exported) bool { return !slices.Contains(r.Missing, e.Key) })
 		}
@@ -379,13 +367,13 @@ func (x *export) forward(ctx context.Context, all []*exported) (left []*exported
 func (x *export) putBases(ctx context.Context) error {
 	there := map[digest.Digest]bool{}
 	for d, base := range x.bases() {
-		sent, err := x.Images.PublishBase(ctx, x.to.Sender(), base)
+		sent, err := x.Images.PublishBase(ctx, x.Cache.Sender(), base)
 		x.report.Bytes += sent
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil:
-			x.warn("a base image is left out: %v", err)
+			x.Places.Warn("a base image is left out: %v", err)
 			continue
 		case sent > 0:
 			x.report.Bases++
@@ -396,7 +384,7 @@ func (x *export) putBases(ctx context.Context) error {
 		if !there[n.Base.Digest] {
 			continue
 		}
-		sent, err := x.Images.PublishName(ctx, x.to.Sender(), n)
+		sent, err := x.Images.PublishName(ctx, x.Cache.Sender(), n)
 		x.report.Bytes += sent
 		if err != nil {
 			return err
@@ -415,18 +403,14 @@ func (x *export) prepare(ctx context.Context, r *results.Result) error {
 			if l.IsZero() || l.Blob.Digest != "" {
 				continue
 			}
-			packed, ok := x.packed[l.Dir]
-			if !ok {
-				var err error
-				if packed, err = layers.Pack(ctx, x.Store, l, x.Compression); err != nil {
-					return fmt.Errorf("pack a layer of %s: %w", s.Key, err)
-				}
-				x.packed[l.Dir] = packed
+			packed, err := x.packer.pack(ctx, l)
+			if err != nil {
+				return fmt.Errorf("pack a layer of %s: %w", s.Key, err)
 			}
 			s.Record.Layers[i], changed = packed, true
 		}
 		if changed {
-			if err := x.places.Resave(s); err != nil {
+			if err := x.Places.Resave(s); err != nil {
 				return err
 			}
 		}
@@ -435,11 +419,11 @@ func (x *export) prepare(ctx context.Context, r *results.Result) error {
 		return nil
 	}
 	for _, l := range bottom.Record.Layers {
-		if _, ok := x.Store.HasBlob(l.Blob.Digest); ok {
+		if _, ok := x.Places.Store.HasBlob(l.Blob.Digest); ok {
 			continue
 		}
-		if has, err := x.to.Repo.HasBlob(ctx, l.Blob); err != nil || !has {
-			return x.places.FetchBytes(ctx, bottom) // packed again, they would be others
+		if has, err := x.Cache.Repo.HasBlob(ctx, l.Blob); err != nil || !has {
+			return x.Places.FetchBytes(ctx, bottom) // packed again, they would be others
 		}
 	}
 	return nil
@@ -451,9 +435,9 @@ func (x *export) push(ctx context.Context, e *exported, res *registry.Result) er
 	var err error
 	pulled := e.Record.Pulled != nil
 	if pulled {
-		sent, err = x.to.Republish(ctx, res)
+		sent, err = x.Cache.Republish(ctx, res)
 	} else {
-		sent, err = x.to.Push(ctx, res)
+		sent, err = x.Cache.Push(ctx, res)
 	}
 	lost := err != nil && ctx.Err() == nil && (pulled || errors.Is(err, registry.ErrGone))
 	x.mu.Lock()
@@ -470,11 +454,11 @@ func (x *export) push(ctx context.Context, e *exported, res *registry.Result) er
 	if err != nil && !lost {
 		return err
 	}
-	if err != nil || pulled && x.to.Signer != nil { // that others are right is not for this machine to sign
+	if err != nil || pulled && x.Cache.Signer != nil { // that others are right is not for this machine to sign
 		return nil
 	}
 	for _, alias := range e.aliases {
-		sent, err := x.to.Push(ctx, alias)
+		sent, err := x.Cache.Push(ctx, alias)
 		x.mu.Lock()
 		x.report.Bytes += sent
 		x.mu.Unlock()
@@ -483,136 +467,4 @@ func (x *export) push(ctx context.Context, e *exported, res *registry.Result) er
 		}
 	}
 	return nil
-}
-
-// Import brings results of a cache into the store: all that it has in its domains, or those of ids; with their logs, with their layers
-// as bytes, which are unpacked when a step needs them, and with the base images that the cache has for them and what their names mean.
-// After it, a build of the same steps hits without the cache, and without a network. What is broken in the cache is left out,
-// with a warning to its Warn.
-func (b *Builder) Import(ctx context.Context, from *registry.Cache, ids []string) (ExportReport, error) {
-	in := &imports{
-		Builder: b, from: from,
-		pulled:  map[string]int64{},
-		results: map[keys.ID]bool{},
-		bases:   map[string]bool{},
-	}
-	in.places = b.places(from.Warn)
-	in.places.Caches = []*registry.Cache{from}
-	moved, err := in.all(ctx, ids)
-	for _, n := range in.pulled {
-		moved.Bytes += n
-	}
-	for _, brought := range in.results {
-		if brought {
-			moved.Results++
-		} else {
-			moved.Present++
-		}
-	}
-	if err != nil && ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
-	return moved, b.Store.Full(err)
-}
-
-// An imports is one call of Import.
-type imports struct {
-	*Builder
-	places *results.Places
-	from   *registry.Cache
-	fetch  cas.Once[keys.ID, struct{}] // by content key
-
-	mu      sync.Mutex       // guards what follows
-	pulled  map[string]int64 // bytes, by digest
-	results map[keys.ID]bool // that are in the store now, by content key; true: they were not
-	bases   map[string]bool  // chains of base layers that results stand on
-	missing []keys.ID
-}
-
-func (in *imports) all(ctx context.Context, ids []string) (moved ExportReport, err error) {
-	list, err := parseIDs(ids)
-	if err == nil && len(ids) == 0 {
-		list, err = in.from.Keys(ctx)
-	}
-	if err == nil {
-		err = in.places.Hold(list...)
-	}
-	if err != nil {
-		return moved, err
-	}
-	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(maxPushes)
-	for _, id := range list {
-		group.Go(func() error { return in.one(gctx, id) })
-	}
-	if err := group.Wait(); err != nil {
-		return moved, err
-	}
-	if len(in.missing) > 0 && in.from.Warn != nil {
-		in.from.Warn(fmt.Sprintf("%d of %d results in %s cannot be used; the first is %s", len(in.missing), len(list), in.from.Repo.Name(), in.missing[0]))
-	}
-	wanted := func(chain []digest.Digest) bool { return in.bases[fmt.Sprint(chain)] }
-	if len(ids) == 0 {
-		wanted = nil
-	}
-	moved.Bases, err = in.Images.Import(ctx, in.from.Repo, wanted, in.progress, in.from.Warn)
-	return moved, err
-}
-
-func (in *imports) progress(d digest.Digest, done, total int64) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.pulled[d.String()] = max(in.pulled[d.String()], done)
-}
-
-// sharedLog is how large a log may be to be repeated in the records of all steps that come after its own.
-const sharedLog = 1 << 10
-
-// one brings the result of a key, and notes that the key leads to it.
-func (in *imports) one(ctx context.Context, id keys.ID) error {
-	r, err := in.places.Find(ctx, results.Query{Keys: []keys.ID{id}, Use: func(ctx context.Context, r *results.Result) error {
-		_, err := in.fetch.Do(ctx, r.Key, func(ctx context.Context) (none struct{}, _ error) {
-			in.mu.Lock()
-			in.results[r.Key] = true // before others can find it in the store
-			in.mu.Unlock()
-			err := in.places.Fetch(ctx, r, false, sharedLog, in.progress)
-			if err != nil {
-				in.mu.Lock()
-				delete(in.results, r.Key)
-				in.mu.Unlock()
-			}
-			return none, err
-		})
-		if err != nil {
-			return err
-		}
-		return in.places.Alias(id, r.Key)
-	}})
-	if err != nil {
-		return err
-	}
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	if r == nil {
-		in.missing = append(in.missing, id)
-		return nil
-	}
-	if _, noted := in.results[r.Key]; !noted {
-		in.results[r.Key] = false
-	}
-	base, _ := r.Base()
-	in.bases[baseChain(r.Layers(), base)] = true
-	return nil
-}
-
-// parseIDs reads keys.
-func parseIDs(ids []string) (list []keys.ID, err error) {
-	for _, s := range ids {
-		id, err := keys.ParseID(s)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, id)
-	}
-	return list, nil
 }

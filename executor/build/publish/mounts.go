@@ -1,33 +1,51 @@
-package build
+package publish
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ocurrent/obx/cas"
-	"github.com/ocurrent/obx/keys/spec"
+	"github.com/ocurrent/obx/executor/build/results"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 )
 
-// A Sharing says how a cache mount travels through the caches.
-type Sharing string
+// A Travel says how a cache mount travels through the caches.
+type Travel string
 
 const (
-	// LastWins takes the shared content where there is none here, and replaces it by what the build leaves.
-	LastWins Sharing = "last-wins"
-	// Union adds the files of the shared content to those here, and those here to it: right for directories whose
+	// LastWins takes the content in the cache where there is none here, and replaces it by what the build leaves.
+	LastWins Travel = "last-wins"
+	// Union adds the files of the content in the cache to those here, and those here to it: right for directories whose
 	// files are named by their content, as opam's and dune's caches are.
-	Union Sharing = "union"
+	Union Travel = "union"
 )
+
+// Mounts are the cache mounts that travel, in one run.
+type Mounts struct {
+	places      *results.Places
+	travels     map[string]Travel // by name
+	compression layers.Compression
+	progress    layers.Progress
+
+	bring cas.Once[mountID, struct{}]
+	mu    sync.Mutex
+	used  []*mount // that were brought here
+}
+
+// NewMounts has the cache mounts travel that travels names.
+func NewMounts(places *results.Places, travels map[string]Travel, c layers.Compression, progress layers.Progress) *Mounts {
+	return &Mounts{places: places, travels: travels, compression: c, progress: progress}
+}
 
 // A mountID is a cache mount of the store. What private uses have and what the others have are two; they travel as one.
 type mountID struct {
@@ -35,50 +53,61 @@ type mountID struct {
 	dir  bool // the directory of sharing shared and locked
 }
 
-// A mountShare is one cache mount that travels, in one run.
-type mountShare struct {
-	*run
+// A mount is one cache mount that travels.
+type mount struct {
+	*Mounts
 	mountID
-	how   Sharing
-	used  bool           // by a step that ran; guarded by run.mu
+	how   Travel
 	there registry.Mount // what the first cache had when the run looked
 }
 
-// sharing is how a step shares a cache mount with others: "", "shared" or "locked".
-func sharing(m spec.Mount) (how string) {
-	for _, o := range m.Options {
-		if o.Key == "sharing" && o.Value != "private" {
-			how = o.Value
-		}
+// Bring brings a cache mount here if it travels, once, for a step that has it: the directory that steps share, or what each has for itself.
+func (m *Mounts) Bring(ctx context.Context, name string, shared bool) error {
+	how, ok := m.travels[name]
+	if !ok || len(m.places.Caches) == 0 {
+		return nil
 	}
-	return how
+	id := mountID{name, shared}
+	_, err := m.bring.Do(ctx, id, func(ctx context.Context) (none struct{}, err error) {
+		b := &mount{Mounts: m, mountID: id, how: how}
+		if err := b.pull(ctx); err != nil {
+			return none, err
+		}
+		m.mu.Lock()
+		m.used = append(m.used, b)
+		m.mu.Unlock()
+		return none, nil
+	})
+	return err
 }
 
-// mount is the share of a cache mount, once it has been brought here; nil if it does not travel.
-func (r *run) mount(ctx context.Context, id mountID) (*mountShare, error) {
-	how, ok := r.ShareMounts[id.name]
-	if !ok || len(r.Caches) == 0 {
-		return nil, nil
+// Push publishes the cache mounts that were brought here, as they are now. Those that cannot be are told to failed, which may end it
+// with an error. If a name has been used in both ways, what is in the directory wins.
+func (m *Mounts) Push(ctx context.Context, failed func(error) error) (sent int64, err error) {
+	slices.SortFunc(m.used, func(a, b *mount) int {
+		if a.name == b.name && b.dir {
+			return -1
+		}
+		return cmp.Or(strings.Compare(a.name, b.name), 1)
+	})
+	for _, b := range m.used {
+		n, err := b.push(ctx)
+		sent += n
+		if err != nil && ctx.Err() != nil {
+			return sent, context.Cause(ctx)
+		}
+		if err != nil {
+			if err := failed(fmt.Errorf("share cache mount %s: %w", b.name, err)); err != nil {
+				return sent, err
+			}
+		}
 	}
-	r.mu.Lock()
-	f, begun := r.mounts[id]
-	if !begun {
-		f = &future[*mountShare]{done: make(chan struct{})}
-		r.mounts[id] = f
-	}
-	r.mu.Unlock()
-	if begun {
-		return f.wait(ctx)
-	}
-	f.value = &mountShare{run: r, mountID: id, how: how}
-	f.err = f.value.pull(ctx)
-	close(f.done)
-	return f.value, f.err
+	return sent, nil
 }
 
 // pull takes the content of the first cache that has one. What is lost or broken there is as good as none.
-func (m *mountShare) pull(ctx context.Context) error {
-	for i, c := range m.Caches {
+func (m *mount) pull(ctx context.Context) error {
+	for i, c := range m.places.Caches {
 		found, err := c.FindMount(ctx, m.name)
 		if err != nil {
 			return err
@@ -98,9 +127,9 @@ func (m *mountShare) pull(ctx context.Context) error {
 			if i == 0 {
 				m.there.Layer = layers.Layer{}
 			}
-			m.warn(nil, "cache %s: cache mount %s: %v", c.Name(), m.name, err)
+			m.places.Warn("cache %s: cache mount %s: %v", c.Name(), m.name, err)
 		case errors.Is(err, errBusy):
-			m.warn(nil, "cache mount %s: what is shared is not brought here: %v", m.name, err)
+			m.places.Warn("cache mount %s: what is shared is not brought here: %v", m.name, err)
 			return nil
 		case err != nil:
 			return fmt.Errorf("bring cache mount %s here: %w", m.name, err)
@@ -111,17 +140,17 @@ func (m *mountShare) pull(ctx context.Context) error {
 	return nil
 }
 
-func (m *mountShare) open(ctx context.Context, sharing string) (*cas.CacheMount, error) {
-	return m.Store.OpenCache(ctx, m.domains()[0], m.places.MountName(m.name), sharing)
+func (m *mount) open(ctx context.Context, sharing string) (*cas.CacheMount, error) {
+	return m.places.Store.OpenCache(ctx, m.places.Domains[0], m.places.MountName(m.name), sharing)
 }
 
-func (m *mountShare) fetch(ctx context.Context, c *registry.Cache, found registry.Mount) (dir string, err error) {
-	l, err := c.FetchMount(ctx, found, m.pulling(nil))
-	return m.Store.LayerPath(l.Dir), err
+func (m *mount) fetch(ctx context.Context, c *registry.Cache, found registry.Mount) (dir string, err error) {
+	l, err := c.FetchMount(ctx, found, m.progress)
+	return m.places.Store.LayerPath(l.Dir), err
 }
 
 // take makes shared content the newest generation of the mount here.
-func (m *mountShare) take(ctx context.Context, c *registry.Cache, found registry.Mount) error {
+func (m *mount) take(ctx context.Context, c *registry.Cache, found registry.Mount) error {
 	use, err := m.open(ctx, "")
 	if err != nil {
 		return err
@@ -145,8 +174,8 @@ func (m *mountShare) take(ctx context.Context, c *registry.Cache, found registry
 }
 
 // scratch is a path for a new directory.
-func (m *mountShare) scratch() (string, error) {
-	dir, err := os.MkdirTemp(m.Store.TempDir(), "mount-")
+func (m *mount) scratch() (string, error) {
+	dir, err := os.MkdirTemp(m.places.Store.TempDir(), "mount-")
 	return filepath.Join(dir, "fs"), err
 }
 
@@ -157,7 +186,7 @@ const dirPatience = 10 * time.Second
 var errBusy = errors.New("it is in use by steps of other builds")
 
 // openDir opens the directory of sharing shared and locked while no step has it, or, with sharing shared, none for itself.
-func (m *mountShare) openDir(ctx context.Context, sharing string) (*cas.CacheMount, error) {
+func (m *mount) openDir(ctx context.Context, sharing string) (*cas.CacheMount, error) {
 	patience, cancel := context.WithTimeout(ctx, dirPatience)
 	defer cancel()
 	use, err := m.open(patience, sharing)
@@ -168,7 +197,7 @@ func (m *mountShare) openDir(ctx context.Context, sharing string) (*cas.CacheMou
 }
 
 // takeIntoDir adds shared content to the directory, if it is empty or a union. Files there are written to in place, so they are copies.
-func (m *mountShare) takeIntoDir(ctx context.Context, c *registry.Cache, found registry.Mount) error {
+func (m *mount) takeIntoDir(ctx context.Context, c *registry.Cache, found registry.Mount) error {
 	wanted := func(use *cas.CacheMount) (bool, error) {
 		if m.how == Union {
 			return true, nil
@@ -192,7 +221,7 @@ func (m *mountShare) takeIntoDir(ctx context.Context, c *registry.Cache, found r
 	if err != nil {
 		return err
 	}
-	defer m.Store.Trash(filepath.Dir(content))
+	defer m.places.Store.Trash(filepath.Dir(content))
 	if use, err = m.openDir(ctx, "locked"); err != nil {
 		return err
 	}
@@ -211,7 +240,7 @@ func (m *mountShare) takeIntoDir(ctx context.Context, c *registry.Cache, found r
 }
 
 // copyDir copies a directory that nobody writes to now, for good.
-func (m *mountShare) copyDir(ctx context.Context, dir string) (string, error) {
+func (m *mount) copyDir(ctx context.Context, dir string) (string, error) {
 	content, err := m.scratch()
 	if err != nil {
 		return "", err
@@ -270,32 +299,31 @@ func addFiles(ctx context.Context, from, to string) error {
 // maxMerges is how often a union is merged again because somebody else has published meanwhile.
 const maxMerges = 5
 
-// push publishes what the build has left in the mount, if a step that ran had it.
-func (m *mountShare) push(ctx context.Context) error {
-	if !m.used {
-		return nil
-	}
+// push publishes what the build has left in the mount.
+func (m *mount) push(ctx context.Context) (sent int64, err error) {
 	for n := 1; ; n++ {
-		if err := m.pushOnce(ctx, m.Caches[0]); !errors.Is(err, registry.ErrMountMoved) || n == maxMerges {
-			return err
+		more, err := m.pushOnce(ctx, m.places.Caches[0])
+		sent += more
+		if !errors.Is(err, registry.ErrMountMoved) || n == maxMerges {
+			return sent, err
 		}
 	}
 }
 
-func (m *mountShare) pushOnce(ctx context.Context, c *registry.Cache) error {
+func (m *mount) pushOnce(ctx context.Context, c *registry.Cache) (sent int64, err error) {
 	dirs, done, err := m.content(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer done()
 	if len(dirs) == 0 {
-		return nil
+		return 0, nil
 	}
 	there := m.there
 	var over *registry.Mount
 	if m.how == Union { // what others have added meanwhile stays
 		if there, err = c.FindMount(ctx, m.name); err != nil {
-			return err
+			return 0, err
 		}
 		over = &there
 		if !there.IsZero() {
@@ -306,38 +334,38 @@ func (m *mountShare) pushOnce(ctx context.Context, c *registry.Cache) error {
 			case errors.Is(err, registry.ErrGone):
 				there.Layer = layers.Layer{}
 			default:
-				return err
+				return 0, err
 			}
 		}
 	}
-	dir, err := m.scratch()
+	l, err := m.layer(ctx, dirs)
 	if err != nil {
-		return err
-	}
-	if err := layers.FlattenBaseDirs(ctx, dir, dirs); err != nil {
-		return err
-	}
-	name, err := m.Store.CommitLayer(filepath.Dir(dir), "")
-	if err != nil {
-		return err
-	}
-	l, err := layers.Pack(ctx, m.Store, layers.Layer{Dir: name}, m.Compression)
-	if err != nil {
-		return err
+		return 0, err
 	}
 	if l.DiffID == there.DiffID {
 		c.TouchMount(ctx, m.name, there)
-		return nil
+		return 0, nil
 	}
-	sent, err := c.PushMount(ctx, m.name, l, over)
-	m.mu.Lock()
-	m.report.PushedBytes += sent
-	m.mu.Unlock()
-	return err
+	return c.PushMount(ctx, m.name, l, over)
+}
+
+// layer makes one packed layer of directories, base first.
+func (m *mount) layer(ctx context.Context, dirs []string) (l layers.Layer, err error) {
+	dir, err := m.scratch()
+	if err != nil {
+		return l, err
+	}
+	if err := layers.FlattenBaseDirs(ctx, dir, dirs); err != nil {
+		return l, err
+	}
+	if l.Dir, err = m.places.Store.CommitLayer(filepath.Dir(dir), ""); err != nil {
+		return l, err
+	}
+	return layers.Pack(ctx, m.places.Store, l, m.compression)
 }
 
 // content gives the directories of the mount as it is, base first, until done is called; none for a mount that has never been written to.
-func (m *mountShare) content(ctx context.Context) (dirs []string, done func(), err error) {
+func (m *mount) content(ctx context.Context) (dirs []string, done func(), err error) {
 	if !m.dir {
 		use, err := m.open(ctx, "")
 		if err != nil {
@@ -353,74 +381,5 @@ func (m *mountShare) content(ctx context.Context) (dirs []string, done func(), e
 	if err := errors.Join(err, use.Close()); err != nil {
 		return nil, nil, err
 	}
-	return []string{dir}, func() { _ = m.Store.Trash(filepath.Dir(dir)) }, nil
-}
-
-// bringMounts brings the cache mounts of a step here that travel.
-func (r *run) bringMounts(ctx context.Context, op *spec.Run) error {
-	for _, c := range op.Caches {
-		m, err := r.mount(ctx, mountID{c.ID, sharing(c) != ""})
-		if err != nil {
-			return err
-		}
-		if m != nil {
-			r.mu.Lock()
-			m.used = true
-			r.mu.Unlock()
-		}
-	}
-	return nil
-}
-
-// checkShares tells of cache mounts that are to travel and that no step has.
-func (r *run) checkShares() {
-	var have []string
-	for _, s := range r.plan.Steps {
-		if op, ok := s.Op.(*spec.Run); ok {
-			for _, c := range op.Caches {
-				have = append(have, c.ID)
-			}
-		}
-	}
-	slices.Sort(have)
-	has := "there is none"
-	if len(have) > 0 {
-		has = "there is " + strings.Join(slices.Compact(have), ", ")
-	}
-	for _, name := range slices.Sorted(maps.Keys(r.ShareMounts)) {
-		if !slices.Contains(have, name) {
-			r.warn(nil, "no step has the cache mount %s that is to be shared: %s", name, has)
-		}
-	}
-}
-
-// pushMounts publishes the cache mounts that steps of the run have had. If a name has been used in both ways, what is in the
-// directory wins.
-func (r *run) pushMounts(ctx context.Context) error {
-	order := func(a, b mountID) int {
-		if a.name == b.name && a.dir != b.dir {
-			if b.dir {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a.name, b.name)
-	}
-	for _, id := range slices.SortedFunc(maps.Keys(r.mounts), order) {
-		f := r.mounts[id]
-		if f.err != nil {
-			continue
-		}
-		if err := f.value.push(ctx); err != nil {
-			if ctx.Err() != nil {
-				return context.Cause(ctx)
-			}
-			err = fmt.Errorf("share cache mount %s: %w", f.value.name, err)
-			if r.Push == PushRequire {
-				return err
-			}
-			r.warn(nil, "%v", err)
-		}
-	}
-	return nil
+	return []string{dir}, func() { _ = m.places.Store.Trash(filepath.Dir(dir)) }, nil
 }
