@@ -38,6 +38,7 @@ func sandboxTests() []executorTest {
 		{"Devices", testDevices},
 		{"Seccomp", testSeccomp},
 		{"SystemCalls", testSystemCalls},
+		{"Refused", testRefused},
 		{"Escapes", testEscapes},
 		{"Traced", testTraced},
 		{"GivenAway", testGivenAway},

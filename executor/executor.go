@@ -91,6 +91,10 @@ type Process struct {
 	Limits   Limits
 	FastSync bool // sync calls do nothing and return 0
 
+	// Refused, if it is not nil, is called before Run returns if the process wanted to make what only root of the machine can ("a device node"), and
+	// could not, because the executor runs in a user namespace. Whatever the process did then, elsewhere it may do something else.
+	Refused func(wanted []string) `json:"-"`
+
 	// Terminal runs the process on a terminal: Stdin is one, and out is not used. Nil Stdin is an empty one.
 	Stdin    *os.File
 	Terminal bool

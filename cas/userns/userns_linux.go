@@ -39,25 +39,39 @@ var Nobody = sync.OnceValue(func() int {
 })
 
 // HasUser reports whether the namespace has a user.
-func HasUser(uid int) bool { return users(uid) }
+func HasUser(uid int) bool { return users().end(uid) > uid }
 
 // HasGroup reports whether the namespace has a group.
-func HasGroup(gid int) bool { return groups(gid) }
+func HasGroup(gid int) bool { return groups().end(gid) > gid }
 
-// A process that enters a namespace executes itself: the maps never change.
-var users, groups = has("uid"), has("gid")
-
-func has(kind string) func(id int) bool {
-	read := sync.OnceValues(func() ([]byte, error) { return os.ReadFile("/proc/self/" + kind + "_map") })
-	return func(id int) bool {
-		m, err := read()
-		return err != nil || contains(string(m), id)
+// Count is how many ids there are, from 0 on, that the namespace has as users and as groups.
+func Count() (n int) {
+	for {
+		end := min(users().end(n), groups().end(n))
+		if end == n {
+			return n
+		}
+		n = end
 	}
 }
 
-// contains looks for an id in a map of the kernel's: lines of the first id within, the first outside, and how many there are.
-func contains(m string, id int) bool {
-	for line := range strings.Lines(m) {
+// A process that enters a namespace executes itself: its maps never change.
+var users, groups = sync.OnceValue(func() idMap { return readMap("uid") }), sync.OnceValue(func() idMap { return readMap("gid") })
+
+// An idMap is the kernel's: lines of the first id within, the first outside, and how many there are.
+type idMap string
+
+func readMap(kind string) idMap {
+	m, err := os.ReadFile("/proc/self/" + kind + "_map")
+	if err != nil { // a kernel without namespaces
+		return "0 0 4294967295"
+	}
+	return idMap(m)
+}
+
+// end is behind the last of the ids from this one on that the map has; the id itself if it does not have that.
+func (m idMap) end(id int) int {
+	for line := range strings.Lines(string(m)) {
 		var n [3]int
 		for i, f := range strings.Fields(line) {
 			if i < len(n) {
@@ -65,8 +79,8 @@ func contains(m string, id int) bool {
 			}
 		}
 		if id >= n[0] && id-n[0] < n[2] {
-			return true
+			return n[0] + n[2]
 		}
 	}
-	return false
+	return id
 }

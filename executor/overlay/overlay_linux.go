@@ -111,6 +111,9 @@ func (b box) Run(ctx context.Context, r *rootfs.Run, out io.Writer) error {
 	}
 	last, detached, err := b.s.run(limited, req, stdio, r.Mounts)
 	r.Detached = detached
+	if p.Refused != nil && len(last.Refused) > 0 {
+		p.Refused(last.Refused)
+	}
 	switch {
 	case ctx.Err() != nil:
 		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))

@@ -49,6 +49,8 @@ type reply struct {
 	rootfs.Exit
 	Error string   `json:"error"`
 	Said  []string `json:"said"` // the runtime's own error messages
+
+	Refused []string `json:"refused,omitempty"` // what executor.Process.Refused is told
 }
 
 type event string

@@ -155,6 +155,7 @@ type run struct {
 	dir string
 
 	group    *cgroup.Group // of a process that was started here
+	refused  *refusals     // of such a process in a user namespace
 	detached error         // why the root may still be mounted in dir
 }
 
@@ -185,7 +186,7 @@ func (r *run) do(cancelled <-chan struct{}, tell func(reply)) reply {
 		r.cgroups.Kill(r.Cgroup)
 		return reply{Event: broken, Error: "wait for the process: " + err.Error()}
 	}
-	e := reply{Event: exited}
+	e := reply{Event: exited, Refused: r.refused.all()}
 	if ws := state.Sys().(syscall.WaitStatus); ws.Signaled() {
 		e.Signal = int(ws.Signal())
 	} else {
@@ -251,8 +252,28 @@ func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string,
 // startHere starts the process without a runtime.
 func (r *run) startHere() (init *os.Process, said []string, err error) {
 	c := sandbox.Container{Spec: r.Spec, Starters: &r.starters, Networks: &r.networks, Probe: r.Probe}
-	if c.Filter, err = rootfs.CompiledFilter(r.HostNetwork, r.FastSync); err != nil {
+	watched := userns.Inside() && !r.Probe
+	if c.Filter, err = rootfs.CompiledFilter(r.HostNetwork, r.FastSync, watched); err != nil {
 		return nil, nil, err
+	}
+	if watched {
+		ours, theirs, err := socketPair(unix.SOCK_SEQPACKET)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer ours.Close()
+		defer theirs.Close()
+		c.Listener = theirs
+		defer func() {
+			if init == nil {
+				return
+			}
+			if r.refused, err = watch(ours); err != nil {
+				_ = init.Kill()
+				_, werr := init.Wait()
+				init, err = nil, errors.Join(err, werr)
+			}
+		}()
 	}
 	if c.Group, err = r.cgroups.Make(r.Cgroup, c.Spec.Linux.Resources); err != nil {
 		return nil, nil, err

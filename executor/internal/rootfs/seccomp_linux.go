@@ -9,6 +9,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/cas/userns"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/seccomp"
 )
@@ -20,14 +21,14 @@ type confinement struct {
 	encoded  string // the same, for crun
 }
 
-// confinements are those that this process has made, by whether the network is the host's, and FastSync: to make one takes 0.7 ms. crun installs what
+// confinements are those that this process has made, by the options that processes have: to make one takes 0.7 ms. crun installs what
 // is compiled here. runc compiles the filter once more in each step: with runc 1.1.5 and libseccomp 2.5.4, a trivial container then takes 31 ms of
 // processor time, where a filter that denied 30 calls made it 24 ms (2 processors, busy; with x32 besides, 38 ms).
 var confinements sync.Map
 
 // confine gives a process's configuration the filter of its system calls.
 func (pl *Plan) confine(p executor.Process) error {
-	c, err := confinementOf(p.Network == executor.NetworkHost, p.FastSync)
+	c, err := confinementOf(seccomp.Options{HostNetwork: p.Network == executor.NetworkHost, FastSync: p.FastSync})
 	if err != nil {
 		return err
 	}
@@ -38,18 +39,18 @@ func (pl *Plan) confine(p executor.Process) error {
 	return nil
 }
 
-// CompiledFilter is the filter of a process's system calls as the kernel takes it; nil where that cannot be made.
-func CompiledFilter(hostNetwork, fastSync bool) ([]byte, error) {
-	c, err := confinementOf(hostNetwork, fastSync)
+// CompiledFilter is the filter of a process's system calls as the kernel takes it; nil where that cannot be made. Watched says that it has a listener.
+func CompiledFilter(hostNetwork, fastSync, watched bool) ([]byte, error) {
+	c, err := confinementOf(seccomp.Options{HostNetwork: hostNetwork, FastSync: fastSync, Watched: watched})
 	return c.compiled, err
 }
 
-func confinementOf(hostNetwork, fastSync bool) (confinement, error) {
-	key := [2]bool{hostNetwork, fastSync}
+func confinementOf(o seccomp.Options) (confinement, error) {
+	key := [3]bool{o.HostNetwork, o.FastSync, o.Watched}
 	if made, ok := confinements.Load(key); ok {
 		return made.(confinement), nil
 	}
-	c, err := newConfinement(seccomp.Options{HostNetwork: hostNetwork, FastSync: fastSync})
+	c, err := newConfinement(o)
 	if err == nil {
 		confinements.Store(key, c)
 	}
@@ -57,7 +58,7 @@ func confinementOf(hostNetwork, fastSync bool) (confinement, error) {
 }
 
 func newConfinement(o seccomp.Options) (confinement, error) {
-	o.Arch, o.Capabilities = runtime.GOARCH, capabilities
+	o.Arch, o.Capabilities, o.Users = runtime.GOARCH, capabilities, uint64(userns.Count())
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
 		return confinement{}, fmt.Errorf("ask for the kernel's version: %w", err)

@@ -55,7 +55,7 @@ func BenchmarkContainer(b *testing.B) {
 	p := executor.Process{Argv: []string{"/bin/sh", "-c", ":"}, Dir: "/", Env: []string{"PATH=/bin"}}
 	plan, err := rootfs.NewPlan(rootfs.RootDir{FD: int(mount.Fd())}, p, box, group, groups.System, nil)
 	check(err)
-	filter, err := rootfs.CompiledFilter(false, false)
+	filter, err := rootfs.CompiledFilter(false, false, false)
 	check(err)
 	check(rootfs.Attach(box, rootfs.Attachment{Mounts: []*os.File{mount}, Files: plan.Files, Binds: plan.Binds}))
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)

@@ -20,8 +20,9 @@ import (
 type builder struct {
 	program
 	*Container
-	root    uint64 // its descriptor
-	network uint64 // that of its network namespace; 0 if it has none of its own
+	root     uint64 // its descriptor
+	network  uint64 // that of its network namespace; 0 if it has none of its own
+	listener uint64 // that of Listener; 0 if there is none
 }
 
 var cwd = ^uint64(99) // AT_FDCWD, -100
@@ -201,11 +202,7 @@ func (b *builder) terminal() {
 	b.do("", nil, unix.SYS_FCHOWN, slave, uint64(b.Spec.Process.User.UID), ^uint64(0))
 	b.do("", nil, unix.SYS_MKNODAT, cwd, b.string("console"), unix.S_IFREG|0o600, 0)
 	b.mount(what, "pts/0", "console", "", unix.MS_BIND, "")
-	// struct msghdr, with the descriptor and one byte.
-	rights := unix.UnixRights(int(master))
-	data := b.words(b.bytes([]byte{0}), 1)
-	message := b.words(0, 0, data, 1, b.bytes(rights), uint64(len(rights)), 0)
-	b.do("send the terminal", nil, unix.SYS_SENDMSG, firstFD, message, unix.MSG_NOSIGNAL)
+	b.send("send the terminal", firstFD, master)
 	b.do(what, nil, unix.SYS_SETSID)
 	b.do("", nil, unix.SYS_IOCTL, slave, unix.TIOCSCTTY, 0)
 	for fd := range uint64(3) {
@@ -213,6 +210,14 @@ func (b *builder) terminal() {
 	}
 	b.close(slave)
 	b.close(master)
+}
+
+// send sends a descriptor on a socket, with a message of one byte.
+func (b *builder) send(what string, socket, fd uint64) {
+	rights := unix.UnixRights(int(fd))
+	data := b.words(b.bytes([]byte{0}), 1)
+	message := b.words(0, 0, data, 1, b.bytes(rights), uint64(len(rights)), 0) // struct msghdr
+	b.do(what, nil, unix.SYS_SENDMSG, socket, message, unix.MSG_NOSIGNAL)
 }
 
 // protect takes from /proc and /sys what nobody may see or change.
@@ -279,8 +284,15 @@ func (b *builder) confine() error {
 	}
 	b.do("keep capabilities", nil, unix.SYS_PRCTL, unix.PR_SET_KEEPCAPS, 1, 0, 0, 0)
 	if len(b.Filter) > 0 {
+		const what = "install the filter of system calls"
 		prog := b.words(uint64(len(b.Filter)/8), b.bytes(b.Filter))
-		b.do("install the filter of system calls", nil, unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, prog)
+		if b.listener > 0 {
+			fd := b.open(what, unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, prog)
+			b.send(what, b.listener, fd)
+			b.close(fd)
+		} else {
+			b.do(what, nil, unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, prog)
+		}
 	}
 	uid, gid := uint64(p.User.UID), uint64(p.User.GID)
 	b.do("leave all groups", nil, unix.SYS_SETGROUPS, 0, 0)

@@ -25,6 +25,9 @@ type Container struct {
 	// the terminal's controlling end is sent, as the descriptor of a message of one byte.
 	Stdin, Stdout, Console *os.File
 
+	// Listener is a socket on which the filter's listener is sent, in the same way; nil if the filter has none.
+	Listener *os.File
+
 	Probe bool // end with status 0 where the process would be executed
 }
 
@@ -68,6 +71,10 @@ func (c *Container) Start() (*os.Process, error) {
 		flags |= unix.CLONE_INTO_CGROUP
 		group = uint64(firstFD + len(files))
 		files = append(files, dir)
+	}
+	if c.Listener != nil {
+		b.listener = uint64(firstFD + len(files))
+		files = append(files, c.Listener)
 	}
 	b.free = firstFD + len(files)
 	if err := b.build(); err != nil {

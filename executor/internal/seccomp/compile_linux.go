@@ -181,6 +181,8 @@ func action(a specs.LinuxSeccompAction, errno *uint) ([]unix.SockFilter, error) 
 	switch {
 	case a == specs.ActAllow:
 		return []unix.SockFilter{ret(unix.SECCOMP_RET_ALLOW)}, nil
+	case a == specs.ActNotify:
+		return []unix.SockFilter{ret(unix.SECCOMP_RET_USER_NOTIF)}, nil
 	case a == specs.ActErrno && errno != nil && *errno <= unix.SECCOMP_RET_DATA:
 		return []unix.SockFilter{ret(unix.SECCOMP_RET_ERRNO | uint32(*errno))}, nil
 	}

@@ -16,6 +16,11 @@ type Options struct {
 	Capabilities []string  // all that the process can get
 	HostNetwork  bool
 	FastSync     bool // calls that write files to disks do nothing
+
+	// Watched tells of calls that only root of the machine can make; see [Watch]. They go on as without it. Users are those that the process's user
+	// namespace has, from 0 on, and no fewer groups.
+	Watched bool
+	Users   uint64
 }
 
 // families are those of which a process may make sockets.
@@ -74,8 +79,30 @@ func (o Options) rules() (own []specs.LinuxSyscall, replaced []string) {
 		own = append(own, specs.LinuxSyscall{Names: syncing, Action: specs.ActErrno, ErrnoRet: errno(0)})
 		replaced = append(replaced, syncing...)
 	}
+	if o.Watched {
+		own = append(own, o.watched()...)
+	}
 	return own, replaced
 }
+
+// watched are the rules for calls that make what no user namespace can: a device node, or a file of a user that the namespace does not have.
+func (o Options) watched() (rules []specs.LinuxSyscall) {
+	notify := func(arg specs.LinuxSeccompArg, names ...string) {
+		rules = append(rules, specs.LinuxSyscall{Names: names, Action: specs.ActNotify, Args: []specs.LinuxSeccompArg{arg}})
+	}
+	for _, kind := range []uint64{unix.S_IFCHR, unix.S_IFBLK} {
+		notify(specs.LinuxSeccompArg{Index: 1, Value: unix.S_IFMT, ValueTwo: kind, Op: specs.OpMaskedEqual}, "mknod")
+		notify(specs.LinuxSeccompArg{Index: 2, Value: unix.S_IFMT, ValueTwo: kind, Op: specs.OpMaskedEqual}, "mknodat")
+	}
+	for _, index := range []uint{1, 2} { // -1, which is nobody, too: Watch knows better
+		notify(specs.LinuxSeccompArg{Index: index, Value: o.Users - 1, Op: specs.OpGreaterThan}, owned...)
+		notify(specs.LinuxSeccompArg{Index: index + 1, Value: o.Users - 1, Op: specs.OpGreaterThan}, "fchownat")
+	}
+	return rules
+}
+
+// owned are the calls that give a file, their first argument, to a user and a group, the second and third.
+var owned = []string{"chown", "fchown", "lchown", "chown32", "fchown32", "lchown32"}
 
 func errno(n unix.Errno) *uint {
 	u := uint(n)

@@ -299,3 +299,49 @@ func BenchmarkFilter(b *testing.B) {
 		}
 	}
 }
+
+// TestWatched holds which calls somebody is told of.
+func TestWatched(t *testing.T) {
+	for arch, all := range abis {
+		o := options(arch, false, false)
+		o.Watched, o.Users = true, 65537
+		prog, err := Compile(Filter(o), arch)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := newMachine(t, prog)
+		for _, a := range all {
+			for _, tt := range []struct {
+				call string
+				args [6]uint64
+				told bool
+			}{
+				{"mknodat", [6]uint64{0, 0, unix.S_IFCHR | 0o666, 7}, true},
+				{"mknodat", [6]uint64{0, 0, unix.S_IFBLK}, true},
+				{"mknodat", [6]uint64{0, 0, unix.S_IFIFO | 0o666}, false},
+				{"mknodat", [6]uint64{0, 0, 0o666}, false},
+				{"mknod", [6]uint64{0, unix.S_IFCHR | 0o666, 7}, true},
+				{"mknod", [6]uint64{0, unix.S_IFSOCK | 0o666, 7}, false},
+				{"fchownat", [6]uint64{0, 0, 65536, 65536, 0}, false},
+				{"fchownat", [6]uint64{0, 0, 65537, 0, 0}, true},
+				{"fchownat", [6]uint64{1 << 20, 1 << 20, 0, 65537, 1 << 20}, true},
+				{"fchown", [6]uint64{1 << 20, 65537, 0, 0}, true},
+				{"fchown", [6]uint64{1 << 20, 0, 65536, 1 << 20}, false},
+				{"lchown", [6]uint64{0, 0, 65537}, true},
+				{"chown32", [6]uint64{0, 65537, 0}, true},
+			} {
+				number, ok := numbers()[a.column][tt.call]
+				if !ok {
+					continue
+				}
+				want := uint32(unix.SECCOMP_RET_ALLOW)
+				if tt.told {
+					want = unix.SECCOMP_RET_USER_NOTIF
+				}
+				if got := m.run(t, a.audit, number, tt.args); got != want {
+					t.Errorf("%s: %s%v: %#x; want %#x", a.column, tt.call, tt.args, got, want)
+				}
+			}
+		}
+	}
+}
