@@ -83,7 +83,8 @@ func (o *ordinary) succeeds(root bool, args ...string) string {
 func TestOrdinaryUser(t *testing.T) {
 	o := newOrdinary(t)
 	for name, test := range map[string]func(*ordinary){
-		"Shares": testOrdinaryShares, "Limits": testOrdinaryLimits, "Groups": testOrdinaryGroups, "Refused": testOrdinaryRefused,
+		"Shares": testOrdinaryShares, "Limits": testOrdinaryLimits, "Groups": testOrdinaryGroups, "Local": testOrdinaryLocal,
+		"Refused": testOrdinaryRefused,
 	} {
 		t.Run(name, func(t *testing.T) {
 			own, user := *o, *o.u
@@ -185,6 +186,31 @@ echo $$ >$group/cgroup.procs`
 	}
 	if entries, err := filepath.Glob(filepath.Join(unified, own, "obx", "*", "cgroup.procs")); err != nil || len(entries) > 0 {
 		o.Errorf("left over: %q, %v", entries, err)
+	}
+}
+
+// testOrdinaryLocal holds that what a command could not make as an ordinary user keeps its result, and what is made of it, from others.
+func testOrdinaryLocal(o *ordinary) {
+	registry := StartRegistry(o.T)
+	spec := o.spec(`(run (shell "echo 1 > /one"))`, `(run (shell "mknod /null c 1 3; echo $?"))`, `(run (shell "ls /null; id -u"))`)
+	const why = "could not make a device node"
+	// One Command: each has a mount namespace of its own.
+	plain := " --store local --plain-http " + registry
+	said, err := o.u.Command("sh", "-ec", o.obx+" run --cache "+registry+"/local"+plain+" "+spec+"; "+
+		o.obx+" cache export --all --to "+registry+"/exported"+plain).CombinedOutput()
+	for _, want := range []string{"results are not pushed: ", "/null: No such file", "2 results are left out", "exported 1 result "} {
+		if !strings.Contains(string(said), want) {
+			o.Errorf("%q is not said", want)
+		}
+	}
+	if err != nil || o.Failed() || strings.Count(string(said), why) != 2 {
+		o.Errorf("%v, the user is told:\n%s", err, said)
+	}
+	for _, from := range []string{"/local", "/exported"} {
+		said := o.succeeds(true, "--cache", registry+from, "--plain-http", registry, "--push", "never", "--store", filepath.Join(o.root, from), "run", spec)
+		if n := strings.Count(said, "from cache") - 1; n != 1 || !strings.Contains(said, "\n/null\n") {
+			o.Errorf("root takes %d steps from %s:\n%s", n, from, said)
+		}
 	}
 }
 

@@ -94,7 +94,8 @@ type run struct {
 	mounts *publish.Mounts
 	bases  cas.Once[keys.ID, *results.Result]
 
-	repeated *results.LogTotal // of the logs of steps that need not run
+	repeated  *results.LogTotal // of the logs of steps that need not run
+	localOnce sync.Once         // tells that a result is not for others
 
 	mu     sync.Mutex // guards Events and what follows
 	report Report

@@ -34,6 +34,8 @@ type work struct {
 
 	sources []keys.Source // of a copy from a build
 	from    root          // that build's files
+
+	refused []string // what its command could not make; see executor.Process.Refused
 }
 
 func (w *work) close() error { return w.from.close() }
@@ -134,8 +136,13 @@ func (s *stage) keep(ctx context.Context, w *work, layer layers.Layer, log *step
 	if op, ok := w.step.Op.(*spec.Run); ok && len(op.Caches) > 0 {
 		rec.Mounts = s.places.MountTrust()
 	}
+	if len(w.refused) > 0 {
+		rec.Local = fmt.Sprintf("%s could not make %s, which root of the machine can: elsewhere, its result may be another",
+			spec.Heading(w.step.Op), strings.Join(w.refused, ", "))
+	}
 	if w.step.From != nil {
-		rec.Uses = []keys.ID{s.stages[w.step.From].final.Key}
+		from := s.stages[w.step.From].final
+		rec.Uses, rec.Local = []keys.ID{from.Key}, from.Record.Local
 	}
 	var made *results.Result
 	err = s.Store.WithRoom(ctx, func() (err error) {
@@ -187,6 +194,7 @@ func (s *stage) runStep(ctx context.Context, w *work, op *spec.Run, root *root, 
 	if err != nil {
 		return layers.Layer{}, err
 	}
+	p.Refused = func(wanted []string) { w.refused = wanted }
 	if err := s.bringMounts(ctx, op); err != nil {
 		return layers.Layer{}, err
 	}

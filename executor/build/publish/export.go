@@ -49,7 +49,7 @@ type Report struct {
 func (t *Transfer) Export(ctx context.Context, p *keys.Plan, ids []keys.ID, since time.Duration) (Report, error) {
 	x := &export{
 		Transfer: t, packer: newPacker(t.Places.Store, t.Compression),
-		picked: map[keys.ID]*exported{}, names: map[string]images.Name{},
+		picked: map[keys.ID]*exported{}, names: map[string]images.Name{}, local: map[keys.ID]bool{},
 	}
 	err := x.pick(ctx, p, ids, since)
 	if err == nil {
@@ -73,6 +73,7 @@ type export struct {
 	mu     sync.Mutex
 	report Report
 	lost   []error // why results are left out
+	local  map[keys.ID]bool
 }
 
 // An exported is a result to export, with the input keys that lead to it.
@@ -216,9 +217,16 @@ func (x *export) below(ctx context.Context, id keys.ID) error {
 	return nil
 }
 
-// add picks a result; nil if it is too old.
+// add picks a result; nil if it is too old, or not for others.
 func (x *export) add(r *results.Result) *exported {
 	if x.recent != nil && !x.recent[r.Key] {
+		return nil
+	}
+	if r.Record.Local != "" {
+		if !x.local[r.Key] {
+			x.lost = append(x.lost, fmt.Errorf("result %s: %s", r.Key, r.Record.Local))
+		}
+		x.local[r.Key] = true
 		return nil
 	}
 	e := x.picked[r.Key]

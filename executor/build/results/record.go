@@ -38,6 +38,9 @@ type Record struct {
 	// Mounts is of a step whose command had cache mounts: the MountTrust of its run.
 	Mounts string `json:"mounts,omitempty"`
 
+	// Local says why no other machine may have the result, nor one that was made of it; "" if any may.
+	Local string `json:"local,omitempty"`
+
 	// Pulled is set for what came from a cache: then Layers are all its layers, the base image's too, Config is the image's as of this
 	// step, and nothing is below it.
 	Pulled *Pulled `json:"pulled,omitempty"`

@@ -1,6 +1,7 @@
 package results
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -30,6 +31,7 @@ type Result struct {
 // Next is what a step makes of a result by adding a layer, which may be zero. rec says what the result does not know.
 func (r *Result) Next(key keys.ID, l layers.Layer, rec Record) *Result {
 	rec.Parent, rec.ParentID, rec.ID = r.Key.String(), r.Record.ID, filesID(r.Record.ID, l)
+	rec.Local = cmp.Or(rec.Local, r.Record.Local)
 	if !l.IsZero() {
 		rec.Layers = []layers.Layer{l}
 	}
