@@ -40,7 +40,7 @@ var mayImport = map[string][]string{
 	"executor/qemu":                   {"executor", "executor/internal/rootfs", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
 	"executor/qemu/agent":             {"executor", "executor/internal/rootfs", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
 	"executor/qemu/wire":              {"executor"},
-	"executor/build/results":          {"keys", "cas", "layers", "registry", "registry/repo"},
+	"executor/build/results":          {"keys", "cas", "layers", "registry"},
 	"executor/build":                  {"keys", "keys/spec", "cas", "cas/foreign", "layers", "registry", "registry/images", "registry/repo", "executor", "executor/build/publish", "executor/build/results"},
 	"executor/build/publish":          {"keys", "cas", "layers", "registry", "registry/images", "registry/repo", "executor/build/results"},
 	"conformance":                     {"keys", "keys/spec", "cas", "layers", "registry", "registry/images", "registry/repo", "executor", "executor/build", "executor/fake", "executor/rootless", "cas/userns"},

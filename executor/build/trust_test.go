@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -168,6 +169,24 @@ func TestTrustOfParentDomain(t *testing.T) {
 	pr.trust(signer(t, "ci"), &spyRepo{})
 	pr.run(text).want("r")
 	pr.run(text).want("s")
+}
+
+// An output of a parent domain's result, for which its layers are packed, makes it no result of the build's own domain.
+func TestTrustAfterOutput(t *testing.T) {
+	t.Parallel()
+	const text = `((from scratch) (copy (src src) (dst /)))` // whose layer has no bytes yet
+	m := newMachine(t)
+	m.run(text)
+	pr := m.another()
+	pr.Domains = []string{"release", "default"}
+	o := pr.run(text)
+	o.want("s")
+	image := build.OutputSpec{Type: "oci", Dest: filepath.Join(t.TempDir(), "image.tar")}
+	if _, err := pr.Write(t.Context(), o.plan, o.rep, image, nil); err != nil {
+		t.Fatal(err)
+	}
+	pr.trust(signer(t, "ci"), &spyRepo{})
+	pr.run(text).want("r")
 }
 
 // A failure is shared if that is asked for and the command failed by itself; others then fail the same way, without running it.
