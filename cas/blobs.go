@@ -36,7 +36,7 @@ func (s *Store) Blob(d digest.Digest) (*os.File, error) {
 	if _, ok := s.HasBlob(d); !ok {
 		return nil, fmt.Errorf("blob %s: %w", d, ErrNotFound)
 	}
-	f, err := OpenFile(path)
+	f, err := openFile(path, os.O_RDONLY)
 	if err != nil {
 		return nil, fmt.Errorf("blob %s: %w", d, err)
 	}
@@ -75,7 +75,7 @@ func (s *Store) blobSize(path string, d digest.Digest) (int64, error) {
 	if isMarked(info) || s.isKnown(d, info) {
 		return info.Size(), nil
 	}
-	f, err := OpenFile(path)
+	f, err := openFile(path, os.O_RDONLY)
 	if err != nil {
 		return 0, err
 	}

@@ -199,7 +199,7 @@ func (c *CacheMount) generations() ([]generationFile, error) {
 
 func (c *CacheMount) readGeneration(name string, number int) (generationFile, error) {
 	g := generationFile{path: filepath.Join(c.dir, name), number: number}
-	f, err := OpenFile(g.path)
+	f, err := openFile(g.path, os.O_RDONLY)
 	if err != nil {
 		return g, err
 	}

@@ -152,7 +152,7 @@ func (s *Store) journals() ([]journal, error) {
 			continue
 		}
 		lock := tryExisting(path)
-		f, err := OpenFile(path)
+		f, err := openFile(path, os.O_RDONLY)
 		if err != nil {
 			continue // somebody else has worked it off
 		}
@@ -176,7 +176,7 @@ func (s *Store) syncBatch(ctx context.Context, paths []string, pause time.Durati
 		}
 	}()
 	for _, p := range paths {
-		f, err := OpenFile(s.path(filepath.FromSlash(p)))
+		f, err := openFile(s.path(filepath.FromSlash(p)), os.O_RDONLY)
 		if err != nil {
 			continue // removed since, or never made
 		}

@@ -46,7 +46,7 @@ func syncFile(path string) error {
 	// Windows syncs only what is open for writing.
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		if f, err = OpenFile(path); err != nil {
+		if f, err = openFile(path, os.O_RDONLY); err != nil {
 			return err
 		}
 		defer f.Close()

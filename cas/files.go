@@ -136,9 +136,6 @@ func reserved(s string) bool {
 	return false
 }
 
-// OpenFile opens a file for reading that others may replace by Rename at that moment.
-func OpenFile(name string) (*os.File, error) { return openFile(name, os.O_RDONLY) }
-
 // WhileBusy does something with files that others may open, replace or remove at that moment: again as long as they are in the way, as they can be on
 // Windows.
 func WhileBusy(do func() error) error { return whileBusy(do) }

@@ -77,7 +77,7 @@ func (s *Store) liveLeases() (map[string]bool, error) {
 			_ = f.Close() // dead
 			continue
 		}
-		f, err := OpenFile(path)
+		f, err := openFile(path, os.O_RDONLY)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // closed since
 		}

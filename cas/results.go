@@ -91,7 +91,7 @@ type resultFile struct {
 
 // readResultAt reads a result whatever its epoch. What is no result is told by the err in it.
 func (s *Store) readResultAt(path string) (resultFile, error) {
-	f, err := OpenFile(path)
+	f, err := openFile(path, os.O_RDONLY)
 	if err != nil {
 		return resultFile{}, err
 	}

@@ -207,7 +207,7 @@ func (v *verifier) verifyBlob(ctx context.Context, path string) error {
 	if want.Validate() != nil {
 		return bad("its name is no digest")
 	}
-	f, err := OpenFile(path)
+	f, err := openFile(path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // pruned meanwhile
 	}

@@ -160,7 +160,7 @@ func TestFlatten500(t *testing.T) {
 	base := mkdir(t, tmp, "base")
 	plant(t, base, "gone kept d/base")
 	flat := tmp + "/flat"
-	check(t, FlattenDirs(t.Context(), flat, dirs))
+	check(t, flattenDirs(t.Context(), flat, dirs, false))
 	got := merged(t, base, flat)
 	for _, name := range []string{"gone", "d/old", "d/base"} {
 		if _, ok := got[name]; ok {

@@ -93,7 +93,7 @@ func TestDeepTrees(t *testing.T) {
 				t.Error("unpacking gave another layer")
 			}
 			flat := tmp + "/flat"
-			check(t, FlattenDirs(t.Context(), flat, []string{dir, copied}))
+			check(t, flattenDirs(t.Context(), flat, []string{dir, copied}, false))
 			if !bytes.Equal(packed(t, flat), want) {
 				t.Error("flattening gave another layer")
 			}
@@ -146,7 +146,7 @@ func TestTooDeep(t *testing.T) {
 		_, err := Seal(dir)
 		tooDeep("seal", err)
 		tooDeep("pack", WriteChange(t.Context(), io.Discard, dir))
-		tooDeep("flatten", FlattenDirs(t.Context(), fmt.Sprint(tmp, "/flat", test.depth), []string{dir}))
+		tooDeep("flatten", flattenDirs(t.Context(), fmt.Sprint(tmp, "/flat", test.depth), []string{dir}, false))
 		tree, err := DirTree(dir)
 		check(t, err)
 		tooDeep("write tree", WriteTree(t.Context(), io.Discard, tree))

@@ -15,7 +15,7 @@ import (
 type Progress func(blob digest.Digest, done, total int64)
 
 // fetchDomain is where the locks of layers that are fetched are.
-const fetchDomain = "obx.images"
+const fetchDomain = "obx.layers"
 
 // A SourceError is the fault of where a layer comes from: it cannot be opened, or read to its end.
 type SourceError struct{ Err error }

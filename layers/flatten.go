@@ -10,18 +10,18 @@ import (
 )
 
 // Flatten makes one layer directory out of several neighbours in a chain (base first), by hard links. What is below
-// them is unknown, so it keeps what hides lower files; see FlattenDirs.
+// them is unknown, so it keeps what hides lower files.
 func Flatten(ctx context.Context, st *cas.Store, dirs []string) (Layer, error) {
-	return flattenLayers(ctx, st, dirs, FlattenDirs)
+	return flattenLayers(ctx, st, dirs, false)
 }
 
 // FlattenBase is Flatten for the lowest layers of a chain, the base's own among them: nothing is below, so the result
 // needs no whiteouts. For chains beyond what overlayfs mounts.
 func FlattenBase(ctx context.Context, st *cas.Store, dirs []string) (Layer, error) {
-	return flattenLayers(ctx, st, dirs, FlattenBaseDirs)
+	return flattenLayers(ctx, st, dirs, true)
 }
 
-func flattenLayers(ctx context.Context, st *cas.Store, dirs []string, flatten func(context.Context, string, []string) error) (Layer, error) {
+func flattenLayers(ctx context.Context, st *cas.Store, dirs []string, base bool) (Layer, error) {
 	fail := func(err error) (Layer, error) { return Layer{}, fmt.Errorf("flatten layers: %w", err) }
 	dir, err := os.MkdirTemp(st.TempDir(), "flat-")
 	if err != nil {
@@ -32,7 +32,7 @@ func flattenLayers(ctx context.Context, st *cas.Store, dirs []string, flatten fu
 	for i, d := range dirs {
 		paths[i] = st.LayerPath(d)
 	}
-	if err := flatten(ctx, filepath.Join(dir, "fs"), paths); err != nil {
+	if err := flattenDirs(ctx, filepath.Join(dir, "fs"), paths, base); err != nil {
 		return fail(err)
 	}
 	name, err := st.CommitLayer(dir, "")

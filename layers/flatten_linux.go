@@ -12,23 +12,16 @@ import (
 	"github.com/ocurrent/obx/cas/foreign"
 )
 
-// FlattenDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links. The
-// result means over any lower layers what the directories meant: it keeps whiteouts and opaque marks, and a
-// directory that hides something of another kind between the layers becomes opaque. A directory has the attributes
-// that its topmost one has.
-//
-// Where nothing is below, use FlattenBaseDirs: in a directory that only one layer has, overlayfs lists whiteouts as
-// names that cannot be opened.
-func FlattenDirs(ctx context.Context, dst string, dirs []string) error {
-	return flattenDirs(ctx, dst, dirs, false)
-}
-
-// FlattenBaseDirs is FlattenDirs for the lowest directories of a chain: the result is an ordinary directory, without
-// whiteouts and opaque marks.
+// FlattenBaseDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links. They are the lowest of a chain: the
+// result is an ordinary directory, without whiteouts and opaque marks.
 func FlattenBaseDirs(ctx context.Context, dst string, dirs []string) error {
 	return flattenDirs(ctx, dst, dirs, true)
 }
 
+// flattenDirs is FlattenBaseDirs for directories anywhere in a chain, unless base is set. The result means over any lower layers what the directories
+// meant: it keeps whiteouts and opaque marks, and a directory that hides something of another kind between the layers becomes opaque. A directory has the
+// attributes that its topmost one has. At the base this would not do: in a directory that only one layer has, overlayfs lists whiteouts as names that
+// cannot be opened.
 func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) error {
 	if len(dirs) == 0 {
 		return errors.New("flatten: no directories")

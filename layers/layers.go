@@ -7,7 +7,7 @@
 //	Pack, WriteChange        directory -> bytes
 //	Load, Unpack             bytes -> directory
 //	Stack                    directories of a chain -> directories that are right on top of each other
-//	Flatten, FlattenDirs     directories -> one directory
+//	Flatten, FlattenBase     directories -> one directory
 //	MakeCopy                 sources of a copy step -> directory
 //	WriteTree, CopyTree      a whole root file system -> a tar, a directory
 //	ExportTree               the same, for a directory that others than obx use

@@ -34,11 +34,10 @@ func ExportTree(ctx context.Context, dir string, t Tree, setuid bool, asTar io.W
 	return Devices{}, errNoOverlay
 }
 
-// FlattenDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links.
-func FlattenDirs(ctx context.Context, dst string, dirs []string) error { return errNoOverlay }
-
-// FlattenBaseDirs is FlattenDirs for the lowest directories of a chain.
+// FlattenBaseDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links.
 func FlattenBaseDirs(ctx context.Context, dst string, dirs []string) error { return errNoOverlay }
+
+func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) error { return errNoOverlay }
 
 // MakeCopy makes the layer of a copy step: Windows has its own form.
 func MakeCopy(ctx context.Context, st *cas.Store, c Copy) (Layer, error) {

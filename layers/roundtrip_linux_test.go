@@ -293,7 +293,7 @@ func (s scenario) run(t *testing.T, tmp string) string {
 	want := merged(t, chain...)
 	for _, c := range [][]string{chain, unpacked} {
 		flat := filepath.Join(dir, "flat")
-		check(t, FlattenDirs(context.Background(), flat, c[1:]))
+		check(t, flattenDirs(context.Background(), flat, c[1:], false))
 		if d := diffTrees(want, merged(t, base, flat)); d != "" {
 			return fmt.Sprintf("the layers and the flattened layers show:\n%s", d)
 		}

@@ -71,8 +71,7 @@ type Result struct {
 	Took     time.Duration
 	Builder  string
 
-	Envelope []byte   // as it was found
-	Signers  []string // names of the trusted keys that signed it
+	Envelope []byte // as it was found
 
 	record *record // as it was found
 	alias  *record // of Found, if that is not Key
@@ -529,7 +528,6 @@ func (c *Cache) result(rec *record, found keys.ID) *Result {
 		Took:     time.Duration(rec.Took) * time.Millisecond,
 		Builder:  rec.Builder,
 		Envelope: rec.envelope,
-		Signers:  rec.signers,
 		record:   rec,
 	}
 	for _, l := range rec.Layers {

@@ -42,36 +42,32 @@ func seal(payload []byte, s *Signer) ([]byte, error) {
 	return json.Marshal(e)
 }
 
-// unseal gives the payload, and which of the trusted keys have signed it. If trust is not empty, one must have. Names of signers that stand in
-// the envelope are hints: each signature is tried with each key.
-func unseal(b []byte, trust []PublicKey) (payload []byte, signers []string, err error) {
+// unseal gives the payload. If trust is not empty, one of the keys must have signed it. Names of signers that stand in the envelope are hints:
+// each signature is tried with each key.
+func unseal(b []byte, trust []PublicKey) ([]byte, error) {
 	var e envelope
 	if err := json.Unmarshal(b, &e); err != nil {
-		return nil, nil, fmt.Errorf("read the envelope: %w", err)
+		return nil, fmt.Errorf("read the envelope: %w", err)
 	}
 	if e.PayloadType != payloadType {
-		return nil, nil, fmt.Errorf("read the envelope: its payload's type is %q", e.PayloadType)
+		return nil, fmt.Errorf("read the envelope: its payload's type is %q", e.PayloadType)
 	}
 	if len(e.Signatures) > maxSignatures {
-		return nil, nil, fmt.Errorf("read the envelope: it has %d signatures", len(e.Signatures))
+		return nil, fmt.Errorf("read the envelope: it has %d signatures", len(e.Signatures))
 	}
 	if len(trust) == 0 {
-		return e.Payload, nil, nil
+		return e.Payload, nil
 	}
 	signed := preAuth(e.PayloadType, e.Payload)
 	for _, k := range trust {
-		ok := slices.ContainsFunc(e.Signatures, func(s signature) bool { return ed25519.Verify(k.key, signed, s.Sig) })
-		if ok && !slices.Contains(signers, k.Name) {
-			signers = append(signers, k.Name)
+		if slices.ContainsFunc(e.Signatures, func(s signature) bool { return ed25519.Verify(k.key, signed, s.Sig) }) {
+			return e.Payload, nil
 		}
 	}
-	if len(signers) > 0 {
-		return e.Payload, signers, nil
-	}
 	if len(e.Signatures) == 0 {
-		return nil, nil, &untrustedError{errors.New("it is not signed")}
+		return nil, &untrustedError{errors.New("it is not signed")}
 	}
-	return nil, nil, &untrustedError{fmt.Errorf("it is signed by %q, and not by a trusted key", e.Signatures[0].KeyID)}
+	return nil, &untrustedError{fmt.Errorf("it is signed by %q, and not by a trusted key", e.Signatures[0].KeyID)}
 }
 
 // An untrustedError is about a record that may be good, but not for us.

@@ -87,7 +87,7 @@ func (c *Cache) openMount(ctx context.Context, tag string, manifest []byte) (l l
 	if err := oci.CheckBytes(envelope, m.Config.Digest); err != nil {
 		return l, fmt.Errorf("its envelope: %w", err)
 	}
-	payload, _, err := unseal(envelope, c.Trust)
+	payload, err := unseal(envelope, c.Trust)
 	if err != nil {
 		return l, err
 	}

@@ -439,7 +439,6 @@ type record struct {
 	manifest []byte
 	config   ocispec.Descriptor // the envelope's; without data
 	envelope []byte
-	signers  []string
 	looked   bool                     // for its image under its tag, by who has fetched it
 	astray   bool                     // the image was not there
 	logs     []ocispec.Descriptor     // one for each of predicate.Logs, with its data if that was inlined and is right
@@ -485,7 +484,7 @@ func openRecord(m *recordManifest, envelope []byte, trust []PublicKey) (*record,
 	if err := oci.CheckBytes(envelope, m.Config.Digest); err != nil {
 		return nil, err
 	}
-	payload, signers, err := unseal(envelope, trust)
+	payload, err := unseal(envelope, trust)
 	if err != nil {
 		return nil, err
 	}
@@ -493,7 +492,7 @@ func openRecord(m *recordManifest, envelope []byte, trust []PublicKey) (*record,
 	if err != nil {
 		return nil, err
 	}
-	r := &record{predicate: p, config: m.Config, envelope: envelope, signers: signers}
+	r := &record{predicate: p, config: m.Config, envelope: envelope}
 	r.config.Data = nil
 	r.inlined = make(map[digest.Digest][]byte)
 	for _, l := range m.Layers {

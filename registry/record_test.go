@@ -333,29 +333,27 @@ func TestSignatures(t *testing.T) {
 		return out
 	}
 	for _, tt := range []struct {
-		name    string
-		env     []byte
-		trust   []*Signer
-		signers string
-		ok      bool
+		name  string
+		env   []byte
+		trust []*Signer
+		ok    bool
 	}{
-		{"unsigned, none trusted", sealed(), nil, "", true},
-		{"unsigned", sealed(), []*Signer{a}, "", false},
-		{"signed, none trusted", sealed(a), nil, "", true},
-		{"trusted", sealed(a), []*Signer{a}, "a", true},
-		{"another", sealed(a), []*Signer{b}, "", false},
-		{"one of two", sealed(a, b), []*Signer{c, b}, "b", true},
-		{"both", sealed(a, b), []*Signer{b, a}, "b a", true},
-		{"another key of that name", sealed(signer("a")), []*Signer{a}, "", false},
-		{"too many", sealed(slices.Repeat([]*Signer{a}, 17)...), []*Signer{a}, "", false},
+		{"unsigned, none trusted", sealed(), nil, true},
+		{"unsigned", sealed(), []*Signer{a}, false},
+		{"signed, none trusted", sealed(a), nil, true},
+		{"trusted", sealed(a), []*Signer{a}, true},
+		{"another", sealed(a), []*Signer{b}, false},
+		{"one of two", sealed(a, b), []*Signer{c, b}, true},
+		{"both", sealed(a, b), []*Signer{b, a}, true},
+		{"another key of that name", sealed(signer("a")), []*Signer{a}, false},
+		{"too many", sealed(slices.Repeat([]*Signer{a}, 17)...), []*Signer{a}, false},
 	} {
 		var trust []PublicKey
 		for _, s := range tt.trust {
 			trust = append(trust, s.Public())
 		}
-		_, signers, err := unseal(tt.env, trust)
-		if (err == nil) != tt.ok || strings.Join(signers, " ") != tt.signers {
-			t.Errorf("%s: got %q, %v", tt.name, signers, err)
+		if _, err := unseal(tt.env, trust); (err == nil) != tt.ok {
+			t.Errorf("%s: %v", tt.name, err)
 		}
 	}
 }

@@ -11,7 +11,7 @@ import (
 // Vouch says whether an envelope, as Find gave it with a result, makes these layers the trusted result of a key in one of the
 // domains: for results that were pulled before, perhaps by somebody who trusts more.
 func VerifyEnvelope(envelope []byte, trust []PublicKey, id keys.ID, domains []string, chain []layers.Layer) error {
-	payload, _, err := unseal(envelope, trust)
+	payload, err := unseal(envelope, trust)
 	if err != nil {
 		return err
 	}

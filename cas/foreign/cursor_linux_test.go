@@ -161,12 +161,6 @@ func TestOpenFile(t *testing.T) {
 	if _, err := OpenFile(at("pipe")); !errors.Is(err, ErrNotRegular) {
 		t.Errorf("a pipe: %v", err)
 	}
-	if b, err := ReadFile(at("file"), 4); err != nil || string(b) != "text" {
-		t.Errorf("%q, %v", b, err)
-	}
-	if _, err := ReadFile(at("file"), 3); err == nil {
-		t.Error("more than the limit was read")
-	}
 }
 
 func TestLevel(t *testing.T) {

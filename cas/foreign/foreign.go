@@ -11,7 +11,6 @@ package foreign
 
 import (
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -52,28 +51,6 @@ func openRegular(name string, stat func(string) (fs.FileInfo, error), open func(
 		return nil, err
 	}
 	return f, nil
-}
-
-// ReadFile reads a regular file that has at most limit bytes.
-func ReadFile(name string, limit int64) ([]byte, error) {
-	f, err := OpenFile(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	return ReadAll(f, limit)
-}
-
-// ReadAll reads an open file that has at most limit bytes.
-func ReadAll(f *os.File, limit int64) ([]byte, error) {
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(b)) > limit {
-		return nil, fmt.Errorf("%s is too large: at most %d bytes", f.Name(), limit)
-	}
-	return b, nil
 }
 
 // ListIn lists the names in a directory of a directory, "." being that itself, in no order: at most n of them, or all if n is negative.

@@ -26,8 +26,8 @@ import (
 
 // The domains of the store in which this package records: what names meant, and the images that were pulled.
 const (
-	NamesDomain  = "obx.names"
-	ImagesDomain = "obx.images"
+	namesDomain  = "obx.names"
+	imagesDomain = "obx.images"
 )
 
 // A Resolver resolves names of base images and fetches images. It implements keys.Resolver. Safe for concurrent use; its fields are not to be changed
@@ -298,7 +298,7 @@ func (im *Resolver) isOwn(n imageName) bool {
 
 // recorded finds what a name meant when it was last resolved.
 func (im *Resolver) recorded(res resolution) (resolution, error) {
-	r, err := im.Store.Result(NamesDomain, res.key())
+	r, err := im.Store.Result(namesDomain, res.key())
 	if err != nil {
 		return res, err
 	}
@@ -306,7 +306,7 @@ func (im *Resolver) recorded(res resolution) (resolution, error) {
 	if err := json.Unmarshal(r.Data, &rec); err != nil || compareResolutions(rec, res) != 0 || oci.CheckDigest(rec.Digest) != nil {
 		return res, fmt.Errorf("record of %s: %w", res.Name, cas.ErrNotFound)
 	}
-	im.Store.Touch(NamesDomain, res.key())
+	im.Store.Touch(namesDomain, res.key())
 	return rec, nil
 }
 
@@ -318,7 +318,7 @@ func (im *Resolver) record(res resolution) error {
 	if err != nil {
 		return fmt.Errorf("record of %s: %w", res.Name, err)
 	}
-	return im.Store.PutResult(NamesDomain, &cas.Result{Key: res.key(), Created: time.Now(), Data: data})
+	return im.Store.PutResult(namesDomain, &cas.Result{Key: res.key(), Created: time.Now(), Data: data})
 }
 
 // sources lists where an image may be had, in the order to try: the caches last. For a registry they are all when offline.

@@ -14,8 +14,8 @@ import (
 	"github.com/ocurrent/obx/registry/reference"
 )
 
-// Scratch is the name of the empty base image.
-const Scratch = "scratch"
+// scratch is the name of the empty base image.
+const scratch = "scratch"
 
 // Normalize gives the full form of a name that a user wrote, by Docker's rules: busybox is docker.io/library/busybox:latest, and a tag beside
 // a digest is dropped. oci:DIR[:TAG][@DIGEST] becomes oci:ABSDIR:TAG (relative to the working directory; a Windows drive letter is no tag
@@ -40,7 +40,7 @@ func (n imageName) isScratch() bool { return n == imageName{} }
 
 func (n imageName) String() string {
 	if n.isScratch() {
-		return Scratch
+		return scratch
 	}
 	s := n.host + "/" + n.path
 	if n.dir != "" {
@@ -62,7 +62,7 @@ func parseName(ref string) (imageName, error) {
 	switch dir, isLayout := strings.CutPrefix(ref, oci.LayoutPrefix); {
 	case ref == "":
 		return imageName{}, errors.New("the name of an image is empty")
-	case ref == Scratch:
+	case ref == scratch:
 		return imageName{}, nil
 	case isLayout:
 		n, err := parseLayoutName(dir)

@@ -48,7 +48,7 @@ func (im *Resolver) Names(ctx context.Context) ([]Name, error) {
 			return nil, fmt.Errorf("list the names of base images: %w", err)
 		}
 		var res resolution
-		if info.Domain != NamesDomain || json.Unmarshal(info.Result.Data, &res) != nil || res.key() != info.Result.Key {
+		if info.Domain != namesDomain || json.Unmarshal(info.Result.Data, &res) != nil || res.key() != info.Result.Key {
 			continue
 		}
 		all = append(all, Name{For: res.For, Base: keys.Base{Ref: res.Name, Digest: res.Digest, Platform: res.Platform}})

@@ -107,7 +107,7 @@ func (im *Resolver) pull(ctx context.Context, srcs []source, base keys.Base, unp
 		return nil, err
 	}
 	key := base.Digest.Encoded()
-	if err := im.Store.Hold(ImagesDomain, key); err != nil {
+	if err := im.Store.Hold(imagesDomain, key); err != nil {
 		return nil, err
 	}
 	manifest, err := im.document(ctx, srcs, base.Digest)
@@ -164,7 +164,7 @@ func (im *Resolver) pull(ctx context.Context, srcs []source, base keys.Base, unp
 		img.Layers[i] = l
 	}
 	if slices.EqualFunc(pulled, img.Layers, sameLayer) {
-		im.Store.Touch(ImagesDomain, key)
+		im.Store.Touch(imagesDomain, key)
 		return img, nil
 	}
 	return img, im.recordImage(key, []digest.Digest{base.Digest, confDesc.Digest}, img.Layers)
@@ -194,7 +194,7 @@ func sameLayer(a, b layers.Layer) bool {
 
 // pulled is what the store's record says of the layers of an image; nil without one.
 func (im *Resolver) pulled(key string) []layers.Layer {
-	r, err := im.Store.Result(ImagesDomain, key)
+	r, err := im.Store.Result(imagesDomain, key)
 	if err != nil {
 		return nil
 	}
@@ -220,7 +220,7 @@ func (im *Resolver) recordImage(key string, blobs []digest.Digest, ls []layers.L
 			r.Layers = append(r.Layers, l.Dir)
 		}
 	}
-	return im.Store.PutResult(ImagesDomain, r)
+	return im.Store.PutResult(imagesDomain, r)
 }
 
 func (im *Resolver) pullLayer(ctx context.Context, srcs []source, desc ocispec.Descriptor, diffID digest.Digest, unpack bool, a *allowance, p layers.Progress) (layers.Layer, error) {

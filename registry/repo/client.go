@@ -29,10 +29,9 @@ type Client struct {
 	Patience  Patience         // with hosts
 	Certs     string           // directory with one of certificates for each host; where Docker keeps them if it is empty
 
-	// Allow says which addresses may be connected to, whatever name, redirect or token server leads there; nil: all. A proxy may be anywhere. With it,
-	// names that mean something else in each network are refused, too.
-	Allow    func(netip.Addr) bool
 	Resolver *net.Resolver // nil: the system's
+
+	allow func(netip.Addr) bool // nil: all
 
 	once      sync.Once
 	err       error // of once
@@ -46,10 +45,11 @@ type Client struct {
 	sessions map[string]*session
 }
 
-// Only is a Client with the same fields, for some addresses alone.
+// Only is a Client with the same fields, for some addresses alone, whatever name, redirect or token server leads there. A proxy may be anywhere. Names
+// that mean something else in each network are refused, too.
 func (c *Client) Only(allow func(netip.Addr) bool) *Client {
 	return &Client{
-		PlainHTTP: c.PlainHTTP, UserAgent: c.UserAgent, Waiting: c.Waiting, Patience: c.Patience, Certs: c.Certs, Resolver: c.Resolver, Allow: allow,
+		PlainHTTP: c.PlainHTTP, UserAgent: c.UserAgent, Waiting: c.Waiting, Patience: c.Patience, Certs: c.Certs, Resolver: c.Resolver, allow: allow,
 	}
 }
 
@@ -60,8 +60,8 @@ func (c *Client) init() error {
 		}
 		c.transport = newTransport(c.Patience, cmp.Or(c.Certs, certsDir()))
 		c.transport.tell = c.Waiting
-		if c.Allow != nil {
-			c.transport.guard(c.Allow, c.Resolver)
+		if c.allow != nil {
+			c.transport.guard(c.allow, c.Resolver)
 		}
 		c.http = &http.Client{Transport: c.transport}
 		c.sessions = make(map[string]*session)
@@ -238,8 +238,8 @@ func CheckHost(host string) error {
 	return nil
 }
 
-// ErrLoginRefused is the error of Login where the registry does not take the name and the password.
-var ErrLoginRefused = errors.New("the name or the password is wrong")
+// errLoginRefused says that the registry does not take the name and the password.
+var errLoginRefused = errors.New("the name or the password is wrong")
 
 // A LoginReport says what has become of a login.
 type LoginReport struct {
@@ -293,7 +293,7 @@ func (c *Client) tryLogin(ctx context.Context, host string, cred auth.Credential
 		if !asked {
 			return asked, errors.New("it offers no way to log in that obx has: a name and a password, or a token")
 		}
-		return asked, ErrLoginRefused
+		return asked, errLoginRefused
 	case err != nil:
 		return asked, r.explain(err)
 	}

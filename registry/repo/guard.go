@@ -16,15 +16,15 @@ import (
 
 // A PrivateError is a host that would have to be reached and is in a private network, by its name or by the address that it leads to.
 type PrivateError struct {
-	Host    string
-	Address string // "" if the name says it
+	host    string
+	address string // "" if the name says it
 }
 
 func (e *PrivateError) Error() string {
-	if e.Address != "" && e.Address != e.Host {
-		return fmt.Sprintf("%s is at the private address %s, which is not allowed here: ask for --allow registry.private", e.Host, e.Address)
+	if e.address != "" && e.address != e.host {
+		return fmt.Sprintf("%s is at the private address %s, which is not allowed here: ask for --allow registry.private", e.host, e.address)
 	}
-	return fmt.Sprintf("the private registry %s is not allowed here: ask for --allow registry.private", e.Host)
+	return fmt.Sprintf("the private registry %s is not allowed here: ask for --allow registry.private", e.host)
 }
 
 // guard has a transport connect to allowed addresses only: for requests, for what they are redirected to, and for tokens. It looks at each
@@ -34,7 +34,7 @@ func (t *transport) guard(allow func(netip.Addr) bool, resolver *net.Resolver) {
 	proxies, proxy, free := proxyAddresses(), t.plain.Proxy, t.plain.DialContext
 	t.plain.Proxy = func(req *http.Request) (*url.URL, error) {
 		if IsPrivateName(req.URL.Hostname()) || proxies[addressOf(req.URL)] {
-			return nil, &PrivateError{Host: req.URL.Hostname()}
+			return nil, &PrivateError{host: req.URL.Hostname()}
 		}
 		return proxy(req)
 	}
@@ -53,7 +53,7 @@ func (t *transport) guard(allow func(netip.Addr) bool, resolver *net.Resolver) {
 				return fmt.Errorf("connect to %s: %w", address, err)
 			}
 			if !allow(to.Addr()) {
-				return &PrivateError{Host: host, Address: to.Addr().Unmap().String()}
+				return &PrivateError{host: host, address: to.Addr().Unmap().String()}
 			}
 			return nil
 		}

@@ -98,7 +98,7 @@ func (c *Client) Open(ref string) (Repo, error) {
 	if login { // it is not repeated: it may hold a password
 		return nil, fmt.Errorf("repository %q: a name has no login before it: obx login keeps that", rest)
 	}
-	host, path, err := ParseName(ref)
+	host, path, err := parseName(ref)
 	if err != nil {
 		return nil, fmt.Errorf("repository %q: %w", ref, err)
 	}
@@ -138,9 +138,9 @@ func OpenLayout(path string) (*Layout, error) {
 	return l, nil
 }
 
-// parseRepoName reads HOST/NAME. It is stricter than Docker's rules: that a path or one word alone means something on Docker Hub would
+// parseName reads HOST/NAME. It is stricter than Docker's rules: that a path or one word alone means something on Docker Hub would
 // surprise.
-func ParseName(ref string) (host, path string, err error) {
+func parseName(ref string) (host, path string, err error) {
 	if scheme, rest, ok := strings.Cut(ref, "://"); ok {
 		return "", "", fmt.Errorf("a name has no scheme: write %q, not %q", rest, scheme+"://"+rest)
 	}
