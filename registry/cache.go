@@ -1,11 +1,9 @@
 package registry
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -37,8 +35,7 @@ type Cache struct {
 	Compression layers.Compression // of layers that Push must make (merged ranges)
 	Warn        func(msg string)
 
-	clock  func() time.Time // nil: time.Now
-	nearby time.Duration    // for tests; zero: the constant
+	clock func() time.Time // nil: time.Now
 
 	entries cas.Claims[string] // one push of a tag at a time
 	merges  cas.Claims[string] // one merge of a range
@@ -200,135 +197,36 @@ func (c *Cache) lost(r *record) (digest.Digest, bool) {
 // maxRequests is how many requests a look-up has in flight.
 const maxRequests = 32
 
-// nearby is how long Find waits for one answer before it asks for all others: what a registry nearby takes is less, and most builds that are not
-// there as a whole lack their last step alone.
-const nearby = 25 * time.Millisecond
-
-// Find looks results up: keys of one chain of steps, deepest first. It asks for the first alone; when that misses, for the second; and when
-// that misses or takes longer than a registry nearby, for all others at once (HEAD, at most 32 requests in flight). It gives the deepest good one,
-// through its alias if that is what it finds; nil if there is none. A hit of the first key costs one request, or two through an alias.
+// Find looks results up: keys of one chain of steps, deepest first. It asks for the first alone, since most builds are there as a whole; when that
+// misses for the second, since most others lack their last step alone; and when that misses, which of all others are there (HEAD, at most 32 requests
+// in flight). It gives the deepest good one, through its alias if that is what it finds; nil if there is none. A hit of the first key costs one
+// request, or two through an alias.
 func (c *Cache) Find(ctx context.Context, ids []keys.ID) (*Result, error) {
-	if len(ids) == 0 {
-		return nil, nil
-	}
 	ctx = repo.InPassing(ctx)
-	r, err := c.find(ctx, ids[0], c.domains(), c.inTurn)
-	if err == nil && r == nil && len(ids) > 1 {
-		r, err = c.findRest(ctx, ids[1], ids[2:])
-	}
+	r, err := c.deepest(ctx, ids)
 	if errors.Is(err, errNoAnswer) { // more questions would only wait for it
 		return nil, nil
 	}
 	return r, err
 }
 
-// findRest is Find after the first key has missed.
-func (c *Cache) findRest(ctx context.Context, next keys.ID, rest []keys.ID) (*Result, error) {
-	var r *Result
-	var err error
-	found := make(chan struct{})
-	go func() {
-		defer close(found)
-		r, err = c.find(ctx, next, c.domains(), c.inTurn)
-	}()
-	select {
-	case <-found:
-		if err != nil || r != nil {
+func (c *Cache) deepest(ctx context.Context, ids []keys.ID) (*Result, error) {
+	const alone = 2
+	for _, id := range ids[:min(alone, len(ids))] {
+		if r, err := c.find(ctx, id, c.domains()); err != nil || r != nil {
 			return r, err
 		}
-	case <-time.After(cmp.Or(c.nearby, nearby)):
 	}
-	asking, stop := context.WithCancel(ctx)
-	defer stop()
-	go func() {
-		<-found
-		if err != nil || r != nil {
-			stop()
-		}
-	}()
-	there, herr := c.heads(asking, rest)
-	if <-found; err != nil || r != nil {
-		return r, err
-	}
-	if herr != nil {
-		return nil, herr
-	}
-	return c.deepest(ctx, rest, there, c.inTurn)
-}
-
-// Survey is Find for those who want to know soon rather than to ask seldom: it asks for all keys in all domains at once, which is one round
-// trip, and then, unless that has given the first key's, for the deepest that is there. What an alias leads to takes one more.
-func (c *Cache) Survey(ctx context.Context, ids []keys.ID) (*Result, error) {
-	if len(ids) == 0 {
+	if len(ids) <= alone {
 		return nil, nil
 	}
-	ctx = repo.InPassing(ctx)
-	var r *Result
-	var there [][]string
-	g, gctx := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		r, err = c.find(gctx, ids[0], c.domains(), c.atOnce)
-		return err
-	})
-	g.Go(func() (err error) {
-		there, err = c.heads(gctx, ids[1:])
-		return err
-	})
-	err := g.Wait()
-	if err == nil && r == nil {
-		r, err = c.deepest(ctx, ids[1:], there, c.atOnce)
+	ids = ids[alone:]
+	there, err := c.heads(ctx, ids)
+	if err != nil {
+		return nil, err
 	}
-	if ctx.Err() != nil {
-		return nil, ctx.Err()
-	}
-	if errors.Is(err, errNoAnswer) {
-		return nil, nil
-	}
-	return r, err
-}
-
-// A search reads the records of a key in some domains, in their order: those that can be used. errNoAnswer, or ctx's error.
-type search func(ctx context.Context, id keys.ID, domains []string) iter.Seq2[*record, error]
-
-// inTurn asks one domain after the other, as far as is wanted.
-func (c *Cache) inTurn(ctx context.Context, id keys.ID, domains []string) iter.Seq2[*record, error] {
-	return func(yield func(*record, error) bool) {
-		for _, domain := range domains {
-			rec, err := c.lookUp(ctx, id, domain)
-			if (err != nil || rec != nil) && !yield(rec, err) {
-				return
-			}
-		}
-	}
-}
-
-// atOnce asks all domains in one round trip.
-func (c *Cache) atOnce(ctx context.Context, id keys.ID, domains []string) iter.Seq2[*record, error] {
-	return func(yield func(*record, error) bool) {
-		recs := make([]*record, len(domains))
-		g, gctx := errgroup.WithContext(ctx)
-		for i, domain := range domains {
-			g.Go(func() (err error) {
-				recs[i], err = c.lookUp(gctx, id, domain)
-				return err
-			})
-		}
-		if err := g.Wait(); err != nil {
-			yield(nil, err)
-			return
-		}
-		for _, rec := range recs {
-			if rec != nil && !yield(rec, nil) {
-				return
-			}
-		}
-	}
-}
-
-// deepest gives the first good result of those that heads has found.
-func (c *Cache) deepest(ctx context.Context, ids []keys.ID, there [][]string, search search) (*Result, error) {
 	for i, id := range ids {
-		if r, err := c.find(ctx, id, there[i], search); err != nil || r != nil {
+		if r, err := c.find(ctx, id, there[i]); err != nil || r != nil {
 			return r, err
 		}
 	}
@@ -375,20 +273,25 @@ func (c *Cache) heads(ctx context.Context, ids []keys.ID) ([][]string, error) {
 	return there, err
 }
 
-// find gives the first result of a key in some domains, through an alias too.
-func (c *Cache) find(ctx context.Context, id keys.ID, domains []string, search search) (*Result, error) {
-	for rec, err := range search(ctx, id, domains) {
+// find gives the first result of a key in some domains, through an alias too. errNoAnswer, or ctx's error.
+func (c *Cache) find(ctx context.Context, id keys.ID, domains []string) (*Result, error) {
+	for _, domain := range domains {
+		rec, err := c.lookUp(ctx, id, domain)
 		if err != nil {
 			return nil, err
+		}
+		if rec == nil {
+			continue
 		}
 		if rec.Status != statusAlias {
 			return c.result(rec, id), nil
 		}
-		for target, err := range search(ctx, rec.Alias, c.domains()) {
+		for _, domain := range c.domains() {
+			target, err := c.lookUp(ctx, rec.Alias, domain)
 			if err != nil {
 				return nil, err
 			}
-			if target.Status != statusAlias {
+			if target != nil && target.Status != statusAlias {
 				r := c.result(target, id)
 				r.alias = rec
 				return r, nil

@@ -390,69 +390,6 @@ func TestPushAndResume(t *testing.T) {
 	}
 }
 
-// Survey asks for all keys in all domains before any is answered, and then for one thing only.
-func TestSurvey(t *testing.T) {
-	needRoot(t)
-	repo := newSpy()
-	a, _ := machine(t, repo)
-	build := newChain(t, a.Store, "one")
-	build.step("")
-	build.step("")
-	push(t, a, build.results...)
-	next := *build
-	next.results = slices.Clone(build.results)
-	for range 2 {
-		next.results = append(next.results, build.result(fmt.Sprintf("(obx/1 run/1 (parent %s) (command next))", next.last().Key)))
-	}
-	ids := next.ids()
-	input := build.result("(obx/1 run/1 (parent " + build.last().Key.String() + ") (command input))")
-	push(t, a, &registry.Result{Key: input.Key, Alias: build.last().Key, Preimage: input.Preimage, Platform: build.last().Platform})
-
-	for _, tt := range []struct {
-		name    string
-		ids     []keys.ID
-		domains []string
-		trips   []int // requests that wait for each other, then for those
-	}{
-		{"all but two", ids, nil, []int{len(ids), 1}},
-		{"all but two, in a second domain", ids, []string{"pr-7", "default"}, []int{2 * len(ids), 1}},
-		{"all", ids[2:], nil, []int{len(ids) - 2}},
-		{"all, in a second domain", ids[2:], []string{"pr-7", "default"}, []int{2 * (len(ids) - 2)}},
-		{"nothing", ids[:2], []string{"pr-7", "default"}, []int{4}},
-		{"an alias", []keys.ID{ids[0], input.Key}, []string{"pr-7", "default"}, []int{4, 1, 2}},
-	} {
-		b, w := machine(t, repo)
-		b.Domains = tt.domains
-		repo.seen()
-		var mu sync.Mutex
-		trip, asked, all := 0, 0, make(chan struct{})
-		repo.setFault(func(string) error {
-			mu.Lock()
-			here := all
-			if asked++; trip < len(tt.trips) && asked == tt.trips[trip] {
-				close(all)
-				trip, asked, all = trip+1, 0, make(chan struct{})
-			}
-			mu.Unlock()
-			select {
-			case <-here:
-			case <-t.Context().Done():
-			case <-time.After(10 * time.Second):
-				t.Errorf("%s: round trip %d has %d requests", tt.name, trip+1, asked)
-			}
-			return nil
-		})
-		r, err := b.Survey(t.Context(), tt.ids)
-		want := build.last().Key
-		if err != nil || tt.name != "nothing" && (r == nil || r.Key != want) || tt.name == "nothing" && r != nil {
-			t.Errorf("%s: found %+v, %v, warned %q", tt.name, r, err, w.take())
-		}
-		if trip != len(tt.trips) || asked > 0 {
-			t.Errorf("%s: it took %d round trips: %q", tt.name, trip, repo.seen())
-		}
-	}
-}
-
 func TestRequestsOfAPush(t *testing.T) {
 	needRoot(t)
 	repo := newSpy()
@@ -1123,30 +1060,20 @@ func TestNoAnswerToRecords(t *testing.T) {
 		}
 		return nil
 	})
-	for name, ask := range map[string]func(*registry.Cache) (*registry.Result, error){
-		"find":   func(c *registry.Cache) (*registry.Result, error) { return c.Find(t.Context(), ids) },
-		"survey": func(c *registry.Cache) (*registry.Result, error) { return c.Survey(t.Context(), ids) },
-	} {
-		b, warned := machine(t, repo)
-		registry.Nearby(b, time.Hour)
-		repo.seen()
-		if r, err := ask(b); r != nil || err != nil {
-			t.Errorf("%s: found %+v, %v", name, r, err)
-		}
-		want := len(ids) + 1
-		if name == "find" {
-			want = 2
-		}
-		if lines := repo.seen(); len(lines) != want {
-			t.Errorf("%s asked %q", name, lines)
-		}
-		if w := warned.take(); len(w) != 1 || !strings.Contains(w[0], "status 500") {
-			t.Errorf("%s warned %q", name, w)
-		}
+	b, warned := machine(t, repo)
+	repo.seen()
+	if r := find(t, b, ids...); r != nil {
+		t.Errorf("found %+v", r)
+	}
+	if lines := repo.seen(); len(lines) != 2 {
+		t.Errorf("asked %q", lines)
+	}
+	if w := warned.take(); len(w) != 1 || !strings.Contains(w[0], "status 500") {
+		t.Errorf("warned %q", w)
 	}
 }
 
-// TestFindAsks tells what a look-up asks for when the last step is not there: of the one before alone, unless that misses or the registry is slow.
+// TestFindAsks tells what a look-up asks for: the last step alone, then the one before alone, then which of the others are there.
 func TestFindAsks(t *testing.T) {
 	needRoot(t)
 	to := newSpy()
@@ -1155,32 +1082,26 @@ func TestFindAsks(t *testing.T) {
 	for range 6 {
 		build.step("")
 	}
-	push(t, a, build.results[:6]...)
+	push(t, a, build.results...)
 	ids := build.ids()
 	for name, c := range map[string]struct {
-		last, slow int // what of the chain is there, and which answer comes late
-		asks       int
+		last int // what of the chain is there
+		asks int
 	}{
-		"the one before": {5, -1, 2},
-		"another":        {3, -1, 7 + 1},
-		"slow":           {5, 1, 7},
+		"the last":       {6, 1},
+		"the one before": {5, 2},
+		"another":        {3, 7 + 1},
 	} {
-		gone := ids[1 : len(ids)-1-c.last]
+		gone := ids[:len(ids)-1-c.last]
 		to.setFault(func(line string) error {
 			for _, id := range gone {
 				if strings.Contains(line, id.String()) {
 					return repo.ErrNotFound
 				}
 			}
-			if c.slow >= 0 && strings.Contains(line, ids[c.slow].String()) {
-				time.Sleep(time.Second)
-			}
 			return nil
 		})
 		b, warned := machine(t, to)
-		if c.slow < 0 {
-			registry.Nearby(b, time.Hour)
-		}
 		to.seen()
 		r := find(t, b, ids...)
 		if r == nil || r.Key != build.results[c.last].Key {

@@ -1,11 +1,6 @@
 package registry
 
-import (
-	"time"
-)
+import "time"
 
 // SetClock gives a Cache another time.
 func SetClock(c *Cache, now func() time.Time) { c.clock = now }
-
-// Nearby says how long Find waits for one answer before it asks for all others.
-func Nearby(c *Cache, d time.Duration) { c.nearby = d }

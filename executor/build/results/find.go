@@ -77,7 +77,7 @@ func (p *Places) farther(ctx context.Context, q Query, l loader, n int, best *Re
 		g, gctx := errgroup.WithContext(ctx)
 		for i, c := range p.Caches {
 			g.Go(func() (err error) {
-				answers[i], err = c.Survey(gctx, q.Keys[:n])
+				answers[i], err = c.Find(gctx, q.Keys[:n])
 				return err
 			})
 		}
