@@ -98,7 +98,7 @@ type Log struct {
 // rebuild, while asking twice a step would cost every step.
 const fresh = 10 * time.Second
 
-// A sight is what was last seen under the tag of a record.
+// A tagState is what was last seen under the tag of a record.
 type tagState struct {
 	kind   tagKind
 	at     time.Time
@@ -106,7 +106,7 @@ type tagState struct {
 	made   time.Time     // of a failure: when
 }
 
-// A verdict says what is under a tag, and so whether a push replaces it.
+// A tagKind says what is under a tag, and so whether a push replaces it.
 type tagKind int
 
 const (

@@ -30,8 +30,8 @@ const keepBytes = 1 << 20
 var ErrGone = errors.New("a cached result is gone or broken")
 
 // Fetch brings the layers of a result of Find into the store, several at once, and the image's config, into r.Config: as bytes, or with
-// unpack as files, unpacked as they arrive, and then as bytes too if they are few or the base image's. What the store has is not fetched. It gives the layers in the order of r.Layers. An error that wraps ErrGone
-// makes the result a miss; others are ctx's, or the store's.
+// unpack as files, unpacked as they arrive, and then as bytes too if they are few or the base image's. What the store has is not fetched. It gives the
+// layers in the order of r.Layers. An error that wraps ErrGone makes the result a miss; others are ctx's, or the store's.
 func (c *Cache) Fetch(ctx context.Context, r *Result, unpack bool, p layers.Progress) ([]layers.Layer, error) {
 	if r.record == nil || r.record.Status != statusOK {
 		return nil, fmt.Errorf("fetch %s: it has no image", r.Key)

@@ -34,9 +34,9 @@ type GCReport struct {
 	Requests              int   // that a registry has seen
 }
 
-// GC removes entries and cache mounts by their last use. What is used keeps all that it depends on. Records go before images, so that no record is left without its
-// image. Manifests are deleted by digest; the registry's own garbage collection then frees the bytes. A build that runs meanwhile may miss
-// what it has found, and goes on without.
+// GC removes entries and cache mounts by their last use. What is used keeps all that it depends on. Records go before images, so that no record is
+// left without its image. Manifests are deleted by digest; the registry's own garbage collection then frees the bytes. A build that runs meanwhile may
+// miss what it has found, and goes on without.
 func (c *Cache) GC(ctx context.Context, o GCOptions) (GCReport, error) {
 	g := &collection{
 		// Whoever has signed a record, what it refers to is in use. What its signature is worth, its readers judge.

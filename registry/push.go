@@ -606,7 +606,7 @@ func (m *recordManifest) encode() ([]byte, error) {
 	return b, err
 }
 
-// mend puts the image again if another writer's stands under the tag, while the record there is ours. Readers fetch the image that the
+// restoreTag puts the image again if another writer's stands under the tag, while the record there is ours. Readers fetch the image that the
 // record names, whatever the tag says; but garbage collection deletes manifests that no tag names.
 func (p *push) restoreTag(ctx context.Context, rec digest.Digest, image *imageDocs) {
 	desc, err := p.Repo.Head(ctx, p.tag)

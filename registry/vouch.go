@@ -8,7 +8,7 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// Vouch says whether an envelope, as Find gave it with a result, makes these layers the trusted result of a key in one of the
+// VerifyEnvelope says whether an envelope, as Find gave it with a result, makes these layers the trusted result of a key in one of the
 // domains: for results that were pulled before, perhaps by somebody who trusts more.
 func VerifyEnvelope(envelope []byte, trust []PublicKey, id keys.ID, domains []string, chain []layers.Layer) error {
 	payload, err := unseal(envelope, trust)

@@ -61,7 +61,7 @@ func PushDisk(ctx context.Context, st *cas.Store, repo repo.Repo, tag string, p 
 	return desc.Digest, nil
 }
 
-// SplitTag splits the name of an image that is to be written into its repository, as OpenRepo takes it, and its tag.
+// SplitTag splits the name of an image that is to be written into its repository, as repo.Client.Open takes it, and its tag.
 func SplitTag(ref string) (repo, tag string, err error) {
 	n, err := parseName(ref)
 	switch {

@@ -91,7 +91,7 @@ func parseName(ref string) (imageName, error) {
 	return n, nil
 }
 
-// Compiled when it is needed, as urlSecrets is: most runs need neither, and one that finds everything in a cache takes 60 ms.
+// pinned matches a layout with a digest. It is compiled when it is needed: most runs do not, and one that finds everything in a cache takes 60 ms.
 var pinned = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^(.*)@([a-z0-9]+:[0-9a-fA-F]+)$`) })
 
 func parseLayoutName(s string) (imageName, error) {

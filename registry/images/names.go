@@ -397,7 +397,7 @@ func tellOnce(in repo.Repo, warn func(msg string)) func(cause, format string, ar
 	}
 }
 
-// IsImagesTag reports the tags of base images, and of what names mean.
+// IsTag reports the tags of base images, and of what names mean.
 func IsTag(tag string) bool {
 	_, isBase := baseOf(tag)
 	return isBase || strings.HasPrefix(tag, nameTag)
@@ -410,7 +410,7 @@ func baseOf(tag string) (digest.Digest, bool) {
 	return d, ok && oci.CheckDigest(d) == nil
 }
 
-// VerifyTag says what is wrong with the manifest under a tag of IsImagesTag. Of others it says nothing. isName: it is no image.
+// VerifyTag says what is wrong with the manifest under a tag for which IsTag is true. Of others it says nothing. isName: it is no image.
 func VerifyTag(ctx context.Context, in repo.Repo, tag string, manifest []byte) (isName bool, err error) {
 	if strings.HasPrefix(tag, nameTag) {
 		_, _, err := readName(ctx, in, tag)

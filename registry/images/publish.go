@@ -40,7 +40,7 @@ func ParseTarget(name string) (r, tag string, err error) {
 	return n.Host + "/" + n.Path, cmp.Or(n.Tag, "latest"), nil
 }
 
-// Targets opens the repositories of names, each once. Images has the connections and logins.
+// Targets opens the repositories of names, each once, by the connections and logins of a Resolver.
 func Targets(im *Resolver, names []string) ([]Target, error) {
 	var all []Target
 	for _, name := range names {

@@ -223,7 +223,9 @@ func (im *Resolver) recordImage(key string, blobs []digest.Digest, ls []layers.L
 	return im.Store.PutResult(imagesDomain, r)
 }
 
-func (im *Resolver) pullLayer(ctx context.Context, srcs []source, desc ocispec.Descriptor, diffID digest.Digest, unpack bool, a *allowance, p layers.Progress) (layers.Layer, error) {
+func (im *Resolver) pullLayer(
+	ctx context.Context, srcs []source, desc ocispec.Descriptor, diffID digest.Digest, unpack bool, a *allowance, p layers.Progress,
+) (layers.Layer, error) {
 	mediaType, err := oci.LayerType(desc.MediaType)
 	if err != nil {
 		return layers.Layer{}, err

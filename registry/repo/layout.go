@@ -23,9 +23,9 @@ import (
 	"github.com/ocurrent/obx/registry/internal/oci"
 )
 
-// A Layout is an OCI layout as a Repo, in a directory or a tar archive. What a tag names stands in a small file of its own, tags/TAG, that is renamed in: so many processes
-// may write at once, and each tag is there as soon as it is put. Close derives index.json from these files for other tools, under a
-// lock. Tags that only index.json has, because others put them there, are read too.
+// A Layout is an OCI layout as a Repo, in a directory or a tar archive. What a tag names stands in a small file of its own, tags/TAG, that is renamed
+// in: so many processes may write at once, and each tag is there as soon as it is put. Close derives index.json from these files for other tools, under
+// a lock. Tags that only index.json has, because others put them there, are read too.
 //
 // Blobs are not synced: after a power cut some may hold zeros, which readers see by their digests, as they see all else that is broken.
 // https://github.com/opencontainers/image-spec/blob/v1.1.1/image-layout.md

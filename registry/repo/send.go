@@ -179,7 +179,7 @@ func (r *verifyingReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// readBlob reads a small blob. The caller holds it against its digest.
+// ReadBlob reads a small blob. The caller holds it against its digest.
 func ReadBlob(ctx context.Context, repo Repo, desc ocispec.Descriptor) ([]byte, error) {
 	if desc.Size > oci.MaxDocument {
 		return nil, fmt.Errorf("%s has %d bytes: too many", desc.Digest, desc.Size)

@@ -204,7 +204,7 @@ func sendOnce(ctx context.Context) context.Context { return context.WithValue(ct
 
 type passingKey struct{}
 
-// inPassing marks requests whose answer would only save work: a host that was never there is not waited for.
+// InPassing marks requests whose answer would only save work: a host that was never there is not waited for.
 func InPassing(ctx context.Context) context.Context {
 	return context.WithValue(ctx, passingKey{}, true)
 }

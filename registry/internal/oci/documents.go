@@ -31,19 +31,20 @@ const (
 	dockerForeign    = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"
 )
 
-// maxDocument bounds indexes, manifests and configs. Registries accept no larger manifests.
+// MaxDocument bounds indexes, manifests and configs. Registries accept no larger manifests.
 const MaxDocument = 4 << 20
 
-// acceptedDocuments are the media types that a reference may name, best first.
+// Accepted are the media types that a reference may name, best first.
 func Accepted() []string {
 	return []string{ocispec.MediaTypeImageIndex, ocispec.MediaTypeImageManifest, dockerIndex, dockerManifest}
 }
 
+// IsIndex reports a media type of indexes, OCI's or Docker's.
 func IsIndex(mediaType string) bool {
 	return mediaType == ocispec.MediaTypeImageIndex || mediaType == dockerIndex
 }
 
-// checkDocumentType refuses what is neither an index nor a manifest.
+// CheckDocumentType refuses what is neither an index nor a manifest.
 func CheckDocumentType(mediaType string) error {
 	switch {
 	case slices.Contains(Accepted(), mediaType):
@@ -57,7 +58,7 @@ func CheckDocumentType(mediaType string) error {
 
 var errNotImage = errors.New("it is no image")
 
-// A misfit is the error of a document that has come whole, and is not what it should be: among the entries of an index it is for other readers.
+// A Misfit is the error of a document that has come whole, and is not what it should be: among the entries of an index it is for other readers.
 type Misfit struct{ error }
 
 func (e Misfit) Unwrap() error { return e.error }
@@ -80,7 +81,7 @@ func isImageConfig(mediaType string) bool {
 	return false
 }
 
-// ociLayerType gives a layer's media type in OCI's terms, whoever's it is.
+// LayerType gives a layer's media type in OCI's terms, whoever's it is.
 func LayerType(mediaType string) (string, error) {
 	switch mediaType {
 	case ocispec.MediaTypeImageLayer, dockerLayer:
@@ -93,7 +94,7 @@ func LayerType(mediaType string) (string, error) {
 	return "", fmt.Errorf("layers of type %q are not supported", mediaType)
 }
 
-// A document holds the fields of an index and of a manifest: one that has both kinds could be read in two ways, and is refused.
+// A Document holds the fields of an index and of a manifest.
 type Document struct {
 	SchemaVersion int                  `json:"schemaVersion"`
 	MediaType     string               `json:"mediaType"`
@@ -103,6 +104,7 @@ type Document struct {
 	FSLayers      json.RawMessage      `json:"fsLayers"` // of schema 1
 }
 
+// ParseDocument reads an index or a manifest, and refuses what could be read in two ways.
 func ParseDocument(b []byte) (*Document, error) {
 	var d Document
 	if err := json.Unmarshal(b, &d); err != nil {
@@ -125,7 +127,7 @@ func ParseDocument(b []byte) (*Document, error) {
 	return &d, nil
 }
 
-// parseIndex reads an index's entries.
+// ParseIndex reads an index's entries.
 func ParseIndex(b []byte) ([]ocispec.Descriptor, error) {
 	d, err := ParseDocument(b)
 	if err != nil {
@@ -137,7 +139,7 @@ func ParseIndex(b []byte) ([]ocispec.Descriptor, error) {
 	return d.Manifests, nil
 }
 
-// parseManifest reads an image's config and layers, and refuses layers that could not be fetched.
+// ParseManifest reads an image's config and layers, and refuses layers that could not be fetched.
 func ParseManifest(b []byte) (config ocispec.Descriptor, layers []ocispec.Descriptor, err error) {
 	defer asMisfit(&err)
 	d, err := ParseDocument(b)
@@ -170,6 +172,7 @@ func ParseManifest(b []byte) (config ocispec.Descriptor, layers []ocispec.Descri
 	return *d.Config, d.Layers, nil
 }
 
+// CheckDescriptor accepts what the store can hold.
 func CheckDescriptor(d ocispec.Descriptor) error {
 	if err := CheckDigest(d.Digest); err != nil {
 		return fmt.Errorf("read the manifest: %w", err)
@@ -180,7 +183,7 @@ func CheckDescriptor(d ocispec.Descriptor) error {
 	return nil
 }
 
-// parseConfig reads an image's config, which has to tell the diff id of each layer.
+// ParseConfig reads an image's config, which has to tell the diff id of each layer.
 func ParseConfig(b []byte, layers int) (_ *ocispec.Image, err error) {
 	defer asMisfit(&err)
 	var c ocispec.Image
@@ -203,7 +206,7 @@ func ParseConfig(b []byte, layers int) (_ *ocispec.Image, err error) {
 	return &c, nil
 }
 
-// checkBytes holds a small document against its digest.
+// CheckBytes holds a small document against its digest.
 func CheckBytes(b []byte, want digest.Digest) error {
 	if got := digest.FromBytes(b); got != want {
 		return fmt.Errorf("the bytes of %s are wrong: their digest is %s", want, got)
@@ -211,10 +214,10 @@ func CheckBytes(b []byte, want digest.Digest) error {
 	return nil
 }
 
-// isTag reports whether a text can be a tag.
+// IsTag reports whether a text can be a tag.
 func IsTag(s string) bool { return reference.IsTag(s) }
 
-// checkDigest accepts the digests that the store can hold.
+// CheckDigest accepts the digests that the store can hold.
 func CheckDigest(d digest.Digest) error {
 	if err := d.Validate(); err != nil {
 		return fmt.Errorf("digest %q: %w", d, err)
@@ -225,23 +228,25 @@ func CheckDigest(d digest.Digest) error {
 	return nil
 }
 
+// NewIndex is an index that lists entries, in OCI's form.
 func NewIndex(entries ...ocispec.Descriptor) ocispec.Index {
 	return ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: entries}
 }
 
-// blobPath is where a layout has a blob, with slashes.
+// BlobPath is where a layout has a blob, with slashes.
 func BlobPath(d digest.Digest) string {
 	return path.Join(ocispec.ImageBlobsDir, d.Algorithm().String(), d.Encoded())
 }
 
+// LayoutFile is the content of the file that makes a directory a layout.
 func LayoutFile() []byte {
 	return []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`)
 }
 
-// unknownEntry stands in a history for a layer of which the base image's says nothing.
+// UnknownEntry stands in a history for a layer of which the base image's says nothing.
 const UnknownEntry = "not in the base image's history"
 
-// fitHistory gives an image of n layers as many entries that are not empty: tools refuse others, though builders make them. What a base image's
+// FitHistory gives an image of n layers as many entries that are not empty: tools refuse others, though builders make them. What a base image's
 // history lacks or has too much is taken to be at its beginning: builders add at the end, for each layer that they add.
 func FitHistory(hs []ocispec.History, n int) []ocispec.History {
 	hs = slices.Clone(hs)
@@ -258,16 +263,17 @@ func FitHistory(hs []ocispec.History, n int) []ocispec.History {
 	return append(slices.Repeat([]ocispec.History{{Comment: UnknownEntry}}, n), hs...)
 }
 
-// bare is a descriptor as it stands in requests.
+// Bare is a descriptor as it stands in requests.
 func Bare(d ocispec.Descriptor) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
 }
 
+// Opener opens bytes in memory, as often as it is called.
 func Opener(b []byte) func() (io.ReadCloser, error) {
 	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
 }
 
-// refers lists what a manifest or index needs.
+// Refers lists what a manifest or index needs.
 func (d *Document) Refers() []ocispec.Descriptor {
 	all := slices.Concat(d.Manifests, d.Layers)
 	if d.Config != nil {
@@ -276,7 +282,7 @@ func (d *Document) Refers() []ocispec.Descriptor {
 	return slices.DeleteFunc(all, func(d ocispec.Descriptor) bool { return len(d.URLs) > 0 })
 }
 
-// mediaTypeOf tells what an index's or manifest's bytes are, for those that are named by digest alone.
+// MediaTypeOf tells what an index's or manifest's bytes are, for those that are named by digest alone.
 func MediaTypeOf(b []byte) (string, error) {
 	d, err := ParseDocument(b)
 	switch {
@@ -292,7 +298,7 @@ func MediaTypeOf(b []byte) (string, error) {
 	return "", errors.New("it is neither an index nor an image")
 }
 
-// checkManifestToPut refuses what no Repo takes.
+// CheckPut refuses what no Repo takes.
 func CheckPut(tag string, data []byte) error {
 	if tag != "" && !IsTag(tag) {
 		return fmt.Errorf("%q is no tag", tag)
@@ -303,7 +309,7 @@ func CheckPut(tag string, data []byte) error {
 	return nil
 }
 
-// checkRef refuses what would make a request for something else.
+// CheckRef refuses what would make a request for something else.
 func CheckRef(ref string) error {
 	if !IsTag(ref) && CheckDigest(digest.Digest(ref)) != nil {
 		return fmt.Errorf("%q is neither a tag nor a digest", ref)
@@ -311,6 +317,7 @@ func CheckRef(ref string) error {
 	return nil
 }
 
+// Digests are those of descriptors, in their order.
 func Digests(ls []ocispec.Descriptor) []digest.Digest {
 	blobs := make([]digest.Digest, len(ls))
 	for i, l := range ls {
@@ -319,4 +326,5 @@ func Digests(ls []ocispec.Descriptor) []digest.Digest {
 	return blobs
 }
 
+// LayoutPrefix begins the name of a layout: oci:DIR.
 const LayoutPrefix = "oci:"

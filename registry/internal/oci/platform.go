@@ -9,7 +9,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// normalizePlatform gives each platform one spelling: arm64 is arm64/v8, amd64 is amd64/v1, arm is arm/v7; the implied variants of amd64 and
+// NormalizePlatform gives each platform one spelling: arm64 is arm64/v8, amd64 is amd64/v1, arm is arm/v7; the implied variants of amd64 and
 // arm64 are left out. Only Windows has an os.version.
 func NormalizePlatform(p ocispec.Platform) ocispec.Platform {
 	q := ocispec.Platform{
@@ -45,7 +45,7 @@ func NormalizePlatform(p ocispec.Platform) ocispec.Platform {
 	return q
 }
 
-// orPlatform is have, a normalized platform of an image, with what it leaves out as wanted: to Docker, too, an image without a system or
+// OrPlatform is have, a normalized platform of an image, with what it leaves out as wanted: to Docker, too, an image without a system or
 // an architecture is for the machine's.
 func OrPlatform(have, want ocispec.Platform) ocispec.Platform {
 	if have.OS == "" {
@@ -57,6 +57,7 @@ func OrPlatform(have, want ocispec.Platform) ocispec.Platform {
 	return have
 }
 
+// PlatformString writes a platform for people, and for keys of records: OS/ARCH[/VARIANT], with the version of Windows.
 func PlatformString(p ocispec.Platform) string {
 	s := p.OS + "/" + p.Architecture
 	if p.Variant != "" {
@@ -68,7 +69,7 @@ func PlatformString(p ocispec.Platform) string {
 	return s
 }
 
-// runsOn reports whether an image for have runs on want; both are normalized. An older variant of the architecture does, and an older build of
+// RunsOn reports whether an image for have runs on want; both are normalized. An older variant of the architecture does, and an older build of
 // Windows.
 func RunsOn(want, have ocispec.Platform) bool {
 	if have.OS != want.OS || have.Architecture != want.Architecture {
@@ -89,7 +90,7 @@ func RunsOn(want, have ocispec.Platform) bool {
 	return slices.Compare(h[:min(len(h), 3)], w[:min(len(w), 3)]) <= 0
 }
 
-// comparePlatforms orders what runs on one platform: the best comes last.
+// ComparePlatforms orders what runs on one platform: the best comes last.
 func ComparePlatforms(a, b ocispec.Platform) int {
 	va, _ := variantNumber(a)
 	vb, _ := variantNumber(b)
