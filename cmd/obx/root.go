@@ -85,7 +85,7 @@ Exit status:
 		{"check", checkCommand}, {"fmt", fmtCommand}, {"dockerfile", dockerfileCommand},
 		{"log", logCommand}, {"cache", cacheCommand}, {"key", keyCommand}, {"base", baseCommand}, {"login", loginCommand}, {"logout", logoutCommand},
 		{"healthcheck", healthcheckCommand}, {"version", versionCommand}, {"man", manCommand},
-		{"progress", progressTopic}, {"output", outputTopic}, {"config", configTopic}, {"policy", policyTopic}, {"spec", specTopic},
+		{"progress", progressTopic}, {"output", outputTopic}, {"config", configTopic}, {"policy", policyTopic},
 	}
 	for _, c := range commands {
 		if len(args) > 0 && c.name == args[0] {
@@ -97,6 +97,7 @@ Exit status:
 	for _, c := range commands {
 		root.AddCommand(c.make())
 	}
+	root.AddCommand(pageTopics(args)...)
 	root.InitDefaultCompletionCmd()
 	for _, c := range root.Commands() {
 		if c.Name() == "completion" {

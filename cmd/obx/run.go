@@ -43,7 +43,8 @@ behind the build. What is wrong with a cache is a warning, and what it was to gi
 
 An output that fails leaves nothing, but for what it has added to a directory that was there before.
 
-Sandboxes need root. A build that is interrupted or fails keeps what it finished; the next run goes on from there.
+A build that is interrupted or fails keeps what it finished; the next run goes on from there. No root is needed: see
+obx help rootless.
 
 Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the infrastructure failed, 130 interrupted.`,
 		Example: `  obx run build.sexp src
@@ -75,7 +76,7 @@ Exit status: 0 built, 1 a step failed, 2 the spec or the call is wrong, 3 the in
 	addProgress(cmd, &flags.mode)
 	addRebuild(cmd, &flags.noCache, &flags.rebuild)
 	flags.box.add(cmd)
-	f.StringVar(&flags.compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9. All layers of an output\nhave it; without the flag, the base image's are as they came, and type=docker has no zstd (see docs/images.md)")
+	f.StringVar(&flags.compression, "compression", "zstd", "pack layers by a `METHOD`: zstd, gzip or none, or one with its level as gzip:9. All layers of an output\nhave it; without the flag, the base image's are as they came, and type=docker has no zstd (see: obx help images)")
 	fixedValues(cmd, "compression", "zstd", "gzip", "none")
 	flags.in.sharing.add(cmd)
 	flags.in.addPush(cmd)

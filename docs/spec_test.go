@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ocurrent/obx/docs"
 	"github.com/ocurrent/obx/keys/spec"
 )
 
@@ -30,7 +29,7 @@ var grammar = regexp.MustCompile(`:=|\[\(|\.\.\.\)`)
 
 // Every example of the page is a spec, or operations of one, without a mistake.
 func TestSpecExamples(t *testing.T) {
-	all := examples(docs.Spec)
+	all := examples(page(t, "spec").Markdown())
 	if len(all) < 15 {
 		t.Fatalf("there are %d examples", len(all))
 	}
@@ -55,21 +54,13 @@ func TestSpecExamples(t *testing.T) {
 
 // The page names every operation and field.
 func TestSpecWhole(t *testing.T) {
+	text := page(t, "spec").Markdown()
 	for _, name := range []string{
 		"(from ", "(build ", "(comment ", "(workdir ", "(shell ", "(env ", "(user ", "(uid ", "(gid ", "(name ", "(run ", "(copy ",
 		"(src ", "(dst ", "(exclude ", "(cache ", "(network ", "(secrets ", "(target ", "(buildkit_options ",
 	} {
-		if !strings.Contains(docs.Spec, name) {
+		if !strings.Contains(text, name) {
 			t.Errorf("nothing is said of %s", name)
-		}
-	}
-}
-
-// The page fits a terminal.
-func TestSpecPage(t *testing.T) {
-	for i, line := range strings.Split(docs.Spec, "\n") {
-		if len(line) > 132 || strings.Contains(line, "\t") {
-			t.Errorf("line %d is too long, or has a tab", i+1)
 		}
 	}
 }
