@@ -15,6 +15,7 @@ const module = "github.com/ocurrent/obx/"
 // mayImport lists, for each package, the packages of obx that it may see. It is the drawing of ARCHITECTURE.md.
 var mayImport = map[string][]string{
 	"docs":                            {},
+	"examples/library":                {"keys", "keys/spec", "cas", "layers", "registry", "registry/images", "registry/repo", "executor", "executor/build", "executor/overlay", "executor/rootless"},
 	"keys/spec":                       {},
 	"keys":                            {"keys/spec"},
 	"cas/foreign":                     {},

@@ -25,6 +25,7 @@ var Pages = []Page{
 	{"windows", "Windows containers"},
 	{"security", "Who may be hostile, and what keeps whom from what"},
 	{"obuilder", "Moving from OBuilder"},
+	{"library", "obx as a Go library, with a whole program"},
 }
 
 //go:embed *.md
