@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +14,7 @@ import (
 
 const module = "github.com/ocurrent/obx/"
 
-// mayImport lists, for each package, the packages of obx that it may see. It is the drawing of ARCHITECTURE.md.
+// mayImport lists, for each package, the packages of obx that it may see. ARCHITECTURE.md draws it.
 var mayImport = map[string][]string{
 	"docs":                            {},
 	"examples/library":                {"keys", "keys/spec", "cas", "layers", "registry", "registry/images", "registry/repo", "executor", "executor/build", "executor/overlay", "executor/rootless"},
@@ -113,6 +115,70 @@ func TestEveryPackageHasADocComment(t *testing.T) {
 	for _, p := range packages(t) {
 		if len(p.GoFiles) > 0 && p.Doc == "" {
 			t.Errorf("%s has no package comment", p.ImportPath)
+		}
+	}
+}
+
+// The drawing of ARCHITECTURE.md has packages once, with what is below them in the tree and not drawn by itself; each imports only what is below it in
+// the drawing, on its own side of the bar. The table there has a row for each package.
+func TestDrawing(t *testing.T) {
+	text, err := os.ReadFile("../ARCHITECTURE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, drawing, ok := strings.Cut(string(text), "<!-- packages -->\n```\n")
+	drawing, table, closed := strings.Cut(drawing, "\n```\n")
+	if !ok || !closed {
+		t.Fatal("there is no drawing")
+	}
+	type place struct{ line, side int } // side is 0 where there is no bar
+	places := map[string]place{}
+	for i, line := range strings.Split(drawing, "\n") {
+		sides := strings.Split(line, "|")
+		for side, part := range sides {
+			for _, name := range strings.Fields(part) {
+				if _, is := mayImport[name]; !is && name != "cmd/obx" {
+					continue // a word
+				}
+				if _, twice := places[name]; twice {
+					t.Errorf("%s is drawn twice", name)
+				}
+				places[name] = place{i, side + 1}
+				if len(sides) == 1 {
+					places[name] = place{i, 0}
+				}
+			}
+		}
+	}
+	// drawn is the package that stands for another in the drawing.
+	drawn := func(name string) string {
+		for at := name; at != "."; at = path.Dir(at) {
+			if _, ok := places[at]; ok {
+				return at
+			}
+		}
+		return ""
+	}
+	for name := range mayImport {
+		if drawn(name) == "" {
+			t.Errorf("%s is not drawn", name)
+		}
+		if !strings.Contains(table, "\n| `"+name+"` |") {
+			t.Errorf("the table has no row for %s", name)
+		}
+	}
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(p.ImportPath, module)
+		from := drawn(name)
+		for _, imp := range p.Imports {
+			own, ok := strings.CutPrefix(imp, module)
+			to := drawn(own)
+			if !ok || from == "" || to == from {
+				continue
+			}
+			if f, below := places[from], places[to]; below.line <= f.line || f.side != 0 && below.side != 0 && below.side != f.side {
+				t.Errorf("%s imports %s, which is not drawn below it", name, own)
+			}
 		}
 	}
 }

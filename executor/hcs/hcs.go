@@ -13,6 +13,19 @@
 // own differ cuts times to seconds and drops attributes), and any snapshotter whose snapshots can be written to will do. The change
 // is moved into the store if it is on the same file system, else copied as its layer's bytes would be.
 //
+// containerd's shim calls the OCI runtime by a small script that gives the process one pipe for output and errors, for their order. The shim makes one
+// number of exit status and signal; which it was is asked of the process's descriptor (Linux 6.15; before it, a signal is a status of 128 and more).
+//
+// # Windows
+//
+// The layers become a chain of snapshots by containerd's differ. What a step has changed is diffed against its direct parent into the store, and applied
+// again upon that parent, as a pull would; the scratch is dropped. So no second copy of the data is kept, and what is pushed is known to be a layer
+// that can be gone on from. Snapshots of layers stay for two weeks after their last use. This chain is tested on Linux too, with the differ there.
+// Copies are written in Windows's layer format by package layers, without running anything.
+//
+// A real Windows has not seen any of this: conformance/windows.ps1 is what to run there. Under Wine, a containerd that is a fake drives the Windows part:
+// the order of calls, configurations, clean-up after each call that fails, cancel, kill.
+//
 // # Invariants
 //
 // Everything that a process makes in containerd carries the process's run: by a label, and by one lease. It is removed at
