@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,8 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -26,6 +25,7 @@ import (
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 
@@ -155,7 +155,7 @@ func (c *chain) result(preimage string) *registry.Result {
 		c.t.Fatal(err)
 	}
 	r := &registry.Result{
-		Key: id, Preimage: preimage, Platform: linux("amd64"), Started: time.Now(), Took: 25 * time.Millisecond, Builder: "test",
+		Key: id, Preimage: preimage, Platform: repotest.Linux("amd64"), Started: time.Now(), Took: 25 * time.Millisecond, Builder: "test",
 	}
 	r.Config.Platform = r.Platform
 	r.Config.Config.Env = []string{"PATH=/bin"}
@@ -246,7 +246,7 @@ func (w *warnings) take() []string {
 func machine(t testing.TB, repo repo.Repo) (*registry.Cache, *warnings) {
 	t.Helper()
 	w := &warnings{}
-	return &registry.Cache{Repo: repo, Store: openStore(t), Warn: w.warn}, w
+	return &registry.Cache{Repo: repo, Store: repotest.OpenStore(t), Warn: w.warn}, w
 }
 
 func push(t testing.TB, c *registry.Cache, rs ...*registry.Result) {
@@ -304,10 +304,6 @@ func readLog(t testing.TB, c *registry.Cache, l registry.Log) string {
 		t.Fatal(err)
 	}
 	return string(b)
-}
-
-func opener(b []byte) func() (io.ReadCloser, error) {
-	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
 }
 
 func needRoot(t testing.TB) {
@@ -1258,5 +1254,143 @@ func TestPackedAgain(t *testing.T) {
 	d, _ := machine(t, empty)
 	if files := fetch(t, d, find(t, d, next.last().Key)); files["log"] != "one1\n2\n" || files["base"] != "one" {
 		t.Errorf("got %q, warned %q", files, warned.take())
+	}
+}
+
+// Whoever goes on from a result puts its image under its tag again.
+func TestRestoreImage(t *testing.T) {
+	needRoot(t)
+	repo := newSpy()
+	a, _ := machine(t, repo)
+	build := newChain(t, a.Store, "one")
+	build.step("1\n")
+	build.step("2\n")
+	push(t, a, build.results...)
+	key, other := build.last().Key.String(), build.results[1].Key.String()
+	want, err := repo.Head(t.Context(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func() error{
+		"gone": func() error { return repo.Delete(t.Context(), want.Digest.String()) },
+		"another": func() error {
+			_, b, err := repo.Manifest(t.Context(), other)
+			if err == nil {
+				_, err = repo.PutManifest(t.Context(), key, ocispec.MediaTypeImageManifest, b)
+			}
+			return err
+		},
+	} {
+		if err := spoil(); err != nil {
+			t.Fatal(err)
+		}
+		b, warned := machine(t, repo)
+		r := find(t, b, build.last().Key)
+		b.Touch(t.Context(), r) // who only reads the record does not know
+		fetch(t, b, r)
+		b.Touch(t.Context(), r)
+		if got, err := repo.Head(t.Context(), key); err != nil || got.Digest != want.Digest {
+			t.Errorf("%s: the tag is %+v, %v", name, got, err)
+		}
+		if w := warned.take(); len(w) > 1 || (len(w) == 1) != (name == "gone") {
+			t.Errorf("%s: warned %q", name, w)
+		}
+	}
+}
+
+// An envelope that is never given is broken: the key before it is found, and a push mends it.
+func TestEnvelopeWithoutAnswer(t *testing.T) {
+	needRoot(t)
+	repo, a, build := pushSteps(t, 400, func(int) string { return "" })
+	tag := build.last().Key.String() + ".rec"
+	envelope := func() digest.Digest {
+		t.Helper()
+		_, b, err := repo.Memory.Manifest(t.Context(), tag)
+		var m ocispec.Manifest
+		if err == nil {
+			err = json.Unmarshal(b, &m)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.Config.Digest
+	}
+	lost := envelope()
+	repo.setFault(func(line string) error {
+		if line == "GET "+lost.String() {
+			return errors.New("500")
+		}
+		return nil
+	})
+	b, _ := machine(t, repo)
+	b.Store = a.Store
+	if r := find(t, b, build.ids()...); r == nil || r.Key != build.results[len(build.results)-2].Key {
+		t.Fatal("not the one before it was found")
+	}
+	again := *build.last()
+	again.Took += time.Second
+	push(t, b, &again)
+	if envelope() == lost {
+		t.Error("it was not mended")
+	}
+	c, _ := machine(t, repo)
+	if r := find(t, c, build.ids()...); r == nil || r.Key != build.last().Key {
+		t.Error("it is not found again")
+	}
+}
+
+// A build that found its beginning in one cache and goes on in another carries the logs over.
+func TestLogsComeAlong(t *testing.T) {
+	needRoot(t)
+	near, far := newSpy(), newSpy()
+	a, _ := machine(t, near)
+	build := newChain(t, a.Store, "one")
+	push(t, a, build.step("1\n"))
+	long := strings.Repeat("x", 5<<20) + "\n"
+	push(t, a, build.step(long))
+
+	b, _ := machine(t, near)
+	r := find(t, b, build.last().Key)
+	ls, err := b.Fetch(t.Context(), r, true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Layers = ls
+	next := &chain{t: t, st: b.Store, name: "one", results: []*registry.Result{build.results[0], build.results[1], r}}
+	c, _ := machine(t, far)
+	c.Store = b.Store
+	push(t, c, next.step("3\n"))
+	d, _ := machine(t, far)
+	got := find(t, d, next.last().Key)
+	for i, want := range []string{"1\n", long, "3\n"} {
+		if log := readLog(t, d, got.Steps[i].Log); log != want {
+			t.Errorf("log %d has %d bytes", i, len(log))
+		}
+	}
+	fetch(t, d, got)
+}
+
+// Keys are those of records, in the domains that are read.
+func TestKeys(t *testing.T) {
+	needRoot(t)
+	t.Parallel()
+	repo := &repo.Memory{}
+	c, _ := machine(t, repo)
+	build := newChain(t, c.Store, "keys")
+	build.step("1\n")
+	build.step("2\n")
+	push(t, c, build.results...)
+	other, _ := machine(t, repo)
+	other.Domains, other.Store = []string{"pr-7"}, c.Store
+	push(t, other, build.last())
+	for _, x := range []struct {
+		domains []string
+		want    int
+	}{{nil, len(build.results)}, {[]string{"pr-7"}, 1}, {[]string{"pr-7", "default"}, len(build.results)}, {[]string{"pr-8"}, 0}} {
+		c := &registry.Cache{Repo: repo, Domains: x.domains}
+		ids, err := c.Keys(t.Context())
+		if err != nil || len(ids) != x.want || slices.ContainsFunc(ids, func(id keys.ID) bool { return !slices.Contains(build.ids(), id) }) {
+			t.Errorf("%v: %v, %v", x.domains, ids, err)
+		}
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 
@@ -82,7 +83,7 @@ func TestFormatExamples(t *testing.T) {
 		return registry.Step{Key: key, Op: op, Layers: layers, Took: 1500 * time.Millisecond, Log: registry.Log{Data: []byte(log)}}
 	}
 	r := &registry.Result{
-		Key: two, Preimage: run(one, "make install"), Platform: linux("amd64"), Started: at, Took: 1500 * time.Millisecond, Builder: "obx 1.0",
+		Key: two, Preimage: run(one, "make install"), Platform: repotest.Linux("amd64"), Started: at, Took: 1500 * time.Millisecond, Builder: "obx 1.0",
 		Layers: []layers.Layer{load("bin/busybox", "not really"), load("src/prog", "compiled"), load("bin/prog", "compiled")}, Base: 1,
 		Steps: []registry.Step{
 			step(one, `/: (run (shell "make"))`, 2, "cc -o prog prog.c\n"),
@@ -93,14 +94,14 @@ func TestFormatExamples(t *testing.T) {
 	r.Config.Config.Env = []string{"PATH=/bin"}
 	r.Config.History = []ocispec.History{{CreatedBy: "busybox"}, {CreatedBy: "make"}, {CreatedBy: "make install"}}
 	failed := &registry.Result{
-		Key: one, Preimage: run(base, "make"), Platform: linux("amd64"), Exit: 2, Started: at, Took: time.Second, Builder: "obx 1.0",
+		Key: one, Preimage: run(base, "make"), Platform: repotest.Linux("amd64"), Exit: 2, Started: at, Took: time.Second, Builder: "obx 1.0",
 		Steps: []registry.Step{step(one, `/: (run (shell "make"))`, -1, "make: *** No targets.  Stop.\n")},
 	}
-	alias := &registry.Result{Key: sum(input), Alias: two, Preimage: input, Platform: linux("amd64")}
+	alias := &registry.Result{Key: sum(input), Alias: two, Preimage: input, Platform: repotest.Linux("amd64")}
 	push(t, c, r, failed, alias)
 	im := &images.Resolver{Store: c.Store}
-	busybox := keys.Base{Ref: "docker.io/library/busybox:latest", Digest: digest.FromString("busybox"), Platform: linux("amd64")}
-	if _, err := im.PublishName(t.Context(), c.Sender(), images.Name{For: linux("amd64"), Base: busybox}); err != nil {
+	busybox := keys.Base{Ref: "docker.io/library/busybox:latest", Digest: digest.FromString("busybox"), Platform: repotest.Linux("amd64")}
+	if _, err := im.PublishName(t.Context(), c.Sender(), images.Name{For: repotest.Linux("amd64"), Base: busybox}); err != nil {
 		t.Fatal(err)
 	}
 

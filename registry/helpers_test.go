@@ -1,21 +1,33 @@
 package registry_test
 
 import (
-	"testing"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/registry/repo"
 )
 
-func linux(arch string) ocispec.Platform { return ocispec.Platform{OS: "linux", Architecture: arch} }
+// A changed is a spy some of whose blobs have other bytes, or none.
+type changed struct {
+	*spy
+	bytes map[digest.Digest]string
+}
 
-func openStore(t testing.TB) *cas.Store {
-	t.Helper()
-	st, err := cas.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
+func (c *changed) Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	switch text, ok := c.bytes[desc.Digest]; {
+	case !ok:
+		return c.spy.Blob(ctx, desc)
+	case text == "":
+		return nil, fmt.Errorf("blob %s: %w", desc.Digest, repo.ErrNotFound)
+	case text == "error":
+		return nil, errors.New("the disk is broken")
+	default:
+		return io.NopCloser(strings.NewReader(text)), nil
 	}
-	t.Cleanup(func() { st.Close() })
-	return st
 }

@@ -264,6 +264,18 @@ func TestGroupKeepsRanges(t *testing.T) {
 	}
 }
 
+// TestMergedHistory has an image of four layers, of which the second and third are one, and a history that lacks the first.
+func TestMergedHistory(t *testing.T) {
+	hs := []ocispec.History{{CreatedBy: "b"}, {CreatedBy: "c"}, {CreatedBy: "d"}}
+	var got []string
+	for _, h := range mergedHistory(hs, []int{0, 1, -1, 2, 3}) {
+		got = append(got, fmt.Sprint(h.CreatedBy, " ", h.EmptyLayer))
+	}
+	if want := []string{" false", "b true", "c false", "d false"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func TestKeyFiles(t *testing.T) {
 	s, err := GenerateSigner("ci-1")
 	if err != nil {

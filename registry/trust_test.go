@@ -12,6 +12,8 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/registry"
+	"github.com/ocurrent/obx/registry/internal/oci"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 
@@ -51,7 +53,7 @@ func forge(t testing.TB, repo repo.Repo, from, to string, change func(envelope m
 		t.Fatal(err)
 	}
 	m.Config.Digest, m.Config.Size = digest.FromBytes(m.Config.Data), int64(len(m.Config.Data))
-	if err := repo.PutBlob(t.Context(), m.Config, "", opener(m.Config.Data)); err != nil {
+	if err := repo.PutBlob(t.Context(), m.Config, "", oci.Opener(m.Config.Data)); err != nil {
 		t.Fatal(err)
 	}
 	if b, err = json.Marshal(m); err != nil {
@@ -242,7 +244,7 @@ func TestMovedRecords(t *testing.T) {
 	for name, change := range map[string]func(c *registry.Cache){
 		"key":      func(c *registry.Cache) {},
 		"domain":   func(c *registry.Cache) { c.Domains = []string{"main"} },
-		"platform": func(c *registry.Cache) { c.Platform = linux("arm64") },
+		"platform": func(c *registry.Cache) { c.Platform = repotest.Linux("arm64") },
 	} {
 		b, warned := machine(t, repo)
 		b.Trust = trust(a.Signer)
@@ -256,7 +258,7 @@ func TestMovedRecords(t *testing.T) {
 		}
 	}
 	b, _ := machine(t, repo)
-	b.Platform = linux("amd64")
+	b.Platform = repotest.Linux("amd64")
 	if r := find(t, b, one.Key); r == nil {
 		t.Error("the platform that was asked for is refused")
 	}

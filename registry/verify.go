@@ -109,29 +109,36 @@ type verification struct {
 
 // tag verifies what is under a tag. Its error is one that is no fault of what is there.
 func (v *verification) tag(ctx context.Context, tag string) (found []Problem, err error) {
-	report := func(format string, args ...any) {
-		found = append(found, Problem{Tag: tag, Detail: fmt.Sprintf(format, args...)})
-	}
 	if isMountTag(tag) {
 		return v.mount(ctx, tag)
 	}
-	_, _, isRecord, _ := parseTag(tag)
-	if !isRecord {
-		_, b, err := v.Repo.Manifest(ctx, tag)
-		if errors.Is(err, repo.ErrNotFound) {
-			return nil, nil // deleted since the tags were listed
-		}
-		if err != nil {
-			return nil, err
-		}
-		isName, err := images.VerifyTag(ctx, v.Repo, tag, b)
-		if err != nil && ctx.Err() == nil {
-			report("%v", err)
-		}
-		if isName || ctx.Err() != nil {
-			return found, ctx.Err()
-		}
-		return found, v.image(ctx, b, report)
+	if _, _, isRecord, _ := parseTag(tag); isRecord {
+		return v.record(ctx, tag)
+	}
+	report := func(format string, args ...any) {
+		found = append(found, Problem{Tag: tag, Detail: fmt.Sprintf(format, args...)})
+	}
+	_, b, err := v.Repo.Manifest(ctx, tag)
+	if errors.Is(err, repo.ErrNotFound) {
+		return nil, nil // deleted since the tags were listed
+	}
+	if err != nil {
+		return nil, err
+	}
+	isName, err := images.VerifyTag(ctx, v.Repo, tag, b)
+	if err != nil && ctx.Err() == nil {
+		report("%v", err)
+	}
+	if isName || ctx.Err() != nil {
+		return found, ctx.Err()
+	}
+	return found, v.image(ctx, b, report)
+}
+
+// record verifies a record, its image, and what both refer to.
+func (v *verification) record(ctx context.Context, tag string) (found []Problem, err error) {
+	report := func(format string, args ...any) {
+		found = append(found, Problem{Tag: tag, Detail: fmt.Sprintf(format, args...)})
 	}
 	rec, d, err := v.read(ctx, tag)
 	switch {
@@ -149,55 +156,63 @@ func (v *verification) tag(ctx context.Context, tag string) (found []Problem, er
 	if want := tagOf(rec.Key, rec.Domain) + recordSuffix; tag != want {
 		report("it is the record of %s", want)
 	}
-	refs := append([]ocispec.Descriptor{rec.config}, rec.logs...)
-	for _, l := range rec.Layers {
-		refs = append(refs, l.layer())
-	}
-	if rec.Image == nil {
-		return found, v.all(ctx, refs, report)
-	}
-	image := strings.TrimSuffix(tag, recordSuffix)
-	switch desc, err := v.Repo.Head(ctx, image); {
-	case errors.Is(err, repo.ErrNotFound):
-		report("its image has no tag")
-	case err != nil:
-		return nil, err
-	case desc.Digest != rec.Image.Digest.digest():
-		// Two builders at once do that. Who goes on from the record puts its image again.
-		found = append(found, Problem{
-			Tag: tag, Note: true,
-			Detail: fmt.Sprintf("the tag %s is another image's, %s: garbage collection may remove that of the record", image, desc.Digest),
-		})
-	}
-	switch _, b, err := v.Repo.Manifest(ctx, rec.Image.Digest.digest().String()); {
-	case errors.Is(err, repo.ErrNotFound):
-		report("its image %s is gone", rec.Image.Digest.digest())
-	case err != nil:
-		return nil, err
-	default:
-		if err := oci.CheckBytes(b, rec.Image.Digest.digest()); err != nil {
-			report("its image: %v", err)
-			break
+	if rec.Image != nil {
+		image := strings.TrimSuffix(tag, recordSuffix)
+		switch desc, err := v.Repo.Head(ctx, image); {
+		case errors.Is(err, repo.ErrNotFound):
+			report("its image has no tag")
+		case err != nil:
+			return nil, err
+		case desc.Digest != rec.Image.Digest.digest():
+			// Two builders at once do that. Who goes on from the record puts its image again.
+			found = append(found, Problem{
+				Tag: tag, Note: true,
+				Detail: fmt.Sprintf("the tag %s is another image's, %s: garbage collection may remove that of the record", image, desc.Digest),
+			})
 		}
-		if config, ls, err := oci.ParseManifest(b); err == nil { // else image says what is wrong
-			var want []ocispec.Descriptor
-			for _, l := range rec.Layers {
-				want = append(want, l.layer())
-			}
-			if config.Digest != rec.Config.Digest.digest() {
-				report("its image has another configuration, %s", config.Digest)
-			}
-			if !slices.Equal(oci.Digests(ls), oci.Digests(want)) {
-				report("its image has other layers than the record")
-			}
-		}
-		if err := v.image(ctx, b, report); err != nil {
+		if err := v.imageOf(ctx, rec, report); err != nil {
 			return nil, err
 		}
 	}
-	return found, v.all(ctx, refs, report)
+	refs := append([]ocispec.Descriptor{rec.config}, rec.logs...)
+	return found, v.all(ctx, append(refs, rec.layers()...), report)
 }
 
+// imageOf verifies the image of a record, and holds it against what that says.
+func (v *verification) imageOf(ctx context.Context, rec *record, report func(string, ...any)) error {
+	d := rec.Image.Digest.digest()
+	_, b, err := v.Repo.Manifest(ctx, d.String())
+	if errors.Is(err, repo.ErrNotFound) {
+		report("its image %s is gone", d)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := oci.CheckBytes(b, d); err != nil {
+		report("its image: %v", err)
+		return nil
+	}
+	if config, ls, err := oci.ParseManifest(b); err == nil { // else image says what is wrong
+		if config.Digest != rec.Config.Digest.digest() {
+			report("its image has another configuration, %s", config.Digest)
+		}
+		if !slices.Equal(oci.Digests(ls), oci.Digests(rec.layers())) {
+			report("its image has other layers than the record")
+		}
+	}
+	return v.image(ctx, b, report)
+}
+
+// layers describes the layers of a record.
+func (r *record) layers() (all []ocispec.Descriptor) {
+	for _, l := range r.Layers {
+		all = append(all, l.layer())
+	}
+	return all
+}
+
+// image verifies what the manifest of an image refers to.
 func (v *verification) image(ctx context.Context, b []byte, report func(string, ...any)) error {
 	config, ls, err := oci.ParseManifest(b)
 	if err != nil {

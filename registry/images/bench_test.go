@@ -10,13 +10,12 @@ import (
 	"path/filepath"
 	"testing"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 )
 
 // largeImage has one layer of 300 MB in 6000 files, which compresses to some 40 %.
@@ -46,7 +45,7 @@ func largeImage(b *testing.B, compression string) *testImage {
 	layer := compressed(b, compression, plain.Bytes())
 	img := &testImage{blobs: map[digest.Digest][]byte{digest.FromBytes(layer): layer}}
 	img.config = ocispec.Image{
-		Platform: linux("amd64"),
+		Platform: repotest.Linux("amd64"),
 		RootFS:   ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{digest.FromBytes(plain.Bytes())}},
 	}
 	img.layers = []ocispec.Descriptor{{
@@ -83,7 +82,7 @@ func BenchmarkPull(b *testing.B) {
 				b.StopTimer()
 				im := newImages(b)
 				b.StartTimer()
-				base, err := im.Resolve(b.Context(), addr+"/x", linux("amd64"))
+				base, err := im.Resolve(b.Context(), addr+"/x", repotest.Linux("amd64"))
 				if err != nil {
 					b.Fatal(err)
 				}

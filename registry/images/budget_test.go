@@ -13,14 +13,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 )
 
 // A hostile registry has documents, and its own way to hand them out.
@@ -126,7 +125,7 @@ func TestResolveBudget(t *testing.T) {
 			im.Client = repotest.Hurried(5*time.Second, 300*time.Millisecond, time.Second)
 			images.SetResolveTime(im, tt.time)
 			began := time.Now()
-			_, err := im.Resolve(t.Context(), addr+"/x:latest", linux("amd64"))
+			_, err := im.Resolve(t.Context(), addr+"/x:latest", repotest.Linux("amd64"))
 			if err == nil || !strings.HasPrefix(err.Error(), "resolve "+addr+"/x:latest: ") || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v", err)
 			}
@@ -152,7 +151,7 @@ func TestResolveNamesFewPlatforms(t *testing.T) {
 	desc, b := makeIndex(t, ocispec.MediaTypeImageIndex, entries...)
 	h := &hostile{docs: map[string][]byte{"latest": b, desc.Digest.String(): b}}
 	im := newImages(t)
-	_, err := im.Resolve(t.Context(), serve(t, h)+"/x", linux("amd64"))
+	_, err := im.Resolve(t.Context(), serve(t, h)+"/x", repotest.Linux("amd64"))
 	if err == nil || !strings.HasSuffix(err.Error(), " and others") || len(err.Error()) > 1000 {
 		t.Errorf("got %v", err)
 	}
@@ -164,7 +163,7 @@ func TestResolveBudgetIsOne(t *testing.T) {
 	im := newImages(t)
 	host := serve(t, origin)
 	im.Mirrors = map[string][]string{host: {serve(t, mirror)}}
-	_, err := im.Resolve(t.Context(), host+"/x", linux("amd64"))
+	_, err := im.Resolve(t.Context(), host+"/x", repotest.Linux("amd64"))
 	if err == nil || !strings.Contains(err.Error(), "read 64 documents") || origin.requests.Load() > 0 {
 		t.Errorf("got %v, and %d requests of the registry", err, origin.requests.Load())
 	}
@@ -181,7 +180,7 @@ func TestCacheDrips(t *testing.T) {
 		h.docs[id.String()+".rec"] = []byte(strings.Repeat(" ", 1000) + fmt.Sprint(i))
 	}
 	var warnings []string
-	c := &registry.Cache{Repo: repotest.Open(t, serve(t, h)+"/x", repotest.Hurried(time.Second, time.Second, 30*time.Second)), Store: openStore(t), Warn: func(s string) { warnings = append(warnings, s) }}
+	c := &registry.Cache{Repo: repotest.Open(t, serve(t, h)+"/x", repotest.Hurried(time.Second, time.Second, 30*time.Second)), Store: repotest.OpenStore(t), Warn: func(s string) { warnings = append(warnings, s) }}
 	for i := range 4 {
 		began := time.Now()
 		r, err := c.Find(t.Context(), ids[i:])
@@ -213,7 +212,7 @@ func TestTokenDrips(t *testing.T) {
 	im := newImages(t)
 	im.Client = repotest.Hurried(time.Second, 300*time.Millisecond, time.Second)
 	began := time.Now()
-	_, err := im.Resolve(t.Context(), self+"/x", linux("amd64"))
+	_, err := im.Resolve(t.Context(), self+"/x", repotest.Linux("amd64"))
 	if err == nil || !strings.Contains(err.Error(), "the bytes came too slowly") || time.Since(began) > 5*time.Second {
 		t.Errorf("got %v after %v", err, time.Since(began))
 	}
@@ -251,7 +250,7 @@ func TestTagListsEnd(t *testing.T) {
 			t.Parallel()
 			addr := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { tt.answer(w, r, r.URL.Query().Get("last")) }))
 			repo := repotest.Open(t, addr+"/x", repotest.Hurried(300*time.Millisecond, 300*time.Millisecond, 5*time.Second))
-			c := &registry.Cache{Repo: repo, Store: openStore(t)}
+			c := &registry.Cache{Repo: repo, Store: repotest.OpenStore(t)}
 			for what, do := range map[string]func() error{
 				"list": func() error {
 					for _, err := range repo.Tags(t.Context()) {

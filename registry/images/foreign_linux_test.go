@@ -12,14 +12,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 
@@ -160,7 +159,7 @@ func TestLayoutWithLinks(t *testing.T) {
 
 // TestLayoutWithInnerLinks holds that links within a layout are as good as files.
 func TestLayoutWithInnerLinks(t *testing.T) {
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "of a", compressed: "gzip"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "of a", compressed: "gzip"})
 	dir := layoutDir(t, map[string]*testImage{"tag": img})
 	if err := os.Rename(filepath.Join(dir, "blobs"), filepath.Join(dir, "there")); err != nil {
 		t.Fatal(err)
@@ -176,7 +175,7 @@ func TestLayoutWithInnerLinks(t *testing.T) {
 
 // TestLayoutWithPipes has pipes where a layout has files: they are not there, at once.
 func TestLayoutWithPipes(t *testing.T) {
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "of a", compressed: "gzip"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "of a", compressed: "gzip"})
 	names := []string{"index.json", "oci-layout", "blobs", "blobs/sha256", "tags", "tags/tag", "blobs/sha256/" + img.desc.Digest.Encoded()}
 	for d := range img.blobs {
 		names = append(names, "blobs/sha256/"+d.Encoded())
@@ -243,13 +242,13 @@ func TestArchiveBesideLinks(t *testing.T) {
 
 // TestLayoutIsOpenedOnce looks at the process's open files: one for a layout, however often it is read, and none when all is done.
 func TestLayoutIsOpenedOnce(t *testing.T) {
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "one"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "one"})
 	dir, file := layoutDir(t, map[string]*testImage{"tag": img}), filepath.Join(t.TempDir(), "layout.tar")
 	repotest.InLayout(t, file, func(r repo.Repo) { conformance.PutImage(t, r, "tag") })
 	for _, at := range []string{dir, file} {
-		im := &images.Resolver{Store: openStore(t)}
+		im := &images.Resolver{Store: repotest.OpenStore(t)}
 		for _, p := range []string{"amd64", "arm64"} {
-			base, err := im.Resolve(t.Context(), "oci:"+at+":tag", linux(p))
+			base, err := im.Resolve(t.Context(), "oci:"+at+":tag", repotest.Linux(p))
 			if err != nil {
 				t.Fatal(err)
 			}

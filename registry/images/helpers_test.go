@@ -20,8 +20,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/klauspost/compress/zstd"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
@@ -32,6 +30,7 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 )
 
 const (
@@ -40,8 +39,6 @@ const (
 	dockerConfigType    = "application/vnd.docker.container.image.v1+json"
 	dockerLayerGzipType = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 )
-
-func linux(arch string) ocispec.Platform { return ocispec.Platform{OS: "linux", Architecture: arch} }
 
 // A testImage is an image in memory.
 type testImage struct {
@@ -236,23 +233,9 @@ func writeIndex(t testing.TB, dir string, entries ...ocispec.Descriptor) {
 	repotest.WriteFile(t, filepath.Join(dir, "oci-layout"), []byte(`{"imageLayoutVersion":"1.0.0"}`))
 }
 
-func openStore(t testing.TB) *cas.Store {
-	t.Helper()
-	st, err := cas.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return st
-}
-
 func newImages(t testing.TB) *images.Resolver {
 	t.Helper()
-	im := &images.Resolver{Store: openStore(t)}
+	im := &images.Resolver{Store: repotest.OpenStore(t)}
 	t.Cleanup(func() {
 		if err := im.Close(); err != nil {
 			t.Error(err)
@@ -263,7 +246,7 @@ func newImages(t testing.TB) *images.Resolver {
 
 // pull resolves and pulls, without unpacking.
 func pull(ctx context.Context, im *images.Resolver, ref string) (*images.Image, error) {
-	base, err := im.Resolve(ctx, ref, linux("amd64"))
+	base, err := im.Resolve(ctx, ref, repotest.Linux("amd64"))
 	if err != nil {
 		return nil, err
 	}

@@ -24,14 +24,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 
@@ -48,13 +47,13 @@ func noise(n int) string {
 func TestPull(t *testing.T) {
 	t.Parallel()
 	imgs := map[string]*testImage{
-		"oci": makeImage(t, false, linux("amd64"),
+		"oci": makeImage(t, false, repotest.Linux("amd64"),
 			testLayer{file: "a", text: noise(1 << 18), compressed: "gzip"},
 			testLayer{file: "b", text: "b", compressed: "zstd"},
 			testLayer{file: "c", text: "c"},
 			testLayer{file: "b", text: "b", compressed: "zstd"}), // again
-		"docker": makeImage(t, true, linux("amd64"), testLayer{file: "a", text: "docker", compressed: "gzip"}),
-		"empty":  makeImage(t, false, linux("amd64")),
+		"docker": makeImage(t, true, repotest.Linux("amd64"), testLayer{file: "a", text: "docker", compressed: "gzip"}),
+		"empty":  makeImage(t, false, repotest.Linux("amd64")),
 	}
 	eachRegistry(t, func(t *testing.T, addr string) {
 		f := newFront(t, addr)
@@ -63,7 +62,7 @@ func TestPull(t *testing.T) {
 				want.push(t, addr, "some/where", tag)
 				im := newImages(t)
 				ref := f.addr + "/some/where:" + tag
-				base, err := im.Resolve(t.Context(), ref, linux("amd64"))
+				base, err := im.Resolve(t.Context(), ref, repotest.Linux("amd64"))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -114,7 +113,7 @@ func TestPullUnpacks(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("requires root: layers have owners")
 	}
-	img := makeImage(t, false, linux("amd64"),
+	img := makeImage(t, false, repotest.Linux("amd64"),
 		testLayer{file: "a", text: "of a", compressed: "gzip"}, testLayer{file: "b", text: "of b", compressed: "zstd"})
 	im := newImages(t)
 	ref := "oci:" + layoutDir(t, map[string]*testImage{"": img})
@@ -125,7 +124,7 @@ func TestPullUnpacks(t *testing.T) {
 	if got.Layers[0].Dir != "" {
 		t.Errorf("unpacked unasked: %v", got.Layers[0])
 	}
-	base, err := im.Resolve(t.Context(), ref, linux("amd64"))
+	base, err := im.Resolve(t.Context(), ref, repotest.Linux("amd64"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +152,7 @@ func TestPullUnpacks(t *testing.T) {
 func TestScratch(t *testing.T) {
 	t.Parallel()
 	im := newImages(t)
-	base, err := im.Resolve(t.Context(), "scratch", linux("arm64"))
+	base, err := im.Resolve(t.Context(), "scratch", repotest.Linux("arm64"))
 	if err != nil || base.Digest != "" || base.Ref != "scratch" {
 		t.Fatalf("%v, %v", base, err)
 	}
@@ -165,8 +164,8 @@ func TestScratch(t *testing.T) {
 
 func TestIndex(t *testing.T) {
 	t.Parallel()
-	amd64 := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "amd64"})
-	arm64 := makeImage(t, false, linux("arm64"), testLayer{file: "a", text: "arm64"})
+	amd64 := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "amd64"})
+	arm64 := makeImage(t, false, repotest.Linux("arm64"), testLayer{file: "a", text: "arm64"})
 	server := ocispec.Platform{OS: "windows", Architecture: "amd64", OSVersion: "10.0.20348.1"}
 	windows := makeImage(t, false, server, testLayer{file: "a", text: "windows"})
 	for _, mediaType := range []string{ocispec.MediaTypeImageIndex, dockerListType} {
@@ -174,15 +173,15 @@ func TestIndex(t *testing.T) {
 			for _, img := range []*testImage{amd64, arm64, windows} {
 				img.push(t, addr, "x", "")
 			}
-			inner, b := makeIndex(t, mediaType, windows.on(server), arm64.on(linux("arm64")))
+			inner, b := makeIndex(t, mediaType, windows.on(server), arm64.on(repotest.Linux("arm64")))
 			pushManifest(t, repository(addr, "x"), inner, b, inner.Digest.String())
-			outer, b := makeIndex(t, mediaType, amd64.on(linux("amd64")), inner)
+			outer, b := makeIndex(t, mediaType, amd64.on(repotest.Linux("amd64")), inner)
 			pushManifest(t, repository(addr, "x"), outer, b, "multi")
 			f := newFront(t, addr)
 			im := newImages(t)
 			for p, want := range map[string]*testImage{"amd64": amd64, "arm64": arm64} {
 				for _, ref := range []string{f.addr + "/x:multi", f.addr + "/x@" + outer.Digest.String()} {
-					base, err := im.Resolve(t.Context(), ref, linux(p))
+					base, err := im.Resolve(t.Context(), ref, repotest.Linux(p))
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -195,21 +194,21 @@ func TestIndex(t *testing.T) {
 			if err != nil || base.Digest != windows.desc.Digest || base.Platform.OSVersion != server.OSVersion {
 				t.Errorf("windows: %v, %v", base, err)
 			}
-			_, err = im.Resolve(t.Context(), f.addr+"/x:multi", linux("riscv64"))
+			_, err = im.Resolve(t.Context(), f.addr+"/x:multi", repotest.Linux("riscv64"))
 			const want = "there is no image for linux/riscv64, only for linux/amd64, linux/arm64, windows/amd64 (10.0.20348.1)"
 			if err == nil || !strings.Contains(err.Error(), want) {
 				t.Errorf("got %v", err)
 			}
 			// The same bytes by two names: a HEAD each, no more.
 			f.seen()
-			if _, err := (&images.Resolver{Store: im.Store}).Resolve(t.Context(), f.addr+"/x:multi", linux("amd64")); err != nil {
+			if _, err := (&images.Resolver{Store: im.Store}).Resolve(t.Context(), f.addr+"/x:multi", repotest.Linux("amd64")); err != nil {
 				t.Error(err)
 			}
 			if got := f.seen(); len(got) != 1 {
 				t.Errorf("%q", got)
 			}
 			// A digest never means anything else.
-			if _, err := (&images.Resolver{Store: im.Store}).Resolve(t.Context(), f.addr+"/x@"+outer.Digest.String(), linux("amd64")); err != nil {
+			if _, err := (&images.Resolver{Store: im.Store}).Resolve(t.Context(), f.addr+"/x@"+outer.Digest.String(), repotest.Linux("amd64")); err != nil {
 				t.Error(err)
 			}
 			if got := f.seen(); len(got) != 0 {
@@ -232,7 +231,7 @@ func TestSingleWindowsManifest(t *testing.T) {
 
 func TestWrongPlatform(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("arm64"), testLayer{file: "a", text: "arm64"})
+	img := makeImage(t, false, repotest.Linux("arm64"), testLayer{file: "a", text: "arm64"})
 	_, err := pull(t.Context(), newImages(t), "oci:"+layoutDir(t, map[string]*testImage{"": img}))
 	if err == nil || !strings.Contains(err.Error(), "it is for linux/arm64, not for linux/amd64") {
 		t.Error(err)
@@ -242,14 +241,14 @@ func TestWrongPlatform(t *testing.T) {
 func TestResolveOnce(t *testing.T) {
 	t.Parallel()
 	addr := conformance.StartRegistry(t)
-	makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "first"}).push(t, addr, "x", "latest")
+	makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "first"}).push(t, addr, "x", "latest")
 	f := newFront(t, addr)
 	im := newImages(t)
 	var wg sync.WaitGroup
 	digests := make([]digest.Digest, 20)
 	for i := range digests {
 		wg.Go(func() {
-			base, err := im.Resolve(t.Context(), f.addr+"/x", linux("amd64"))
+			base, err := im.Resolve(t.Context(), f.addr+"/x", repotest.Linux("amd64"))
 			if err != nil {
 				t.Error(err)
 			}
@@ -257,8 +256,8 @@ func TestResolveOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "second"}).push(t, addr, "x", "latest")
-	base, err := im.Resolve(t.Context(), f.addr+"/x", linux("amd64"))
+	makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "second"}).push(t, addr, "x", "latest")
+	base, err := im.Resolve(t.Context(), f.addr+"/x", repotest.Linux("amd64"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +272,7 @@ func TestResolveOnce(t *testing.T) {
 func TestResolveSurvivesAnothersCancel(t *testing.T) {
 	t.Parallel()
 	addr := conformance.StartRegistry(t)
-	makeImage(t, false, linux("amd64")).push(t, addr, "x", "latest")
+	makeImage(t, false, repotest.Linux("amd64")).push(t, addr, "x", "latest")
 	f := newFront(t, addr)
 	ctx, cancel := context.WithCancel(t.Context())
 	entered := make(chan struct{})
@@ -285,13 +284,13 @@ func TestResolveSurvivesAnothersCancel(t *testing.T) {
 	im := newImages(t)
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		if _, err := im.Resolve(ctx, f.addr+"/x", linux("amd64")); !errors.Is(err, context.Canceled) {
+		if _, err := im.Resolve(ctx, f.addr+"/x", repotest.Linux("amd64")); !errors.Is(err, context.Canceled) {
 			t.Error(err)
 		}
 	})
 	<-entered
 	wg.Go(func() {
-		if _, err := im.Resolve(t.Context(), f.addr+"/x", linux("amd64")); err != nil {
+		if _, err := im.Resolve(t.Context(), f.addr+"/x", repotest.Linux("amd64")); err != nil {
 			t.Error(err)
 		}
 	})
@@ -303,7 +302,7 @@ func TestResolveSurvivesAnothersCancel(t *testing.T) {
 func TestBasesMirrorsLockOffline(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "x", compressed: "gzip"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "x", compressed: "gzip"})
 	addr := conformance.StartRegistry(t)
 	img.push(t, addr, "library/busybox", "latest")
 	img.push(t, addr, "proxy/hub/library/busybox", "latest")
@@ -312,7 +311,7 @@ func TestBasesMirrorsLockOffline(t *testing.T) {
 	t.Run("base", func(t *testing.T) {
 		im := newImages(t)
 		im.Bases = map[string]string{"busybox": addr + "/library/busybox"}
-		base, err := im.Resolve(ctx, "busybox:latest", linux("amd64"))
+		base, err := im.Resolve(ctx, "busybox:latest", repotest.Linux("amd64"))
 		if err != nil || base.Ref != busybox || base.Digest != img.desc.Digest {
 			t.Fatalf("%v, %v", base, err)
 		}
@@ -324,7 +323,7 @@ func TestBasesMirrorsLockOffline(t *testing.T) {
 
 		im = newImages(t)
 		im.Bases = map[string]string{"busybox": "oci:" + t.TempDir()}
-		_, err = im.Resolve(ctx, "busybox", linux("amd64"))
+		_, err = im.Resolve(ctx, "busybox", repotest.Linux("amd64"))
 		if err == nil || !strings.Contains(err.Error(), busybox) || !strings.Contains(err.Error(), "which is oci:/") {
 			t.Error(err)
 		}
@@ -353,7 +352,7 @@ func TestBasesMirrorsLockOffline(t *testing.T) {
 		if _, err := pull(ctx, im, addr+"/library/busybox"); err != nil {
 			t.Error(err)
 		}
-		_, err = im.Resolve(ctx, addr+"/library/other", linux("amd64"))
+		_, err = im.Resolve(ctx, addr+"/library/other", repotest.Linux("amd64"))
 		if err == nil || !strings.Contains(err.Error(), addr+"/library/other: not found") || !strings.Contains(err.Error(), down.addr+": access") {
 			t.Error(err)
 		}
@@ -363,15 +362,15 @@ func TestBasesMirrorsLockOffline(t *testing.T) {
 		ref := addr + "/library/busybox"
 		im := newImages(t)
 		off := &images.Resolver{Store: im.Store, Offline: true}
-		if _, err := off.Resolve(ctx, ref, linux("amd64")); err == nil || !strings.Contains(err.Error(), "without --offline") {
+		if _, err := off.Resolve(ctx, ref, repotest.Linux("amd64")); err == nil || !strings.Contains(err.Error(), "without --offline") {
 			t.Error(err)
 		}
-		base, err := im.Resolve(ctx, ref, linux("amd64"))
+		base, err := im.Resolve(ctx, ref, repotest.Linux("amd64"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		off = &images.Resolver{Store: im.Store, Offline: true}
-		if got, err := off.Resolve(ctx, ref, linux("amd64")); err != nil || got.Digest != base.Digest {
+		if got, err := off.Resolve(ctx, ref, repotest.Linux("amd64")); err != nil || got.Digest != base.Digest {
 			t.Errorf("%v, %v", got, err)
 		}
 		if _, err := off.Pull(ctx, base, false, nil); err == nil || !strings.Contains(err.Error(), "--offline") {
@@ -383,7 +382,7 @@ func TestBasesMirrorsLockOffline(t *testing.T) {
 		if _, err := off.Pull(ctx, base, false, nil); err != nil {
 			t.Error(err)
 		}
-		if _, err := off.Resolve(ctx, ref, linux("arm64")); err == nil {
+		if _, err := off.Resolve(ctx, ref, repotest.Linux("arm64")); err == nil {
 			t.Error("resolved for another platform")
 		}
 	})
@@ -397,21 +396,21 @@ func TestBasesMirrorsLockOffline(t *testing.T) {
 		img.push(t, addr, "moving", "latest")
 		im := newImages(t)
 		im.Lock = lock
-		base, err := im.Resolve(ctx, addr+"/moving", linux("amd64"))
+		base, err := im.Resolve(ctx, addr+"/moving", repotest.Linux("amd64"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := lock.Save(); err != nil {
 			t.Fatal(err)
 		}
-		makeImage(t, false, linux("amd64")).push(t, addr, "moving", "latest")
+		makeImage(t, false, repotest.Linux("amd64")).push(t, addr, "moving", "latest")
 		if lock, err = images.OpenLockfile(path); err != nil {
 			t.Fatal(err)
 		}
 		f := newFront(t, addr)
 		im = newImages(t)
 		im.Lock = lock
-		got, err := im.Resolve(ctx, addr+"/moving", linux("amd64"))
+		got, err := im.Resolve(ctx, addr+"/moving", repotest.Linux("amd64"))
 		if err != nil || got.Digest != base.Digest {
 			t.Fatalf("%v, %v", got, err)
 		}
@@ -426,9 +425,9 @@ func TestBasesMirrorsLockOffline(t *testing.T) {
 
 func TestLayout(t *testing.T) {
 	t.Parallel()
-	a := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a", compressed: "zstd"})
-	b := makeImage(t, false, linux("amd64"), testLayer{file: "b", text: "b", compressed: "gzip"})
-	arm := makeImage(t, false, linux("arm64"), testLayer{file: "b", text: "arm"})
+	a := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "a", compressed: "zstd"})
+	b := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "b", text: "b", compressed: "gzip"})
+	arm := makeImage(t, false, repotest.Linux("arm64"), testLayer{file: "b", text: "arm"})
 	two := layoutDir(t, map[string]*testImage{"a": a, "docker.io/library/b:b": b})
 	one := layoutDir(t, map[string]*testImage{"": a})
 
@@ -496,7 +495,7 @@ func TestLayout(t *testing.T) {
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	const part = 1 << 17
-	img := makeImage(t, false, linux("amd64"),
+	img := makeImage(t, false, repotest.Linux("amd64"),
 		testLayer{file: "a", text: noise(3 * part), compressed: "gzip"}, testLayer{file: "b", text: noise(100), compressed: "zstd"})
 	big := img.layers[0]
 	bytes := img.blobs[big.Digest]
@@ -641,7 +640,7 @@ func TestFaults(t *testing.T) {
 
 func TestCancelledPull(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: noise(1 << 20)})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: noise(1 << 20)})
 	addr := conformance.StartRegistry(t)
 	img.push(t, addr, "x", "latest")
 	f := newFront(t, addr)
@@ -655,7 +654,7 @@ func TestCancelledPull(t *testing.T) {
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	im := newImages(t)
-	base, err := im.Resolve(ctx, f.addr+"/x", linux("amd64"))
+	base, err := im.Resolve(ctx, f.addr+"/x", repotest.Linux("amd64"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -667,7 +666,7 @@ func TestCancelledPull(t *testing.T) {
 }
 
 func TestCredentials(t *testing.T) {
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "secret"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "secret"})
 	addr := conformance.StartRegistry(t)
 	img.push(t, addr, "private/x", "latest")
 
@@ -764,7 +763,7 @@ read -r host
 		repotest.WriteFile(t, filepath.Join(dir, "config.json"), []byte(configs["auths"]))
 		t.Setenv("DOCKER_CONFIG", dir)
 		im := newImages(t)
-		base, err := im.Resolve(t.Context(), f.addr+"/private/x", linux("amd64"))
+		base, err := im.Resolve(t.Context(), f.addr+"/private/x", repotest.Linux("amd64"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -826,7 +825,7 @@ read -r host
 // TestTLS has a registry with a certificate of nobody, that wants one of the client.
 func TestTLS(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "x"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "x"})
 	addr := conformance.StartRegistry(t)
 	img.push(t, addr, "x", "latest")
 	var f front
@@ -884,7 +883,7 @@ func TestProxy(t *testing.T) {
 		}
 		return
 	}
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "x"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "x"})
 	addr := conformance.StartRegistry(t)
 	img.push(t, addr, "x", "latest")
 	var hosts sync.Map
@@ -911,7 +910,7 @@ func TestUnreachable(t *testing.T) {
 	} {
 		im := newImages(t)
 		im.Client = repotest.Hurried(time.Second, time.Second, time.Second)
-		if _, err := im.Resolve(t.Context(), ref, linux("amd64")); err == nil || !strings.Contains(strings.ToLower(err.Error()), want) {
+		if _, err := im.Resolve(t.Context(), ref, repotest.Linux("amd64")); err == nil || !strings.Contains(strings.ToLower(err.Error()), want) {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
@@ -919,11 +918,11 @@ func TestUnreachable(t *testing.T) {
 
 func TestProcessesShareAPull(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: noise(1 << 20), compressed: "gzip"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: noise(1 << 20), compressed: "gzip"})
 	addr := conformance.StartRegistry(t)
 	img.push(t, addr, "x", "latest")
 	f := newFront(t, addr)
-	st := openStore(t)
+	st := repotest.OpenStore(t)
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
@@ -947,7 +946,7 @@ func TestProcessesShareAPull(t *testing.T) {
 
 func TestForeignLayer(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "x"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "x"})
 	img.layers[0].URLs = []string{"https://example.com/layer"}
 	img.seal(t, false)
 	_, err := pull(t.Context(), newImages(t), "oci:"+layoutDir(t, map[string]*testImage{"": img}))
@@ -965,10 +964,10 @@ func TestOddConfigs(t *testing.T) {
 		return img
 	}
 	for name, img := range map[string]*testImage{
-		"octets":            odd("application/octet-stream", true, linux("amd64")),
-		"html":              odd("text/html", true, linux("amd64")),
-		"json":              odd("application/json", true, linux("amd64")),
-		"no type":           odd("", true, linux("amd64")),
+		"octets":            odd("application/octet-stream", true, repotest.Linux("amd64")),
+		"html":              odd("text/html", true, repotest.Linux("amd64")),
+		"json":              odd("application/json", true, repotest.Linux("amd64")),
+		"no type":           odd("", true, repotest.Linux("amd64")),
 		"no platform":       odd(ocispec.MediaTypeImageConfig, false, ocispec.Platform{}),
 		"no system":         odd(ocispec.MediaTypeImageConfig, false, ocispec.Platform{Architecture: "amd64"}),
 		"no architecture":   odd(ocispec.MediaTypeImageConfig, false, ocispec.Platform{OS: "linux"}),
@@ -985,13 +984,13 @@ func TestOddConfigs(t *testing.T) {
 		// The same behind an index that says what it is for, and one that does not, beside others.
 		attestation := makeImage(t, false, ocispec.Platform{OS: "unknown", Architecture: "unknown"},
 			testLayer{file: "sbom", text: "{}", mediaType: "application/vnd.in-toto+json"})
-		arm := makeImage(t, false, linux("arm64"), testLayer{file: "a", text: "arm"})
-		for _, entry := range []ocispec.Descriptor{img.on(linux("amd64")), img.desc, img.on(ocispec.Platform{})} {
+		arm := makeImage(t, false, repotest.Linux("arm64"), testLayer{file: "a", text: "arm"})
+		for _, entry := range []ocispec.Descriptor{img.on(repotest.Linux("amd64")), img.desc, img.on(ocispec.Platform{})} {
 			dir := t.TempDir()
 			for _, i := range []*testImage{img, attestation, arm} {
 				i.writeBlobs(t, dir)
 			}
-			inner, b := makeIndex(t, ocispec.MediaTypeImageIndex, attestation.desc, arm.on(linux("arm64")), entry)
+			inner, b := makeIndex(t, ocispec.MediaTypeImageIndex, attestation.desc, arm.on(repotest.Linux("arm64")), entry)
 			repotest.WriteFile(t, filepath.Join(dir, "blobs/sha256", inner.Digest.Encoded()), b)
 			writeIndex(t, dir, inner)
 			im := newImages(t)
@@ -1008,7 +1007,7 @@ func TestOddConfigs(t *testing.T) {
 // What cannot be taken is told of the image.
 func TestZeroByteInEnv(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "a"})
 	img.config.Config.Env = []string{"A=x\x00y"}
 	img.seal(t, false)
 	_, err := pull(t.Context(), newImages(t), "oci:"+layoutDir(t, map[string]*testImage{"": img}))
@@ -1020,7 +1019,7 @@ func TestZeroByteInEnv(t *testing.T) {
 // TestImageLimits is about an image that a spec names: it has limits, and what the user has named has none.
 func TestImageLimits(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: strings.Repeat("a", 3<<20)}, testLayer{file: "b", text: strings.Repeat("b", 3<<20)})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: strings.Repeat("a", 3<<20)}, testLayer{file: "b", text: strings.Repeat("b", 3<<20)})
 	ref := "oci:" + layoutDir(t, map[string]*testImage{"": img})
 	for _, tt := range []struct {
 		limits images.Limits
@@ -1049,9 +1048,9 @@ func TestImageLimits(t *testing.T) {
 // TestIndexWithArtifacts is about a list with more things that do not say what they are than one name may cost.
 func TestIndexWithArtifacts(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "x"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "x"})
 	dir := layoutDir(t, map[string]*testImage{"": img})
-	entries := []ocispec.Descriptor{img.on(linux("amd64"))}
+	entries := []ocispec.Descriptor{img.on(repotest.Linux("amd64"))}
 	for i := range 100 {
 		const manifest = `{"schemaVersion":2,"config":{"mediaType":"application/vnd.oci.empty.v1+json","digest":%q,"size":2},"layers":[],"annotations":{"n":"%d"}}`
 		b := fmt.Appendf(nil, manifest, digest.FromString("{}"), i)
@@ -1062,7 +1061,7 @@ func TestIndexWithArtifacts(t *testing.T) {
 	index, b := makeIndex(t, ocispec.MediaTypeImageIndex, entries...)
 	repotest.WriteFile(t, filepath.Join(dir, "blobs", "sha256", index.Digest.Encoded()), b)
 	writeIndex(t, dir, index)
-	base, err := newImages(t).Resolve(t.Context(), "oci:"+dir, linux("amd64"))
+	base, err := newImages(t).Resolve(t.Context(), "oci:"+dir, repotest.Linux("amd64"))
 	if err != nil || base.Digest != img.desc.Digest {
 		t.Errorf("got %v, %v", base, err)
 	}

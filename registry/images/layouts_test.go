@@ -8,17 +8,16 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/ocurrent/obx/conformance"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 
 // TestLayoutOfOthers reads and changes a layout that another tool has made.
 func TestLayoutOfOthers(t *testing.T) {
-	one := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "one"})
-	two := makeImage(t, true, linux("amd64"), testLayer{file: "a", text: "two", compressed: "gzip"})
-	three := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "three"})
+	one := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "one"})
+	two := makeImage(t, true, repotest.Linux("amd64"), testLayer{file: "a", text: "two", compressed: "gzip"})
+	three := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "three"})
 	dir := layoutDir(t, map[string]*testImage{"one": one, "two": two, "": three})
 	repotest.InLayout(t, "oci:"+dir, func(r repo.Repo) {
 		if got := repotest.Tags(t, r); !slices.Equal(got, []string{"one", "two"}) {
@@ -59,7 +58,7 @@ func TestLayoutTools(t *testing.T) {
 			t.Errorf("skopeo %q: %v: %s", args, err, out)
 		}
 	}
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "one"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "one"})
 	put := func(r repo.Repo, tag string) {
 		for _, b := range img.blobs {
 			conformance.PutBytes(t, r, "", b)

@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -22,13 +20,14 @@ import (
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 
 // publish resolves a base image on one machine, and puts it and its name into a cache.
 func publish(t testing.TB, im *images.Resolver, to *repo.Sender, ref string) (base keys.Base, sent int64) {
 	t.Helper()
-	base, err := im.Resolve(t.Context(), ref, linux("amd64"))
+	base, err := im.Resolve(t.Context(), ref, repotest.Linux("amd64"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -36,7 +35,7 @@ func publish(t testing.TB, im *images.Resolver, to *repo.Sender, ref string) (ba
 	if err != nil {
 		t.Fatal(err)
 	}
-	more, err := im.PublishName(t.Context(), to, images.Name{For: linux("amd64"), Base: base})
+	more, err := im.PublishName(t.Context(), to, images.Name{For: repotest.Linux("amd64"), Base: base})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +53,7 @@ func TestBasesOfCaches(t *testing.T) {
 	for _, docker := range []bool{false, true} {
 		name := fmt.Sprintf("docker=%v", docker)
 		ref := fmt.Sprintf("%s/base:%v", addr, docker)
-		img := makeImage(t, docker, linux("amd64"), testLayer{file: "a", text: name, compressed: "gzip"}, testLayer{file: "b", text: name, compressed: "gzip"})
+		img := makeImage(t, docker, repotest.Linux("amd64"), testLayer{file: "a", text: name, compressed: "gzip"}, testLayer{file: "b", text: name, compressed: "gzip"})
 		img.push(t, addr, "base", fmt.Sprint(docker))
 		repos := map[string]func(t testing.TB) repo.Repo{
 			"memory": func(testing.TB) repo.Repo { return &repo.Memory{} },
@@ -89,7 +88,7 @@ func TestBasesOfCaches(t *testing.T) {
 				// Through another cache.
 				copied := &repo.Sender{Repo: &repo.Memory{}}
 				for i := range 2 {
-					n, sent, err := images.CopyBases(t.Context(), openStore(t), to.Repo, copied, nil)
+					n, sent, err := images.CopyBases(t.Context(), repotest.OpenStore(t), to.Repo, copied, nil)
 					if err != nil || n != 1-i || (sent > 0) != (i == 0) {
 						t.Errorf("copied %d, %d bytes, %v", n, sent, err)
 					}
@@ -121,7 +120,7 @@ func TestBasesOfCaches(t *testing.T) {
 // While the registry of a base image cannot be reached, its bytes come from a cache. What the name means does not.
 func TestUnreachableOrigin(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "a"})
 	dir := layoutDir(t, map[string]*testImage{"1": img})
 	const ref = "127.0.0.1:1/base:1" // nobody listens there
 	r := &repo.Memory{}
@@ -137,7 +136,7 @@ func TestUnreachableOrigin(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantPulled(t, far.Store, got, img)
-	if _, err := far.Resolve(t.Context(), ref, linux("amd64")); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") {
+	if _, err := far.Resolve(t.Context(), ref, repotest.Linux("amd64")); err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") {
 		t.Errorf("resolve: %v", err)
 	}
 	// The error is that of the registry, not of caches that have nothing to do with it.
@@ -167,7 +166,7 @@ func TestNamesChange(t *testing.T) {
 	r := &repo.Memory{}
 	dir := t.TempDir()
 	for _, text := range []string{"old", "new"} {
-		img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: text})
+		img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: text})
 		img.writeBlobs(t, dir)
 		desc := img.desc
 		desc.Annotations = map[string]string{ocispec.AnnotationRefName: "1"}
@@ -177,11 +176,11 @@ func TestNamesChange(t *testing.T) {
 		publish(t, im, &repo.Sender{Repo: r}, "example.test/base:1")
 		off := newImages(t)
 		off.Offline, off.Caches = true, []repo.Repo{r}
-		base, err := off.Resolve(t.Context(), "example.test/base:1", linux("amd64"))
+		base, err := off.Resolve(t.Context(), "example.test/base:1", repotest.Linux("amd64"))
 		if err != nil || base.Digest != img.desc.Digest {
 			t.Errorf("%s: it means %s, want %s (%v)", text, base.Digest, img.desc.Digest, err)
 		}
-		if _, err := off.Resolve(t.Context(), "example.test/base:1", linux("arm64")); err == nil {
+		if _, err := off.Resolve(t.Context(), "example.test/base:1", repotest.Linux("arm64")); err == nil {
 			t.Error("it means something for another platform")
 		}
 	}
@@ -191,7 +190,7 @@ func TestNamesChange(t *testing.T) {
 func TestBrokenNames(t *testing.T) {
 	t.Parallel()
 	const ref = "example.test/base:1"
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a", compressed: "gzip"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "a", compressed: "gzip"})
 	dir := layoutDir(t, map[string]*testImage{"1": img})
 	other := nameTag("example.test/other:1")
 	manifest := func(change func(m *ocispec.Manifest)) func(t testing.TB, repo *repo.Memory) {
@@ -259,7 +258,7 @@ func TestBrokenNames(t *testing.T) {
 
 			off := newImages(t)
 			off.Offline, off.Caches = true, []repo.Repo{r}
-			base, err := off.Resolve(t.Context(), ref, linux("amd64"))
+			base, err := off.Resolve(t.Context(), ref, repotest.Linux("amd64"))
 			if (err == nil) != c.resolve {
 				t.Errorf("resolve: %v", err)
 			}
@@ -299,14 +298,14 @@ func (r pickyRepo) PutManifest(ctx context.Context, tag, mediaType string, data 
 
 func TestNamesInDisguise(t *testing.T) {
 	t.Parallel()
-	dir := layoutDir(t, map[string]*testImage{"1": makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})})
+	dir := layoutDir(t, map[string]*testImage{"1": makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "a"})})
 	r := pickyRepo{&repo.Memory{}}
 	im := newImages(t)
 	im.Bases = map[string]string{"example.test/base:1": "oci:" + dir + ":1"}
 	base, _ := publish(t, im, &repo.Sender{Repo: r}, "example.test/base:1")
 	off := newImages(t)
 	off.Offline, off.Caches = true, []repo.Repo{r}
-	if got, err := off.Resolve(t.Context(), "example.test/base:1", linux("amd64")); err != nil || got.Digest != base.Digest {
+	if got, err := off.Resolve(t.Context(), "example.test/base:1", repotest.Linux("amd64")); err != nil || got.Digest != base.Digest {
 		t.Errorf("it means %s, %v", got.Digest, err)
 	}
 }
@@ -314,7 +313,7 @@ func TestNamesInDisguise(t *testing.T) {
 // A base image of which the cache and the store have lost a part is made whole from where it came.
 func TestPublishBaseMends(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"}, testLayer{file: "b", text: "b"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "a"}, testLayer{file: "b", text: "b"})
 	origin := "oci:" + layoutDir(t, map[string]*testImage{"1": img}) + ":1"
 	dir := t.TempDir()
 	for _, lost := range []digest.Digest{img.layers[1].Digest, img.desc.Digest} {
@@ -337,7 +336,7 @@ func FuzzName(f *testing.F) {
 	for _, s := range []string{good, "{}", "null", strings.Replace(good, "sha256", "sha512", 1), strings.Replace(good, `"os":"linux"}}`, `"os":"windows"}}`, 1)} {
 		f.Add([]byte(s))
 	}
-	st := openStore(f)
+	st := repotest.OpenStore(f)
 	f.Fuzz(func(t *testing.T, config []byte) {
 		r := &repo.Memory{}
 		desc := conformance.PutBytes(t, r, ocispec.MediaTypeImageConfig, config)
@@ -352,7 +351,7 @@ func FuzzName(f *testing.F) {
 			return // too large for a manifest
 		}
 		im := &images.Resolver{Store: st, Offline: true, Caches: []repo.Repo{r}}
-		base, err := im.Resolve(t.Context(), ref, linux("amd64"))
+		base, err := im.Resolve(t.Context(), ref, repotest.Linux("amd64"))
 		if err == nil && (base.Digest.Validate() != nil || base.Digest.Algorithm() != digest.SHA256 || base.Ref != ref || base.Platform.OS != "linux") {
 			t.Errorf("%s is %+v", ref, base)
 		}
@@ -363,13 +362,13 @@ func FuzzName(f *testing.F) {
 func TestPinnedNames(t *testing.T) {
 	t.Parallel()
 	addr := conformance.StartRegistry(t)
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})
-	bad := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "bad"})
-	arm := makeImage(t, false, linux("arm64"), testLayer{file: "a", text: "arm"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "a"})
+	bad := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "bad"})
+	arm := makeImage(t, false, repotest.Linux("arm64"), testLayer{file: "a", text: "arm"})
 	for i, img := range []*testImage{img, bad, arm} {
 		img.push(t, addr, "base", fmt.Sprint(i))
 	}
-	desc, b := makeIndex(t, ocispec.MediaTypeImageIndex, img.on(linux("amd64")), arm.on(linux("arm64")))
+	desc, b := makeIndex(t, ocispec.MediaTypeImageIndex, img.on(repotest.Linux("amd64")), arm.on(repotest.Linux("arm64")))
 	if _, err := repotest.Open(t, addr+"/base").PutManifest(t.Context(), "multi", desc.MediaType, b); err != nil {
 		t.Fatal(err)
 	}
@@ -395,7 +394,7 @@ func TestPinnedNames(t *testing.T) {
 	}
 
 	// Another cache says that it is the bad image: with the index, with one that lists that, and without.
-	_, other := makeIndex(t, ocispec.MediaTypeImageIndex, bad.on(linux("amd64")))
+	_, other := makeIndex(t, ocispec.MediaTypeImageIndex, bad.on(repotest.Linux("amd64")))
 	for name, index := range map[string][]byte{"the index": b, "another index": other, "none": nil} {
 		t.Run(name, func(t *testing.T) {
 			r := &repo.Memory{}
@@ -422,7 +421,7 @@ func TestPinnedNames(t *testing.T) {
 			}
 			off := newImages(t)
 			off.Offline, off.Caches = true, []repo.Repo{r}
-			if base, err := off.Resolve(t.Context(), ref, linux("amd64")); err == nil {
+			if base, err := off.Resolve(t.Context(), ref, repotest.Linux("amd64")); err == nil {
 				t.Errorf("offline it means %s", base.Digest)
 			}
 			imported := newImages(t)
@@ -432,7 +431,7 @@ func TestPinnedNames(t *testing.T) {
 				t.Errorf("imported %d, %v", n, err)
 			}
 			on := &images.Resolver{Store: imported.Store}
-			if base, err := on.Resolve(t.Context(), ref, linux("amd64")); err != nil || base.Digest != img.desc.Digest {
+			if base, err := on.Resolve(t.Context(), ref, repotest.Linux("amd64")); err != nil || base.Digest != img.desc.Digest {
 				t.Errorf("then it means %s, %v", base.Digest, err)
 			}
 		})
@@ -442,19 +441,19 @@ func TestPinnedNames(t *testing.T) {
 // Verify reads base images and names too.
 func TestVerifyBases(t *testing.T) {
 	t.Parallel()
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "1", compressed: "gzip"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "1", compressed: "gzip"})
 	origin := "oci:" + layoutDir(t, map[string]*testImage{"latest": img})
 	dir := t.TempDir()
 	im := newImages(t)
 	to := &registry.Cache{Repo: repotest.Open(t, "oci:"+dir), Store: im.Store}
-	base, err := im.Resolve(t.Context(), origin, linux("amd64"))
+	base, err := im.Resolve(t.Context(), origin, repotest.Linux("amd64"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := im.PublishBase(t.Context(), to.Sender(), base); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := im.PublishName(t.Context(), to.Sender(), images.Name{For: linux("amd64"), Base: base}); err != nil {
+	if _, err := im.PublishName(t.Context(), to.Sender(), images.Name{For: repotest.Linux("amd64"), Base: base}); err != nil {
 		t.Fatal(err)
 	}
 	if found := verify(t, to); len(found) > 0 {

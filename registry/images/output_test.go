@@ -17,8 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
@@ -28,12 +26,13 @@ import (
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 )
 
 // anOutput is an image in a store, of Docker's making, with a step after it that changed nothing.
 func anOutput(t testing.TB) (*cas.Store, images.Image, *testImage) {
 	t.Helper()
-	want := makeImage(t, true, linux("amd64"), testLayer{file: "a", text: "of a", compressed: "gzip"}, testLayer{file: "b", text: noise(1 << 16), compressed: "gzip"})
+	want := makeImage(t, true, repotest.Linux("amd64"), testLayer{file: "a", text: "of a", compressed: "gzip"}, testLayer{file: "b", text: noise(1 << 16), compressed: "gzip"})
 	im := newImages(t)
 	img, err := pull(t.Context(), im, "oci:"+layoutDir(t, map[string]*testImage{"": want}))
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 )
 
 // What is published is an ordinary image. What the repository has is not sent again, and what a repository of the same registry has is mounted.
@@ -19,20 +20,20 @@ func TestPublish(t *testing.T) {
 	eachRegistry(t, func(t *testing.T, addr string) {
 		f := newFront(t, addr)
 		im := newImages(t)
-		base := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: noise(1 << 16), compressed: "gzip"})
+		base := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: noise(1 << 16), compressed: "gzip"})
 		base.push(t, f.addr, "base", "1")
 		img, err := pull(t.Context(), im, f.addr+"/base:1")
 		if err != nil {
 			t.Fatal(err)
 		}
-		own := makeImage(t, false, linux("amd64"), testLayer{file: "b", text: "of b", compressed: "gzip"}, testLayer{file: "c", text: noise(1 << 17), compressed: "zstd"})
+		own := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "b", text: "of b", compressed: "gzip"}, testLayer{file: "c", text: noise(1 << 17), compressed: "zstd"})
 		for i, l := range own.layers {
 			if _, err := im.Store.PutBlob(own.blobs[l.Digest]); err != nil {
 				t.Fatal(err)
 			}
 			img.Layers = append(img.Layers, layers.Layer{Blob: l, DiffID: own.config.RootFS.DiffIDs[i]})
 		}
-		cached := makeImage(t, false, linux("amd64"), testLayer{file: "c", text: noise(1 << 17), compressed: "zstd"})
+		cached := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "c", text: noise(1 << 17), compressed: "zstd"})
 		cached.push(t, f.addr, "cache/obx", "1")
 		img.Config.Config.Entrypoint = []string{"/b"}
 
@@ -94,7 +95,7 @@ func TestPublish(t *testing.T) {
 
 		// An index of two platforms, each of which was pushed before.
 		arm := pub
-		arm.Image.Config.Platform = linux("arm64")
+		arm.Image.Config.Platform = repotest.Linux("arm64")
 		target, err := images.Targets(im, []string{f.addr + "/team/app:multi"})
 		if err != nil {
 			t.Fatal(err)
@@ -111,7 +112,7 @@ func TestPublish(t *testing.T) {
 			t.Fatal(err)
 		}
 		for i, arch := range []string{"amd64", "arm64"} {
-			b, err := newImages(t).Resolve(t.Context(), addr+"/team/app:multi", linux(arch))
+			b, err := newImages(t).Resolve(t.Context(), addr+"/team/app:multi", repotest.Linux(arch))
 			if err != nil || b.Digest != entries[i].Digest {
 				t.Errorf("%s: got %v, %v, want %s", arch, b, err, entries[i].Digest)
 			}

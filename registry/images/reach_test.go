@@ -16,14 +16,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/keys/spec"
 	"github.com/ocurrent/obx/registry/images"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 
@@ -144,7 +143,7 @@ func (img *testImage) serve(w http.ResponseWriter, r *http.Request) {
 
 // TestPublicOnly has specs name a registry that is public, for this test's sake, and one that is not, by all the ways that lead there.
 func TestPublicOnly(t *testing.T) {
-	img := makeImage(t, false, linux("amd64"), testLayer{file: "a", text: "a"})
+	img := makeImage(t, false, repotest.Linux("amd64"), testLayer{file: "a", text: "a"})
 	var manifest ocispec.Manifest
 	if err := json.Unmarshal(img.manifest, &manifest); err != nil {
 		t.Fatal(err)
@@ -223,7 +222,7 @@ func TestPublicOnly(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, err = keys.New(t.Context(), s, keys.Options{Platform: linux("amd64"), Resolver: newGuarded()})
+		_, err = keys.New(t.Context(), s, keys.Options{Platform: repotest.Linux("amd64"), Resolver: newGuarded()})
 		var list spec.ErrorList
 		if !errors.As(err, &list) || len(list) != 2 || list[0].Pos != (spec.Pos{Line: 1, Col: 12}) || list[1].Pos != (spec.Pos{Line: 3, Col: 2}) {
 			t.Errorf("the errors are %v", err)

@@ -8,12 +8,11 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/conformance"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 

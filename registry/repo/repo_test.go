@@ -8,9 +8,8 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ocurrent/obx/registry/internal/repotest"
-
 	"github.com/ocurrent/obx/conformance"
+	"github.com/ocurrent/obx/registry/internal/repotest"
 	"github.com/ocurrent/obx/registry/repo"
 )
 

@@ -243,8 +243,8 @@ func LayoutFile() []byte {
 	return []byte(`{"imageLayoutVersion":"` + ocispec.ImageLayoutVersion + `"}`)
 }
 
-// UnknownEntry stands in a history for a layer of which the base image's says nothing.
-const UnknownEntry = "not in the base image's history"
+// unknownEntry stands in a history for a layer of which the base image's says nothing.
+const unknownEntry = "not in the base image's history"
 
 // FitHistory gives an image of n layers as many entries that are not empty: tools refuse others, though builders make them. What a base image's
 // history lacks or has too much is taken to be at its beginning: builders add at the end, for each layer that they add.
@@ -260,7 +260,7 @@ func FitHistory(hs []ocispec.History, n int) []ocispec.History {
 			hs[i].EmptyLayer = true
 		}
 	}
-	return append(slices.Repeat([]ocispec.History{{Comment: UnknownEntry}}, n), hs...)
+	return append(slices.Repeat([]ocispec.History{{Comment: unknownEntry}}, n), hs...)
 }
 
 // Bare is a descriptor as it stands in requests.

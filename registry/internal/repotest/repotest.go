@@ -11,8 +11,27 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/registry/repo"
 )
+
+// Linux is a platform.
+func Linux(arch string) ocispec.Platform { return ocispec.Platform{OS: "linux", Architecture: arch} }
+
+// OpenStore makes a store, until the test ends.
+func OpenStore(t testing.TB) *cas.Store {
+	t.Helper()
+	st, err := cas.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return st
+}
 
 // Open opens a repository by a client, if one is given, until the test ends.
 func Open(t testing.TB, ref string, by ...*repo.Client) repo.Repo {

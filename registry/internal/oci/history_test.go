@@ -1,15 +1,13 @@
-package registry
+package oci
 
 import (
 	"strings"
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/ocurrent/obx/registry/internal/oci"
 )
 
-// A history has an entry that is not empty for each layer, whatever the base image's was. In the table, small letters are entries, capitals
+// TestFitHistory looks for an entry that is not empty for each layer, whatever the base image's history was. In the table, small letters are entries, capitals
 // those that are empty, and ? is one that was missing.
 func TestFitHistory(t *testing.T) {
 	t.Parallel()
@@ -22,7 +20,7 @@ func TestFitHistory(t *testing.T) {
 	format := func(hs []ocispec.History) (s string) {
 		for _, h := range hs {
 			switch {
-			case h.Comment == oci.UnknownEntry && !h.EmptyLayer:
+			case h.Comment == unknownEntry && !h.EmptyLayer:
 				s += "?"
 			case h.EmptyLayer:
 				s += strings.ToUpper(h.CreatedBy)
@@ -46,22 +44,11 @@ func TestFitHistory(t *testing.T) {
 		{"all too many", "ab", 0, "AB"},
 	} {
 		hs := parse(c.history)
-		if got := format(oci.FitHistory(hs, c.layers)); got != c.want {
+		if got := format(FitHistory(hs, c.layers)); got != c.want {
 			t.Errorf("%s: got %s, want %s", c.name, got, c.want)
 		}
 		if got := format(hs); got != c.history {
 			t.Errorf("%s: the history that was given is now %s", c.name, got)
 		}
-		var counts []int // as arrange gives where nothing is merged
-		for i := range c.layers + 1 {
-			counts = append(counts, i)
-		}
-		if got := format(mergedHistory(hs, counts)); got != c.want {
-			t.Errorf("%s, pushed: got %s, want %s", c.name, got, c.want)
-		}
-	}
-	// The second and third layer are one.
-	if got := format(mergedHistory(parse("bcd"), []int{0, 1, -1, 2, 3})); got != "?Bcd" {
-		t.Errorf("merged: %s", got)
 	}
 }
