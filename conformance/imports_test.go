@@ -26,7 +26,7 @@ var mayImport = map[string][]string{
 	"layers":                          {"cas", "cas/foreign", "cas/userns"},
 	"registry/reference":              {},
 	"registry/internal/oci":           {"registry/reference"},
-	"registry/internal/repotest":      {"registry/repo"},
+	"registry/internal/repotest":      {"cas", "registry/repo"},
 	"registry/repo":                   {"cas", "cas/foreign", "cas/userns", "registry/internal/oci", "registry/reference"},
 	"registry/images":                 {"keys", "cas", "cas/foreign", "layers", "registry/internal/oci", "registry/reference", "registry/repo"},
 	"registry":                        {"keys", "cas", "cas/foreign", "layers", "registry/internal/oci", "registry/repo", "registry/images"},
