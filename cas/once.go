@@ -103,6 +103,17 @@ func Reader(ctx context.Context, r io.Reader) io.Reader {
 	})
 }
 
+// Marked gives the bytes of r, and its errors as mark makes them: so they can be told from those of where the bytes go.
+func Marked(r io.Reader, mark func(error) error) io.Reader {
+	return readerFunc(func(p []byte) (int, error) {
+		n, err := r.Read(p)
+		if err != nil && err != io.EOF {
+			err = mark(err)
+		}
+		return n, err
+	})
+}
+
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

@@ -279,7 +279,7 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 		return fail(&layers.SourceError{Err: err})
 	}
 	defer rc.Close()
-	src := logSource{io.LimitReader(rc, l.Desc.Size+1)}
+	src := cas.Marked(io.LimitReader(rc, l.Desc.Size+1), func(err error) error { return &layers.SourceError{Err: err} })
 	if l.Desc.Size <= smallLog {
 		b, err := io.ReadAll(src)
 		if err == nil {
@@ -302,17 +302,6 @@ func (c *Cache) openPacked(ctx context.Context, l Log) (io.ReadCloser, error) {
 		return fail(err)
 	}
 	return c.Store.Blob(l.Desc.Digest)
-}
-
-// A logSource tells its own errors from the store's.
-type logSource struct{ r io.Reader }
-
-func (s logSource) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
-	if err != nil && err != io.EOF {
-		err = &layers.SourceError{Err: err}
-	}
-	return n, err
 }
 
 type logReader struct {

@@ -317,7 +317,8 @@ func (l *Layout) PutBlob(ctx context.Context, desc ocispec.Descriptor, _ string,
 		}
 		defer rc.Close()
 		verifier := desc.Digest.Verifier()
-		n, err := io.Copy(io.MultiWriter(w, verifier), sourceReader{io.LimitReader(cas.Reader(ctx, rc), desc.Size)})
+		source := cas.Marked(cas.Reader(ctx, rc), func(err error) error { return &sourceError{err} })
+		n, err := io.Copy(io.MultiWriter(w, verifier), io.LimitReader(source, desc.Size))
 		switch {
 		case err != nil:
 			return err
@@ -332,17 +333,6 @@ func (l *Layout) PutBlob(ctx context.Context, desc ocispec.Descriptor, _ string,
 		return l.fail("put", "blob "+desc.Digest.String(), err)
 	}
 	return nil
-}
-
-// A sourceReader tells its own errors from those of where the bytes go.
-type sourceReader struct{ r io.Reader }
-
-func (s sourceReader) Read(b []byte) (int, error) {
-	n, err := s.r.Read(b)
-	if err != nil && err != io.EOF {
-		err = &sourceError{err}
-	}
-	return n, err
 }
 
 // PutManifest implements Repo.
