@@ -453,6 +453,7 @@ func TestLayout(t *testing.T) {
 	broken := layoutDir(t, map[string]*testImage{"": b})
 	repotest.WriteFile(t, filepath.Join(broken, "blobs/sha256", b.layers[0].Digest.Encoded()), make([]byte, b.layers[0].Size))
 
+	none := filepath.Join(t.TempDir(), "none")
 	tests := []struct {
 		name, ref string
 		want      *testImage
@@ -469,7 +470,7 @@ func TestLayout(t *testing.T) {
 		{"which?", two, nil, "holds 2 images, name one by its tag: a, docker.io/library/b:b"},
 		{"no such digest", two + "@" + arm.desc.Digest.String(), nil, "not found"},
 		{"no layout", t.TempDir(), nil, "is no OCI layout: it has no file oci-layout"},
-		{"no directory", filepath.Join(t.TempDir(), "none"), nil, "none: no such file"},
+		{"no directory", none, nil, "open " + none},
 		{"no archive", filepath.Join(t.TempDir(), "none.tar"), nil, "none.tar: file does not exist"},
 		{"wrong bytes", broken, nil, "layer 1 of 1"},
 	}

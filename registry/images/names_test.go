@@ -149,7 +149,7 @@ func TestUnreachableOrigin(t *testing.T) {
 	// A layout that is elsewhere only has a name, too.
 	name := "oci:" + dir + ":1"
 	publish(t, im, &repo.Sender{Repo: r}, name)
-	if err := os.RemoveAll(dir); err != nil {
+	if err := errors.Join(im.Close(), os.RemoveAll(dir)); err != nil {
 		t.Fatal(err)
 	}
 	off := newImages(t)

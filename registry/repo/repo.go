@@ -87,11 +87,11 @@ func (c *Client) Open(ref string) (Repo, error) {
 		return nil, fmt.Errorf("repository %q: it names a tag: results have tags of their own, write %s", ref, ref[:strings.LastIndex(ref, ":")])
 	case isLayout || strings.HasSuffix(ref, ".tar"):
 		l, err := OpenLayout(path)
-		if err == nil {
-			err = l.checkDir()
-		}
 		if err != nil {
 			return nil, fmt.Errorf("repository %q: %w", ref, err)
+		}
+		if err := l.checkDir(); err != nil {
+			return nil, fmt.Errorf("repository %q: %w", ref, errors.Join(err, l.Close()))
 		}
 		return l, nil
 	}
