@@ -13,7 +13,7 @@
 //	STORE/unsynced/EPOCH-RUN-N       files not yet known to be durable, one path a line
 //	STORE/hashes/                    what each [HashMemo] remembers
 //	STORE/tmp/RUN/                   what a live process is making
-//	STORE/qemu/                      what virtual machines need: kernels, and in state/* and disks/* what can be made again, see [Store.Prune]
+//	STORE/NAME/                      what an executor keeps under a name of its own, see [PruneOptions.Derived]
 //	STORE/trash/                     evicted, to be deleted when idle
 //	STORE/gc.lock                    shared by who makes something visible, exclusive while a prune decides
 //

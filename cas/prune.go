@@ -23,12 +23,16 @@ type PruneOptions struct {
 	KeepBytes int64         // evict least recently used until blobs, layers and caches are this small; <=0: no limit
 	Keys      []string      // evict the results of these, in all domains, with all that need them
 	DryRun    bool
+
+	// Derived names directories below the store that others than this package fill, with entries that can be made again. OlderThan counts for each
+	// entry, All for what was not used for an hour. Whoever uses an entry sets its time: it holds no lease.
+	Derived []string
 }
 
 // A PruneReport says what went.
 type PruneReport struct {
 	Results, Blobs, Layers, Caches int
-	Machines                       int // saved machines and their disks
+	Derived                        int // entries of PruneOptions.Derived
 	Bytes                          int64
 	Trash                          int64    // what was evicted before, and is deleted only now; a part of Bytes
 	Kept                           int      // results in use
@@ -38,21 +42,16 @@ type PruneReport struct {
 	Odd []error
 }
 
-const (
-	machinesDir = "qemu"
+// derivedInUse is how long whoever needs a derived directory may take from its use to the last file that it opens.
+const derivedInUse = time.Hour
 
-	// machineInUse is how long whoever needs a directory of machines may take from its use to the last file that it opens.
-	machineInUse = time.Hour
-)
-
-// Prune evicts. A result is used when any result that needs it is, and goes after those. Directories of machines go by their
-// times: whoever uses one sets it.
+// Prune evicts. A result is used when any result that needs it is, and goes after those.
 func (s *Store) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
 	report, err := s.prune(ctx, o)
 	if err != nil {
 		return report, fmt.Errorf("prune %s: %w", s.dir, err)
 	}
-	s.pruneMachines(ctx, o, &report)
+	s.pruneDerived(ctx, o, &report)
 	if o.DryRun {
 		return report, nil
 	}
@@ -104,9 +103,9 @@ func (s *Store) prune(ctx context.Context, o PruneOptions) (PruneReport, error) 
 	return p.report, nil
 }
 
-func (s *Store) pruneMachines(ctx context.Context, o PruneOptions, r *PruneReport) {
-	for _, kind := range []string{"state", "disks"} {
-		for path, err := range filesBelow(s.path(machinesDir, kind), 1) {
+func (s *Store) pruneDerived(ctx context.Context, o PruneOptions, r *PruneReport) {
+	for _, dir := range o.Derived {
+		for path, err := range filesBelow(s.path(dir), 1) {
 			if err != nil {
 				r.odd(err)
 				continue
@@ -116,7 +115,7 @@ func (s *Store) pruneMachines(ctx context.Context, o PruneOptions, r *PruneRepor
 				continue // another has removed it
 			}
 			age := ageOf(info)
-			if !(o.All && age > machineInUse || o.OlderThan > 0 && age > o.OlderThan) {
+			if !(o.All && age > derivedInUse || o.OlderThan > 0 && age > o.OlderThan) {
 				continue
 			}
 			n, err := diskSize(ctx, path)
@@ -127,7 +126,7 @@ func (s *Store) pruneMachines(ctx context.Context, o PruneOptions, r *PruneRepor
 					continue
 				}
 			}
-			r.Machines++
+			r.Derived++
 			r.Bytes += n
 		}
 	}

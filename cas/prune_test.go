@@ -104,17 +104,17 @@ func TestPruneGarbage(t *testing.T) {
 	}
 }
 
-// What machines have saved is counted, and goes by its time of last use.
-func TestPruneMachines(t *testing.T) {
+// What others keep in the store is counted, and what of it can be made again goes by its time of last use.
+func TestPruneDerived(t *testing.T) {
 	s := newStore(t)
-	for name, age := range map[string]time.Duration{"qemu/state/new": 0, "qemu/state/old": 48 * time.Hour, "qemu/disks/old": 2 * time.Hour, "qemu/amd64": 1000 * time.Hour} {
+	for name, age := range map[string]time.Duration{"own/state/new": 0, "own/state/old": 48 * time.Hour, "own/disks/old": 2 * time.Hour, "own/more": 1000 * time.Hour} {
 		dir := s.path(filepath.FromSlash(name))
 		at := time.Now().Add(-age)
 		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, "file"), make([]byte, 10_000), 0o644), os.Chtimes(dir, at, at)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if u, err := s.Usage(t.Context()); err != nil || u.Machines < 40_000 {
+	if u, err := s.Usage(t.Context(), "own"); err != nil || u.Kept < 40_000 {
 		t.Errorf("%+v, %v", u, err)
 	}
 	for _, c := range []struct {
@@ -127,13 +127,14 @@ func TestPruneMachines(t *testing.T) {
 		{PruneOptions{OlderThan: 24 * time.Hour}, 1, "disks/old state/new"},
 		{PruneOptions{All: true}, 1, "state/new"},
 	} {
+		c.o.Derived = []string{"own/state", "own/disks"}
 		r := prune(t, s, c.o)
-		if r.Machines != c.want || r.Bytes < int64(c.want)*10_000 {
+		if r.Derived != c.want || r.Bytes < int64(c.want)*10_000 {
 			t.Errorf("%+v: %+v", c.o, r)
 		}
 		var left []string
 		for _, kind := range []string{"disks", "state"} {
-			for path := range filesBelow(s.path("qemu", kind), 1) {
+			for path := range filesBelow(s.path("own", kind), 1) {
 				left = append(left, kind+"/"+filepath.Base(path))
 			}
 		}
@@ -141,8 +142,19 @@ func TestPruneMachines(t *testing.T) {
 			t.Errorf("%+v left %s, want %s", c.o, got, c.left)
 		}
 	}
-	if !exists(s.path("qemu", "amd64", "file")) {
-		t.Error("a kernel is gone")
+	if !exists(s.path("own", "more", "file")) {
+		t.Error("what is not derived is gone")
+	}
+	// It is no reason to take the directory for somebody else's, whatever else is gone.
+	if err := os.Remove(s.path(hashesDir)); err != nil {
+		t.Fatal(err)
+	}
+	again, err := Open(s.Dir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -137,15 +137,17 @@ func prepare(dir string) error {
 	for _, e := range entries {
 		there[e.Name()] = true
 	}
-	// What has all the folders is a store, even if a power cut has taken its version, or another process is making it.
-	ours := !slices.ContainsFunc(topDirs(), func(d string) bool { return !there[d] })
+	// What has most of the folders is a store, even if a power cut has taken its version, or somebody a folder, or another process is making it.
+	// It may have directories that others keep there, see [PruneOptions.Derived].
+	missing := slices.DeleteFunc(topDirs(), func(d string) bool { return there[d] })
+	ours := len(missing) < len(topDirs())/2
 	for name := range there {
-		known := append(topDirs(), machinesDir, gcLock, "lost+found") // a file system of its own has its lost+found
+		known := append(topDirs(), gcLock, "lost+found") // a file system of its own has its lost+found
 		if !ours && !slices.Contains(known, name) && !strings.HasPrefix(name, versionFile) {
 			return fmt.Errorf("it is not empty and not a store: it has %q: use an empty directory or a new one, as %s", name, filepath.Join(dir, "obx"))
 		}
 	}
-	if ours && len(b) > 0 {
+	if len(missing) == 0 && len(b) > 0 {
 		return closeToOthers(dir)
 	}
 	if err := closeToOthers(dir); err != nil {

@@ -14,14 +14,16 @@ import (
 
 // Usage is what the store holds, in bytes of disk.
 type Usage struct {
-	Blobs, Layers, Caches, Machines, Other int64
-	Trash                                  int64 // evicted, and deleted when there is time
-	Results                                int
-	Odd                                    []error // what could not be looked at, and does not count
+	Blobs, Layers, Caches, Other int64
+	Kept                         int64 // what others than this package keep in the store, in the directories that Usage was asked about
+	Trash                        int64 // evicted, and deleted when there is time
+	Results                      int
+	Odd                          []error // what could not be looked at, and does not count
 }
 
-// Usage measures the store. Layer directories are walked once; their sizes are remembered.
-func (s *Store) Usage(ctx context.Context) (Usage, error) {
+// Usage measures the store, with directories below it that others than this package keep there. Layer directories are walked once; their
+// sizes are remembered.
+func (s *Store) Usage(ctx context.Context, kept ...string) (Usage, error) {
 	var u Usage
 	sz, err := s.measure(ctx)
 	if err != nil {
@@ -35,7 +37,9 @@ func (s *Store) Usage(ctx context.Context) (Usage, error) {
 		}
 		return n
 	}
-	u.Machines = size(machinesDir)
+	for _, d := range kept {
+		u.Kept += size(d)
+	}
 	var odd []error
 	u.Trash, odd = s.trashSize(ctx)
 	u.Odd = append(u.Odd, odd...)

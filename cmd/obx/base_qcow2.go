@@ -99,7 +99,7 @@ func newDiskBase(name, file string, p ocispec.Platform) (*diskBase, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "2\n%s\n%d\n%v\n%q\n", abs, info.Size(), info.ModTime().UTC(), []string{p.OS, p.Architecture, p.Variant, p.OSVersion}))
-	return &diskBase{name, abs, filepath.Join("qemu", "disks", fmt.Sprintf("%x", sum[:16])), p}, nil
+	return &diskBase{name, abs, filepath.Join(disksDir, fmt.Sprintf("%x", sum[:16])), p}, nil
 }
 
 // make makes the image, if it is not there, and tells how it is called. Its layer is not compressed: so its digest is the file's business alone.

@@ -24,12 +24,12 @@ func cacheDfCommand() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, st.Close()) }()
-			u, err := st.Usage(cmd.Context())
+			u, err := st.Usage(cmd.Context(), machinesDir)
 			if err != nil {
 				return err
 			}
 			warnOdd(cmd, u.Odd)
-			total := u.Blobs + u.Layers + u.Caches + u.Machines + u.Trash + u.Other
+			total := u.Blobs + u.Layers + u.Caches + u.Kept + u.Trash + u.Other
 			if asJSON {
 				return printJSON(cmd, struct {
 					Store    string `json:"store"`
@@ -41,13 +41,13 @@ func cacheDfCommand() *cobra.Command {
 					Trash    int64  `json:"trashBytes"`
 					Other    int64  `json:"otherBytes"`
 					Total    int64  `json:"totalBytes"`
-				}{st.Dir(), u.Results, u.Layers, u.Blobs, u.Caches, u.Machines, u.Trash, u.Other, total})
+				}{st.Dir(), u.Results, u.Layers, u.Blobs, u.Caches, u.Kept, u.Trash, u.Other, total})
 			}
 			w := cmd.OutOrStdout()
 			for _, row := range []struct {
 				what  string
 				bytes int64
-			}{{"layers", u.Layers}, {"packed layers and logs", u.Blobs}, {"cache mounts", u.Caches}, {"virtual machines", u.Machines}, {"trash, being deleted", u.Trash}, {"other", u.Other}, {"total", total}} {
+			}{{"layers", u.Layers}, {"packed layers and logs", u.Blobs}, {"cache mounts", u.Caches}, {"virtual machines", u.Kept}, {"trash, being deleted", u.Trash}, {"other", u.Other}, {"total", total}} {
 				fmt.Fprintf(w, "%-24s%10s\n", row.what, progress.Bytes(row.bytes))
 			}
 			_, err = fmt.Fprintf(w, "%d results in %s\n", u.Results, st.Dir())

@@ -43,6 +43,7 @@ minute. --older-than also removes virtual machines and disks that were saved, --
 				return err
 			}
 			defer func() { err = errors.Join(err, st.Close()) }()
+			o.Derived = derivedOfMachines
 			r, err := st.Prune(cmd.Context(), o)
 			if err != nil {
 				return err
@@ -53,8 +54,8 @@ minute. --older-than also removes virtual machines and disks that were saved, --
 				verb = "would remove"
 			}
 			more := ""
-			if r.Machines > 0 {
-				more = fmt.Sprintf(", %d saved machines and disks", r.Machines)
+			if r.Derived > 0 {
+				more = fmt.Sprintf(", %d saved machines and disks", r.Derived)
 			}
 			if r.Trash > 0 {
 				more += fmt.Sprintf(", %s of trash", progress.Bytes(r.Trash))

@@ -86,6 +86,15 @@ func openStore(warnings io.Writer, flag string) (*cas.Store, error) {
 	return st, nil
 }
 
+// machinesDir is the directory of the store that virtual machines have: kernels, and in some directories what can be made again.
+const machinesDir = "qemu"
+
+// disksDir has the images of disk bases, see diskBase.
+const disksDir = machinesDir + "/disks"
+
+// derivedOfMachines are the directories in machinesDir that a prune may empty: disks, and the states of machines, as package qemu saves them.
+var derivedOfMachines = []string{disksDir, machinesDir + "/state"}
+
 // openExisting opens the store for a command that makes none.
 func openExisting(warnings io.Writer, flag string) (*cas.Store, error) {
 	dir, err := storeDir(flag)
