@@ -345,6 +345,27 @@ func loadTar(t testing.TB, st *cas.Store, entries ...tar.Header) layers.Layer {
 	return loadBytes(t, st, raw.Bytes())
 }
 
+// DeepTree makes a directory with a file in so many others that no call takes its path. name is the file's.
+func DeepTree(t testing.TB) (dir, name string) {
+	t.Helper()
+	data := bytes.Repeat([]byte("deep"), 5000)
+	name = strings.Repeat(strings.Repeat("n", 255)+"/", 20) + "file"
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(data))})
+	if err == nil {
+		_, err = w.Write(data)
+	}
+	dir = filepath.Join(t.TempDir(), "deep")
+	if err = errors.Join(err, w.Close()); err == nil {
+		err = layers.ReadChange(t.Context(), &b, dir, layers.Limits{})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir, name
+}
+
 func loadBytes(t testing.TB, st *cas.Store, raw []byte) layers.Layer {
 	t.Helper()
 	var packed bytes.Buffer

@@ -13,6 +13,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
@@ -82,14 +83,14 @@ func (c *cacheSet) show(ctx context.Context, p executor.Process) error {
 
 // attach shows them as an image.
 func (c *cacheSet) attach(ctx context.Context) error {
-	var list []*layerMeta
+	var list []*layerdisk.Layer
 	for _, u := range c.list {
 		for _, d := range u.from {
-			l, err := metaOf(d)
+			l, err := layerdisk.ReadLayer(d)
 			if err != nil {
 				return fmt.Errorf("cache %q: %w", u.which.Name, err)
 			}
-			l.changing = u.seen != ""
+			l.Changing = u.seen != ""
 			u.dirs = append(u.dirs, len(list))
 			list = append(list, l)
 		}
@@ -175,7 +176,7 @@ func (c *cacheSet) close(keep bool) error {
 		c.in.abort(c.e)
 	}
 	if c.offset > 0 {
-		c.m.layers.remove(c.offset)
+		c.m.layers.Remove(c.offset)
 	}
 	for _, u := range c.list {
 		for _, dir := range u.tars {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -48,7 +49,7 @@ type Executor struct {
 	states map[int64]foundState
 
 	mu       sync.Mutex
-	metas    map[string]*layerMeta // of layer directories
+	metas    map[string]*layerdisk.Layer // of layer directories
 	warned   map[string]bool
 	machines map[*machine]struct{}
 	parked   *diskRoot // whose machine waits for a root with the same disk
@@ -99,7 +100,7 @@ func New(o Options) (*Executor, error) {
 	}
 	e := &Executor{
 		options: o, foreign: o.foreign(), qemu: program, kernel: k, tmp: tmp, empty: filepath.Join(tmp, "empty"), void: filepath.Join(tmp, "void"),
-		ready: semaphore.NewWeighted(1), saving: semaphore.NewWeighted(1), states: map[int64]foundState{}, metas: map[string]*layerMeta{},
+		ready: semaphore.NewWeighted(1), saving: semaphore.NewWeighted(1), states: map[int64]foundState{}, metas: map[string]*layerdisk.Layer{},
 		chains: rootfs.Chains{Store: o.Store, Max: maxLayers, Block: flattenBlock},
 		warned: map[string]bool{}, machines: map[*machine]struct{}{},
 	}

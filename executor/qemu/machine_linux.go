@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
@@ -76,7 +77,7 @@ type machine struct {
 	plain   bool // its agent has no sandbox
 
 	patience time.Duration // for an agent that says nothing
-	layers   *layerDisk
+	layers   layerdisk.Disk
 	console  console
 	stderr   tail
 
@@ -112,7 +113,7 @@ func machineUser() uint32 {
 
 // startMachine starts QEMU. It does not wait for anything.
 func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
-	m := &machine{layers: newLayerDisk(), online: true, patience: agentPatience, ended: make(chan struct{})}
+	m := &machine{online: true, patience: agentPatience, ended: make(chan struct{})}
 	var extra []*os.File
 	var ours []*net.UnixConn
 	defer func() {
@@ -283,7 +284,7 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 
 // serveLayers answers what QEMU reads of layers.
 func (m *machine) serveLayers(nbd net.Conn) {
-	if err := m.layers.serve(nbd); err != nil {
+	if err := m.layers.Serve(nbd); err != nil {
 		m.fail(err)
 	}
 }

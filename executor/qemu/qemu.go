@@ -8,7 +8,7 @@
 //
 //	obx                                          QEMU: a process without privileges, that dies with obx
 //	layer directories, as one EROFS image
-//	that nobody writes (erofs_linux.go),
+//	that nobody writes (layerdisk),
 //	served by NBD on a socket pair   --------->  disk "layers"
 //	an unlinked sparse file          --------->  disk "scratch": ext4, for changes
 //	requests, secrets, input         --------->  virtio-serial ports (package wire)

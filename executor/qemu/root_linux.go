@@ -14,6 +14,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 	"github.com/ocurrent/obx/layers"
 )
@@ -58,14 +59,14 @@ func (r *root) paths(ctx context.Context) ([]string, error) {
 }
 
 // meta is the metadata of a layer directory, read once.
-func (e *Executor) meta(dir string) (*layerMeta, error) {
+func (e *Executor) meta(dir string) (*layerdisk.Layer, error) {
 	e.mu.Lock()
 	l := e.metas[dir]
 	e.mu.Unlock()
 	if l != nil {
 		return l, nil
 	}
-	l, err := metaOf(dir)
+	l, err := layerdisk.ReadLayer(dir)
 	if err != nil {
 		return nil, err
 	}
@@ -152,7 +153,7 @@ func machineMemory(least, limit int64) (int64, error) {
 // attach gives the machine more layers.
 func (r *root) attach(ctx context.Context, paths []string) error {
 	if len(paths) > 0 {
-		var list []*layerMeta
+		var list []*layerdisk.Layer
 		var numbers []int
 		for i, p := range paths {
 			l, err := r.e.meta(p)
@@ -171,17 +172,12 @@ func (r *root) attach(ctx context.Context, paths []string) error {
 }
 
 // attachImage gives the machine an image of directories.
-func (m *machine) attachImage(ctx context.Context, list []*layerMeta, a wire.Attach) (offset int64, err error) {
-	img, err := newImage(list)
-	if err != nil {
+func (m *machine) attachImage(ctx context.Context, list []*layerdisk.Layer, a wire.Attach) (offset int64, err error) {
+	if a.Offset, a.Size, err = m.layers.Add(list); err != nil {
 		return 0, err
 	}
-	if offset, err = m.layers.add(img); err != nil {
-		return 0, err
-	}
-	a.Offset, a.Size = offset, img.size
 	_, err = m.ask(ctx, wire.Request{Attach: &a}, nil)
-	return offset, err
+	return a.Offset, err
 }
 
 // end ends the machine.

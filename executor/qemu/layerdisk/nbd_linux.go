@@ -1,4 +1,4 @@
-package qemu
+package layerdisk
 
 import (
 	"bufio"
@@ -7,136 +7,9 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
-	"path/filepath"
-	"sync"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/ocurrent/obx/cas/foreign"
 )
-
-// A layerDisk is a read-only disk that has images at offsets which are multiples of diskAlign, and zeros everywhere
-// else. Images are added while a machine runs. It is served by the NBD protocol to one client, QEMU, over a socket that
-// nobody else has.
-type layerDisk struct {
-	mu     sync.Mutex
-	images []*placedImage
-	next   int64
-
-	files fileCache
-}
-
-type placedImage struct {
-	*erofsImage
-	at int64
-}
-
-const (
-	diskAlign = 1 << 20
-	diskSize  = 1 << 46
-)
-
-func newLayerDisk() *layerDisk { return &layerDisk{next: diskAlign} }
-
-// add places an image and returns where it is.
-func (d *layerDisk) add(img *erofsImage) (offset int64, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	at := d.next
-	if at+img.size > diskSize-diskAlign {
-		return 0, errors.New("the disk of layers is full")
-	}
-	d.next = (at + img.size + diskAlign - 1) / diskAlign * diskAlign
-	d.images = append(d.images, &placedImage{img, at})
-	return at, nil
-}
-
-// remove forgets an image that the machine does not use any more.
-func (d *layerDisk) remove(offset int64) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for i, img := range d.images {
-		if img.at == offset {
-			d.images = append(d.images[:i], d.images[i+1:]...)
-			return
-		}
-	}
-}
-
-func (d *layerDisk) readAt(p []byte, off int64) error {
-	clear(p)
-	d.mu.Lock()
-	images := append([]*placedImage(nil), d.images...)
-	d.mu.Unlock()
-	for _, img := range images {
-		from, to := max(off, img.at), min(off+int64(len(p)), img.at+img.size)
-		if from >= to {
-			continue
-		}
-		open := func(dir string, at *foreign.Level) (*os.File, error) { return d.files.open(openFile{img.at, dir, at}) }
-		if err := img.readAt(p[from-off:to-off], from-img.at, open); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// A fileCache keeps the files that were read last open: a machine reads in small pieces.
-type fileCache struct {
-	files map[openFile]*os.File
-	order []openFile
-}
-
-// An openFile is a file of an image. Another image may have another file of that name; no two ever have the same place.
-type openFile struct {
-	image int64
-	dir   string         // of a layer
-	at    *foreign.Level // in it
-}
-
-const maxOpenFiles = 64
-
-// open is called by one goroutine.
-func (c *fileCache) open(which openFile) (*os.File, error) {
-	if f := c.files[which]; f != nil {
-		return f, nil
-	}
-	fail := func(err error) (*os.File, error) {
-		return nil, &os.PathError{Op: "open", Path: filepath.Join(which.dir, which.at.Short()), Err: err}
-	}
-	dir, err := unix.Open(which.dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fail(err)
-	}
-	defer unix.Close(dir)
-	const flags = unix.O_RDONLY | unix.O_NOFOLLOW | unix.O_NONBLOCK
-	name := which.at.String()
-	fd, err := foreign.OpenBeneath(dir, name, flags|unix.O_NOATIME)
-	if err == unix.EPERM { // another's file
-		fd, err = foreign.OpenBeneath(dir, name, flags)
-	}
-	if err != nil {
-		return fail(err)
-	}
-	if c.files == nil {
-		c.files = map[openFile]*os.File{}
-	}
-	if len(c.order) == maxOpenFiles {
-		c.files[c.order[0]].Close()
-		delete(c.files, c.order[0])
-		c.order = c.order[1:]
-	}
-	f := os.NewFile(uintptr(fd), filepath.Join(which.dir, which.at.Short()))
-	c.files[which], c.order = f, append(c.order, which)
-	return f, nil
-}
-
-func (c *fileCache) close() {
-	for _, f := range c.files {
-		f.Close()
-	}
-}
 
 // Numbers of the NBD protocol (github.com/NetworkBlockDevice/nbd, doc/proto.md).
 const (
@@ -166,8 +39,9 @@ const (
 	nbdMaxOption = 64 << 10
 )
 
-// serve answers until the client goes. The first error of reading a layer is returned.
-func (d *layerDisk) serve(conn net.Conn) error {
+// Serve answers one client by the NBD protocol until it goes, and closes conn. The error is the first one of reading a layer, of which the client
+// has only seen EIO, or that the client does not speak the protocol.
+func (d *Disk) Serve(conn net.Conn) error {
 	defer d.files.close()
 	defer conn.Close()
 	in := bufio.NewReader(conn)
