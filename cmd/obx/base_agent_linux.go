@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/ocurrent/obx/executor/qemu"
+	"github.com/ocurrent/obx/executor/qemu/agents"
 )
 
 // agentService has systemd start the agent where obx runs the machine, and nowhere else. It comes before sshd, which obx uses if no agent greets.
@@ -49,8 +49,8 @@ system needs control groups of version 2 and, as modules or built in, virtio_con
   obx run --executor qemu --qemu-ssh-key id_ed25519 --base debian=qcow2:debian.qcow2 agent.sexp .`,
 		Args: args(1, 1, "DIR"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			program, err := qemu.Agent("linux", arch)
-			if errors.Is(err, qemu.ErrNoAgents) {
+			program, err := agents.Program("linux", arch)
+			if errors.Is(err, agents.ErrNone) {
 				return err
 			}
 			if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/cas"
-	"github.com/ocurrent/obx/executor/qemu"
+	"github.com/ocurrent/obx/executor/qemu/qcow2"
 	"github.com/ocurrent/obx/layers"
 	"github.com/ocurrent/obx/registry/images"
 	"github.com/ocurrent/obx/registry/repo"
@@ -45,7 +45,7 @@ The disk must stand alone, boot by itself, and let obx in: by ssh, or by obx's a
 			if err != nil {
 				return usage("", "%w", err)
 			}
-			if err := qemu.CheckDisk(args[0]); err != nil {
+			if err := qcow2.Check(args[0]); err != nil {
 				return err
 			}
 			in.caches = []string{noCaches}
@@ -95,7 +95,7 @@ func newDiskBase(name, file string, p ocispec.Platform) (*diskBase, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := qemu.CheckDisk(abs); err != nil {
+	if err := qcow2.Check(abs); err != nil {
 		return nil, err
 	}
 	sum := sha256.Sum256(fmt.Appendf(nil, "2\n%s\n%d\n%v\n%q\n", abs, info.Size(), info.ModTime().UTC(), []string{p.OS, p.Architecture, p.Variant, p.OSVersion}))

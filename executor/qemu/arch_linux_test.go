@@ -11,6 +11,7 @@ import (
 
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/qemu/agents"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -28,7 +29,7 @@ func TestArchitectures(t *testing.T) {
 			if p := e.Platform(); p.Architecture != arch {
 				t.Errorf("the platform is %v", p)
 			}
-			program, err := Agent("linux", arch)
+			program, err := agents.Program("linux", arch)
 			if err != nil {
 				t.Fatal(err)
 			}

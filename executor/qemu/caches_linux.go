@@ -13,8 +13,10 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/cachedir"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
+	"github.com/ocurrent/obx/executor/qemu/words"
 )
 
 // A cacheSet is all caches of one run, each once: the machine sees what they have as directories of an image, and sends
@@ -70,7 +72,7 @@ func (c *cacheSet) show(ctx context.Context, p executor.Process) error {
 			}
 			u.seen = dir
 			u.from = []string{filepath.Join(dir, "fs")}
-			if err := snapshot(u.from[0], u.use.Shared); err != nil {
+			if err := cachedir.Snapshot(u.from[0], u.use.Shared); err != nil {
 				return fmt.Errorf("cache %q: %w", u.which.Name, err)
 			}
 		}
@@ -119,7 +121,7 @@ func (c *cacheSet) send(ctx context.Context, p executor.Process) error {
 		for _, d := range dirs {
 			reply, err := c.m.exchange(ctx, wire.Request{Unpack: &req}, sendLayer(ctx, d), nil)
 			if err == nil && reply.Start != "" {
-				err = &executor.StartError{Msg: printable(reply.Start)}
+				err = &executor.StartError{Msg: words.Printable(reply.Start)}
 			}
 			if err != nil {
 				return fmt.Errorf("cache %q: %w", m.Cache.Name, err)
@@ -200,5 +202,5 @@ func (u *cacheUse) keep(upper string) error {
 	if u.use.Shared == "" {
 		return u.use.Commit(upper)
 	}
-	return applyChange(context.Background(), u.use.Shared, upper) // what a step has left is kept although it was cancelled
+	return cachedir.Apply(context.Background(), u.use.Shared, upper) // what a step has left is kept although it was cancelled
 }

@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
-	"os/exec"
 	"path"
 	"path/filepath"
 	"slices"
@@ -16,104 +14,19 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/qcow2"
 	"github.com/ocurrent/obx/executor/qemu/wire"
+	"github.com/ocurrent/obx/executor/qemu/words"
 	"github.com/ocurrent/obx/layers"
 )
 
-// A disk image is a chain of qcow2 files in layers: disk/000.qcow2, the base, and for each step one more that has what the
-// step has changed. Each names the one below it by that name, so the bytes do not depend on where they lie, and
-// whoever pulls the image has a directory that qemu-img understands. QEMU is told of each file by obx all the same.
-//
-// Layers of other files, which copies make, are unpacked in the guest when it next runs something; from then on they are
-// part of the disk.
+// maxChain is how many files a chain has. The next one has all changes since the base.
+const maxChain = 24
 
-const (
-	// maxChain is how many files a chain has. The next one has all changes since the base.
-	maxChain = 24
-)
-
-// diskFiles finds the disk in a chain of layer directories (paths, base first). The lowest one tells whether there is one: what an
-// ordinary image has in disk/ are files like any. files is empty if there is none; rest are the layers that are not on the disk yet.
-func diskFiles(dirs []string) (files, rest []string, err error) {
-	known := map[string]*diskHeader{}
-	paths := map[string]string{}
-	top := ""
-	for i, d := range dirs {
-		file, h, err := diskIn(d, i == 0)
-		if err != nil {
-			return nil, nil, err
-		}
-		if h == nil {
-			if i == 0 {
-				return nil, nil, nil
-			}
-			rest = append(rest, d)
-			continue
-		}
-		name := filepath.Base(file)
-		if i == 0 {
-			name = layers.DiskName(0) // containerDisks name theirs as they like
-		}
-		if known[name] != nil {
-			return nil, nil, fmt.Errorf("a layer has a disk with the name %s", name)
-		}
-		known[name], paths[name], top, rest = h, file, name, nil
-	}
-	for name := top; name != ""; {
-		h := known[name]
-		if h == nil {
-			return nil, nil, fmt.Errorf("the disk %s is in no layer", name)
-		}
-		delete(known, name) // so that no chain is a circle
-		files = append([]string{paths[name]}, files...)
-		name = h.backing
-	}
-	return files, rest, nil
-}
-
-// diskIn finds the file of a disk in a layer directory and reads its header, which is nil if there is none. A layer may have anything
-// in the file's place: no link is followed, and nothing but a regular file is opened.
-func diskIn(dir string, base bool) (string, *diskHeader, error) {
-	d, err := os.OpenFile(filepath.Join(dir, layers.DiskDir), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return "", nil, nil
-	}
-	if err != nil {
-		return "", nil, err
-	}
-	defer d.Close()
-	entries, err := d.ReadDir(-1)
-	if err != nil {
-		return "", nil, err
-	}
-	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool {
-		return !e.Type().IsRegular() || path.Ext(e.Name()) != ".qcow2" || !base && !layers.IsDiskName(e.Name())
-	})
-	switch {
-	case len(entries) == 0:
-		return "", nil, nil
-	case len(entries) > 1:
-		return "", nil, fmt.Errorf("a layer has %d disks", len(entries))
-	}
-	name := entries[0].Name()
-	fd, err := unix.Openat(int(d.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return "", nil, &fs.PathError{Op: "open", Path: name, Err: err}
-	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	h, err := parseDisk(f)
-	if err != nil {
-		return "", nil, fmt.Errorf("disk image %s: %w", name, err)
-	}
-	return filepath.Join(dir, layers.DiskDir, name), &h, nil
-}
-
-// A diskRoot is a machine that runs from a disk.
+// A diskRoot is a machine that runs from a disk. Layers of other files, which copies make, are unpacked in the guest when it next runs something; from
+// then on they are part of the disk.
 type diskRoot struct {
 	e     *Executor
 	files []string // of the chain, base first
@@ -141,43 +54,13 @@ func (e *Executor) newDiskRoot(files, rest []string) (*diskRoot, error) {
 	return &diskRoot{e: e, files: files, rest: rest, top: top}, nil
 }
 
-// newFile makes the next file of the chain, DIR/fs/disk/NNN.qcow2.
-func (r *diskRoot) newFile(ctx context.Context) (string, error) {
-	f, err := os.Open(r.files[len(r.files)-1])
-	if err != nil {
-		return "", err
-	}
-	h, err := parseDisk(f)
-	f.Close()
-	if err != nil {
-		return "", err
-	}
+// newFile makes the next file of the chain, in a directory of its own: DIR/fs/disk/NNN.qcow2.
+func (r *diskRoot) newFile(ctx context.Context, below string) (string, error) {
 	dir, err := os.MkdirTemp(r.e.tmp, "disk-")
 	if err != nil {
 		return "", err
 	}
-	file := filepath.Join(dir, "fs", layers.DiskDir, layers.DiskName(r.top+1))
-	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-		return "", err
-	}
-	if err := qemuImg(ctx, "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", layers.DiskName(r.top), file, strconv.FormatInt(h.size, 10)); err != nil {
-		return "", err
-	}
-	return file, nil
-}
-
-func qemuImg(ctx context.Context, args ...string) error {
-	out, err := exec.CommandContext(ctx, "qemu-img", args...).CombinedOutput()
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
-	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("disk images need qemu-img: %w: try `apt-get install qemu-utils`", err)
-	}
-	if err != nil {
-		return fmt.Errorf("qemu-img %s: %w: %s", args[0], err, lastLines(string(out), 2))
-	}
-	return nil
+	return qcow2.Create(ctx, filepath.Join(dir, "fs"), below, r.top+1)
 }
 
 // Run runs a process.
@@ -249,7 +132,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 	if err := r.e.getReadyForDisks(ctx); err != nil {
 		return err
 	}
-	if r.active, err = r.newFile(ctx); err != nil {
+	if r.active, err = r.newFile(ctx, r.files[len(r.files)-1]); err != nil {
 		return err
 	}
 	scratch, err := r.e.newScratch(r.e.scratch)
@@ -293,7 +176,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 	if r.guest, err = r.reach(ctx, guest, d.forward); err != nil {
 		var late *bootError
 		if errors.As(err, &late) {
-			late.console += " " + lastLines(r.m.console.String(), 2)
+			late.console += " " + words.Last(r.m.console.String(), 2)
 			return late
 		}
 		return r.why(ctx, err)
@@ -359,7 +242,7 @@ func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 	}
 	dir := filepath.Dir(filepath.Dir(filepath.Dir(done)))
 	if len(r.files) >= maxChain {
-		if err := squash(ctx, r.e.tmp, r.files, done); err != nil {
+		if err := qcow2.Squash(ctx, r.e.tmp, r.files, done); err != nil {
 			return "", err
 		}
 	}
@@ -382,9 +265,7 @@ func (r *diskRoot) goOn(ctx context.Context) error {
 		return r.why(ctx, err)
 	}
 	r.top++
-	r.files = append(r.files, r.active)
-	next, err := r.newFile(ctx)
-	r.files = r.files[:len(r.files)-1]
+	next, err := r.newFile(ctx, r.active)
 	if err != nil {
 		return err
 	}
@@ -431,47 +312,14 @@ func (r *diskRoot) seal(file string) error {
 	if err := errors.Join(to.Chmod(0o644), copySparse(to, file)); err != nil {
 		return err
 	}
-	h, err := parseDisk(to)
+	h, err := qcow2.ReadHeader(to)
 	if err != nil {
 		return fmt.Errorf("QEMU has written a disk that is not whole: %w", err)
 	}
-	if h.backing != layers.DiskName(r.top-1) {
-		return fmt.Errorf("QEMU has written a disk upon %s", h.backing)
+	if h.Backing != layers.DiskName(r.top-1) {
+		return fmt.Errorf("QEMU has written a disk upon %s", h.Backing)
 	}
 	return os.Rename(to.Name(), file)
-}
-
-// squash makes file, the next of a chain, one that has all changes since the base. Who has it open goes on with the old one.
-func squash(ctx context.Context, tmp string, chain []string, file string) error {
-	dir, err := os.MkdirTemp(tmp, "squash-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	// qemu-img follows names: in a directory of links, they are what they are in the image.
-	for i, f := range chain {
-		name := filepath.Base(f)
-		if i == 0 {
-			name = layers.DiskName(0)
-		}
-		if err := os.Symlink(f, filepath.Join(dir, name)); err != nil {
-			return err
-		}
-	}
-	top := filepath.Join(dir, filepath.Base(file))
-	if err := copyFile(top, file); err != nil {
-		return err
-	}
-	// Not convert: with a backing file it copies what the topmost file has, and no more.
-	cmd := exec.CommandContext(ctx, "qemu-img", "rebase", "-f", "qcow2", "-F", "qcow2", "-b", layers.DiskName(0), filepath.Base(file))
-	cmd.Dir = dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("qemu-img rebase: %w: %s", err, lastLines(string(out), 2))
-	}
-	if err := os.Chmod(top, 0o644); err != nil {
-		return err
-	}
-	return os.Rename(top, file)
 }
 
 // switchDisk has a machine write to another file from now on.
@@ -524,7 +372,7 @@ func (r *diskRoot) Add(ctx context.Context, l layers.Layer) error {
 
 // takes says why files cannot be put into the machine.
 func (r *diskRoot) takes(dir string) error {
-	if _, h, err := diskIn(dir, false); h != nil || err != nil {
+	if has, err := qcow2.Has(dir); has || err != nil {
 		return fmt.Errorf("a file in /%s with a name like %s cannot be copied to a disk image: so are its own files called", layers.DiskDir, layers.DiskName(1))
 	}
 	if r.e.foreign {

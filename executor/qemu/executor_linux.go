@@ -19,6 +19,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/agents"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/layers"
 )
@@ -64,8 +65,8 @@ func New(o Options) (*Executor, error) {
 	if o.Arch == "" {
 		o.Arch = hostArch
 	}
-	if _, err := agents.Open(agentFile(o.OS, o.Arch)); err != nil {
-		return nil, errNoAgent(o.OS, o.Arch)
+	if err := agents.Check(o.OS, o.Arch); err != nil {
+		return nil, err
 	}
 	if o.Memory == 0 {
 		o.Memory = defaultMemory
@@ -181,7 +182,7 @@ func (e *Executor) getReady(ctx context.Context) error {
 	if e.accel != "" {
 		return nil
 	}
-	agent, err := Agent("linux", e.options.Arch)
+	agent, err := agents.Program("linux", e.options.Arch)
 	if err != nil {
 		return err
 	}

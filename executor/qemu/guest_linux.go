@@ -12,6 +12,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/qemu/wire"
+	"github.com/ocurrent/obx/executor/qemu/words"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -130,7 +131,9 @@ func decode(b []byte, v any) error {
 }
 
 // nonsense is the error of what cannot be decoded. Package json repeats what it has read.
-func nonsense(err error) error { return fmt.Errorf("the machine's agent: %s", printable(err.Error())) }
+func nonsense(err error) error {
+	return fmt.Errorf("the machine's agent: %s", words.Printable(err.Error()))
+}
 
 // read writes what a file has to out.
 func (g *guest) read(ctx context.Context, name string, out io.Writer) error {

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/qemu/agents"
+	"github.com/ocurrent/obx/executor/qemu/words"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -29,7 +31,7 @@ func Health(ctx context.Context, o Options) []executor.Check {
 	}
 	check("agent", func() (string, error) {
 		system := cmp.Or(o.OS, "linux")
-		_, err := Agent(system, arch)
+		_, err := agents.Program(system, arch)
 		return system + " on " + arch, err
 	})
 	check("qemu", func() (string, error) {
@@ -242,7 +244,7 @@ func run(ctx context.Context, dir, name string, args ...string) error {
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, lastLines(string(out), 3))
+		return fmt.Errorf("%s %s: %w: %s", name, strings.Join(args, " "), err, words.Last(string(out), 3))
 	}
 	return nil
 }

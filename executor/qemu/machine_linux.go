@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -21,12 +20,12 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unicode"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
+	"github.com/ocurrent/obx/executor/qemu/words"
 )
 
 // A hardware is all of a virtual machine that a saved state depends on.
@@ -78,8 +77,8 @@ type machine struct {
 
 	patience time.Duration // for an agent that says nothing
 	layers   layerdisk.Disk
-	console  console
-	stderr   tail
+	console  words.Tail // what its kernel has said
+	stderr   words.Tail
 
 	process *os.Process
 	ended   chan struct{} // closed when QEMU has been waited for
@@ -274,7 +273,10 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		return nil, fmt.Errorf("start %s: %w", h.qemu, err)
 	}
 	m.qmp = newQMP(qmpConn, m.event)
-	m.serving.Go(func() { m.console.read(consoleConn) })
+	m.serving.Go(func() {
+		_, _ = io.Copy(&m.console, consoleConn)
+		consoleConn.Close()
+	})
 	if !foreign {
 		m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
 		m.serving.Go(func() { m.serveLayers(nbd) })
@@ -441,14 +443,10 @@ func (m *machine) why(err error) error {
 	said := m.console.String()
 	if i := strings.LastIndex(said, "Kernel panic"); i >= 0 {
 		line, _, _ := strings.Cut(said[i:], "\n")
-		return fmt.Errorf("the machine's kernel has crashed: %s", printable(strings.TrimSpace(line)))
+		return fmt.Errorf("the machine's kernel has crashed: %s", words.Printable(strings.TrimSpace(line)))
 	}
-	words := printable(strings.TrimSpace(m.stderr.String()))
-	if words == "" {
-		words = lastLines(said, 3)
-	}
-	if words != "" {
-		err = errors.New(words)
+	if last := cmp.Or(words.Printable(strings.TrimSpace(m.stderr.String())), words.Last(said, 3)); last != "" {
+		err = errors.New(last)
 	}
 	return &endError{m.status, err}
 }
@@ -463,34 +461,6 @@ func (e *endError) Error() string {
 	return fmt.Sprintf("the machine has ended (%v): %v", e.status, e.err)
 }
 func (e *endError) Unwrap() error { return e.err }
-
-func lastLines(s string, n int) string {
-	lines := strings.Split(strings.TrimSpace(s), "\n")
-	lines = lines[max(0, len(lines)-n):]
-	for i := range lines {
-		lines[i] = strings.TrimSpace(lines[i])
-	}
-	return printable(strings.Join(lines, "; "))
-}
-
-// maxWords is how much of a machine's words is in an error, in bytes.
-const maxWords = 2 << 10
-
-// printable makes words of a machine fit for an error that is printed: printable characters on one line, and not too many.
-func printable(s string) string {
-	if len(s) > maxWords {
-		s = s[:maxWords] + "..."
-	}
-	return strings.Map(func(r rune) rune {
-		switch {
-		case unicode.IsPrint(r):
-			return r
-		case unicode.IsSpace(r):
-			return ' '
-		}
-		return -1
-	}, s)
-}
 
 // unlock makes the monitor take commands and tell events. Before it does, QEMU makes the machine, and may hang in what it asks of the kernel: late is then the error.
 func (m *machine) unlock(ctx context.Context, limit time.Duration, late error) error {
@@ -513,7 +483,7 @@ func (m *machine) hello(ctx context.Context, limit time.Duration) error {
 	}
 	var late *bootError
 	if errors.As(err, &late) {
-		late.console = lastLines(m.console.String(), 2)
+		late.console = words.Last(m.console.String(), 2)
 		m.fail(late)
 		return m.why(late)
 	}
@@ -547,7 +517,7 @@ func (m *machine) greeting(ctx context.Context, limit time.Duration) error {
 		return fmt.Errorf("the machine's agent is that of another obx (version %d instead of %d): `obx base agent` writes this one's", hello.Version, wire.Version)
 	}
 	if hello.Err != "" {
-		return fmt.Errorf("the machine cannot be made ready: %s", printable(hello.Err))
+		return fmt.Errorf("the machine cannot be made ready: %s", words.Printable(hello.Err))
 	}
 	return m.control.SetReadDeadline(time.Time{})
 }
@@ -627,7 +597,7 @@ func (m *machine) exchange(ctx context.Context, req wire.Request, send func(io.W
 				return wire.Reply{}, err
 			}
 			if reply.Err != "" {
-				return reply, errors.New(printable(reply.Err))
+				return reply, errors.New(words.Printable(reply.Err))
 			}
 			return reply, nil
 		}
@@ -674,36 +644,4 @@ func (m *machine) closePorts() {
 			c.Close()
 		}
 	}
-}
-
-// A console keeps the last words that a machine's kernel has said.
-type console struct{ tail }
-
-func (c *console) read(conn net.Conn) {
-	_, _ = io.Copy(&c.tail, conn)
-	conn.Close()
-}
-
-// A tail keeps the end of what is written.
-type tail struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-const tailSize = 16 << 10
-
-func (t *tail) Write(p []byte) (int, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.buf.Write(p)
-	if t.buf.Len() > 2*tailSize {
-		t.buf.Next(t.buf.Len() - tailSize)
-	}
-	return len(p), nil
-}
-
-func (t *tail) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.buf.String()
 }

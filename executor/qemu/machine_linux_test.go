@@ -15,20 +15,6 @@ import (
 	"github.com/ocurrent/obx/executor"
 )
 
-func TestPrintable(t *testing.T) {
-	for in, want := range map[string]string{
-		"as it is, ü":            "as it is, ü",
-		"two\nlines\tand a tab":  "two lines and a tab",
-		"\x1b]0;title\a\x1b[31m": "]0;title[31m",
-		"\xff":                   "\uFFFD",
-		strings.Repeat("x", 5e3): strings.Repeat("x", maxWords) + "...",
-	} {
-		if got := printable(in); got != want {
-			t.Errorf("%.40q became %.40q", in, got)
-		}
-	}
-}
-
 func TestMachineMemory(t *testing.T) {
 	const g = 1 << 30
 	for _, c := range []struct{ least, limit, want int64 }{

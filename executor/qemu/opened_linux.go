@@ -7,6 +7,7 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/qcow2"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -26,7 +27,7 @@ func (o *openedRoot) use(ctx context.Context) (executor.Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	disk, rest, err := diskFiles(paths)
+	disk, rest, err := qcow2.Find(paths)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -74,7 +75,7 @@ func TestPortTaken(t *testing.T) {
 	e := testExecutor(t, Options{Store: st, BootTimeout: time.Second})
 	defer e.Close()
 	disk := filepath.Join(t.TempDir(), "empty.qcow2")
-	newDisk(t, disk, "")
+	command(t, "qemu-img", "create", "-q", "-f", "qcow2", disk, "1M")
 	r, err := e.Open(t.Context(), []layers.Layer{conformance.DiskLayer(t, st, disk)})
 	if err != nil {
 		t.Fatal(err)
@@ -243,5 +244,47 @@ chmod 755 /usr/local/sbin/obx-agent; systemctl enable obx-agent`)
 	}
 	if warned != 1 {
 		t.Errorf("%d warnings", warned)
+	}
+}
+
+// Files that would be lost, or that would be taken for the disk's own, are not copied to a disk.
+func TestCopyToDisk(t *testing.T) {
+	for file, want := range map[string]string{
+		"etc/run/x":                "",
+		"disk/mine.qcow2":          "",
+		"disk/005.qcow2 004.qcow2": "so are its own files called",
+		"run/x":                    "memory",
+		"run/a/b/c":                "memory",
+		"run -> /etc":              "",
+	} {
+		dir := t.TempDir()
+		fill(t, dir, file)
+		r := &diskRoot{e: &Executor{}}
+		if err := r.takes(dir); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v, want %q", file, err, want)
+		}
+	}
+	dir := t.TempDir()
+	fill(t, dir, "run/x")
+	if err := (&diskRoot{e: &Executor{foreign: true}}).takes(dir); err != nil {
+		t.Errorf("on another system than Linux: %v", err)
+	}
+}
+
+// fill makes a file of a layer: "NAME BACKING" is a disk, "NAME -> TARGET" a link.
+func fill(t *testing.T, dir, file string) {
+	t.Helper()
+	name, more, _ := strings.Cut(file, " ")
+	name = filepath.Join(dir, name)
+	err := os.MkdirAll(filepath.Dir(name), 0o755)
+	if target, ok := strings.CutPrefix(more, "-> "); ok {
+		err = errors.Join(err, os.Symlink(target, name))
+	} else if more != "" {
+		command(t, "qemu-img", "create", "-q", "-f", "qcow2", "-u", "-F", "qcow2", "-b", more, name, "1M")
+	} else {
+		err = errors.Join(err, os.WriteFile(name, nil, 0o644))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

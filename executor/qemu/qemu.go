@@ -3,7 +3,7 @@
 // # A machine
 //
 // One machine is one root file system, from its first Run to its Close. Its kernel is the host's choice; its first process
-// is obx's agent (package agent, embedded here), which runs package overlay inside the machine: so what a process
+// is obx's agent (package agent, embedded by package agents), which runs package overlay inside the machine: so what a process
 // sees and what a step leaves is the same as without machines, and results are shared both ways.
 //
 //	obx                                          QEMU: a process without privileges, that dies with obx

@@ -16,6 +16,7 @@ import (
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
+	"github.com/ocurrent/obx/executor/qemu/words"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -233,9 +234,9 @@ func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor
 	case err != nil:
 		return err
 	case reply.Start != "":
-		return &executor.StartError{Msg: printable(reply.Start)}
+		return &executor.StartError{Msg: words.Printable(reply.Start)}
 	case reply.Exit != nil:
-		reply.Exit.Limit = printable(reply.Exit.Limit)
+		reply.Exit.Limit = words.Printable(reply.Exit.Limit)
 		if reply.Exit.Reason == executor.OOM && p.Limits.Memory == 0 {
 			reply.Exit.Limit = units.BytesSize(float64(memory)) + ", all of its virtual machine"
 		}

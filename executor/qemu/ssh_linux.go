@@ -19,7 +19,9 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/qemu/agents"
 	"github.com/ocurrent/obx/executor/qemu/wire"
+	"github.com/ocurrent/obx/executor/qemu/words"
 )
 
 func (g Guest) orDefault(os string) Guest {
@@ -163,14 +165,14 @@ func (l *login) script(ctx context.Context, os, script string, in io.Reader) err
 		return err
 	}
 	defer end()
-	var out tail // package ssh writes both streams to it, one after the other: it has a lock
+	var out words.Tail // package ssh writes both streams to it, one after the other: it has a lock
 	s.Stdin, s.Stdout, s.Stderr = in, &out, &out
 	err = s.Run(l.asRoot(os, script))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("in the machine: %w: %s", err, lastLines(out.String(), 3))
+		return fmt.Errorf("in the machine: %w: %s", err, words.Last(out.String(), 3))
 	}
 	return nil
 }
@@ -195,7 +197,7 @@ func (l *login) putAgent(ctx context.Context, arch string) error {
 	if l.put {
 		return nil
 	}
-	program, err := Agent("linux", arch)
+	program, err := agents.Program("linux", arch)
 	if err != nil {
 		return err
 	}
@@ -212,7 +214,7 @@ func (l *login) carryAgent(ctx context.Context, arch string) (ended chan error, 
 	if err := l.putAgent(ctx, arch); err != nil {
 		return nil, err
 	}
-	var said tail
+	var said words.Tail
 	s, err := l.start(ctx, l.asRoot("linux", "exec "+wire.CarriedDir+"/agent serve"), func(s *ssh.Session) error {
 		s.Stdout, s.Stderr = &said, &said
 		return nil
@@ -223,7 +225,7 @@ func (l *login) carryAgent(ctx context.Context, arch string) (ended chan error, 
 	ended = make(chan error, 1)
 	go func() {
 		err := s.Wait()
-		ended <- fmt.Errorf("obx's agent in the machine has ended (%v): %s", err, lastLines(said.String(), 3))
+		ended <- fmt.Errorf("obx's agent in the machine has ended (%v): %s", err, words.Last(said.String(), 3))
 	}()
 	return ended, nil
 }
@@ -240,7 +242,7 @@ func (l *login) startPlain(ctx context.Context, os, arch string) (*conversation,
 		l.plain = l.asRoot(os, "exec "+wire.CarriedDir+`/agent "$@"`) + " agent"
 		return l.converse(ctx)
 	}
-	program, err := Agent(os, arch)
+	program, err := agents.Program(os, arch)
 	if err != nil {
 		return nil, err
 	}
@@ -289,7 +291,7 @@ type conversation struct {
 	s    *ssh.Session
 	in   io.WriteCloser
 	out  io.Reader
-	said tail // on its standard error
+	said words.Tail // on its standard error
 }
 
 func (l *login) converse(ctx context.Context) (*conversation, error) {
@@ -370,7 +372,7 @@ func (m *machine) talkTo(c *conversation) {
 			select {
 			case <-m.ended: // with QEMU, which tells more
 			case <-time.After(time.Second):
-				m.fail(fmt.Errorf("obx's agent in the machine has ended (%v): %s", err, lastLines(said+c.said.String(), 3)))
+				m.fail(fmt.Errorf("obx's agent in the machine has ended (%v): %s", err, words.Last(said+c.said.String(), 3)))
 			}
 		}
 		theirs.Close()

@@ -1,4 +1,4 @@
-package qemu
+package cachedir
 
 import (
 	"cmp"
@@ -12,9 +12,9 @@ import (
 	"github.com/ocurrent/obx/cas/foreign"
 )
 
-// applyChange moves a change, a directory in overlay form that nobody else uses, into a directory on the same file system that
+// Apply moves a change, a directory in overlay form that nobody else uses, into a directory on the same file system that
 // others use meanwhile. Files appear whole. No link is followed in either.
-func applyChange(ctx context.Context, target, upper string) error {
+func Apply(ctx context.Context, target, upper string) error {
 	to, err := foreign.NewCursor(target, 0)
 	if err != nil {
 		return err

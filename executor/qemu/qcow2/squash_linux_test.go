@@ -1,4 +1,4 @@
-package qemu
+package qcow2
 
 import (
 	"fmt"
@@ -34,7 +34,7 @@ func TestSquash(t *testing.T) {
 		chain = append(chain, filepath.Join(dir, layers.DiskName(i)))
 	}
 	tool("qemu-img", "convert", "-O", "raw", layers.DiskName(5), "want")
-	if err := squash(t.Context(), dir, chain[:5], chain[5]); err != nil {
+	if err := Squash(t.Context(), dir, chain[:5], chain[5]); err != nil {
 		t.Fatal(err)
 	}
 	f, err := os.Open(chain[5])
@@ -42,7 +42,7 @@ func TestSquash(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if h, err := parseDisk(f); err != nil || h.backing != layers.DiskName(0) {
+	if h, err := ReadHeader(f); err != nil || h.Backing != layers.DiskName(0) {
 		t.Errorf("its header says %+v, %v", h, err)
 	}
 	for _, between := range chain[1:5] {

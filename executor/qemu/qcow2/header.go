@@ -1,4 +1,4 @@
-package qemu
+package qcow2
 
 import (
 	"encoding/binary"
@@ -10,10 +10,10 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// A diskHeader is what matters of the header of a qcow2 file.
-type diskHeader struct {
-	size    int64  // of the disk that a machine sees
-	backing string // the name of the file below it; "" if there is none
+// A Header is what matters of the header of a qcow2 file.
+type Header struct {
+	Size    int64  // of the disk that a machine sees, in bytes; at most 64 TiB
+	Backing string // the name of the file below it, as [layers.DiskName] gives it; "" if there is none
 }
 
 // Bits of a qcow2 header's incompatible features.
@@ -38,10 +38,10 @@ const (
 	maxHeader   = 1 << 16 // of a header with its extensions; they lie in the first cluster
 )
 
-// parseDisk reads the header of a disk image that somebody else has made. It refuses whatever leads QEMU to another file or
-// is not understood: data files, encryption, unknown features, and names of files below that are not of this
-// package. QEMU itself never follows the name.
-func parseDisk(r io.ReaderAt) (h diskHeader, err error) {
+// ReadHeader reads the header of a disk image that somebody else has made. It refuses whatever leads QEMU to another file or
+// is not understood: data files, encryption, unknown features, and names of files below that are not of a
+// chain. QEMU itself never follows the name.
+func ReadHeader(r io.ReaderAt) (h Header, err error) {
 	be := binary.BigEndian
 	head := make([]byte, 112)
 	n, err := r.ReadAt(head, 0)
@@ -64,7 +64,7 @@ func parseDisk(r io.ReaderAt) (h diskHeader, err error) {
 	if size > maxDiskSize {
 		return h, fmt.Errorf("the disk is larger than %d bytes", int64(maxDiskSize))
 	}
-	h.size = int64(size)
+	h.Size = int64(size)
 	length := uint32(72)
 	switch version {
 	case 2:
@@ -97,7 +97,7 @@ func parseDisk(r io.ReaderAt) (h diskHeader, err error) {
 	if !layers.IsDiskName(string(name)) {
 		return h, fmt.Errorf("it needs %q below it, which is not one of obx's%s", name, convert)
 	}
-	h.backing = string(name)
+	h.Backing = string(name)
 	return h, nil
 }
 
@@ -156,15 +156,15 @@ func checkExtensions(r io.ReaderAt, at, end int64) error {
 
 const convert = ": make one file of both with `qemu-img convert`"
 
-// CheckDisk reports whether a file can be a base disk: one that stands alone.
-func CheckDisk(name string) error {
+// Check says why a file cannot be a base disk: one that stands alone.
+func Check(name string) error {
 	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	h, err := parseDisk(f)
-	if err == nil && h.backing != "" {
+	h, err := ReadHeader(f)
+	if err == nil && h.Backing != "" {
 		err = errors.New("it needs another file below it" + convert)
 	}
 	if err != nil {

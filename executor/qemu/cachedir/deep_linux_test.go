@@ -1,4 +1,4 @@
-package qemu
+package cachedir
 
 import (
 	"bytes"
@@ -29,7 +29,7 @@ func TestDeepCaches(t *testing.T) {
 	tmp := t.TempDir()
 	dir, name := conformance.DeepTree(t)
 	want := layerOf(t, dir)
-	if err := snapshot(filepath.Join(tmp, "seen"), dir); err != nil {
+	if err := Snapshot(filepath.Join(tmp, "seen"), dir); err != nil {
 		t.Fatal(err)
 	}
 	if got := layerOf(t, filepath.Join(tmp, "seen")); !bytes.Equal(got, want) {
@@ -44,7 +44,7 @@ func TestDeepCaches(t *testing.T) {
 		if err := os.MkdirAll(target, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := applyChange(context.Background(), target, change); err != nil {
+		if err := Apply(context.Background(), target, change); err != nil {
 			t.Fatal(err)
 		}
 		tree, err := layers.DirTree(target)

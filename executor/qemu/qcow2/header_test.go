@@ -1,4 +1,4 @@
-package qemu
+package qcow2
 
 import (
 	"bytes"
@@ -22,8 +22,8 @@ func makeDisk(t testing.TB, args ...string) string {
 	return name
 }
 
-// TestParseDisk reads what qemu-img makes.
-func TestParseDisk(t *testing.T) {
+// TestReadHeader reads what qemu-img makes.
+func TestReadHeader(t *testing.T) {
 	for _, test := range []struct {
 		args []string
 		want string // in the error
@@ -44,10 +44,10 @@ func TestParseDisk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h, err := parseDisk(f)
+		h, err := ReadHeader(f)
 		f.Close()
 		switch {
-		case test.want == "" && (err != nil || h.size != 1<<30 || h.backing != test.back):
+		case test.want == "" && (err != nil || h.Size != 1<<30 || h.Backing != test.back):
 			t.Errorf("%q: %+v, %v", test.args, h, err)
 		case test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)):
 			t.Errorf("%q: got %v, want %q", test.args, err, test.want)
@@ -55,8 +55,8 @@ func TestParseDisk(t *testing.T) {
 	}
 }
 
-// TestParsePatchedDisk reads headers that qemu-img does not make.
-func TestParsePatchedDisk(t *testing.T) {
+// TestReadPatchedHeader reads headers that qemu-img does not make.
+func TestReadPatchedHeader(t *testing.T) {
 	good, err := os.ReadFile(makeDisk(t))
 	if err != nil {
 		t.Fatal(err)
@@ -82,7 +82,7 @@ func TestParsePatchedDisk(t *testing.T) {
 	} {
 		b := bytes.Clone(good)
 		copy(b[test.at:], test.with)
-		if _, err := parseDisk(bytes.NewReader(b)); err == nil || !strings.Contains(err.Error(), test.want) {
+		if _, err := ReadHeader(bytes.NewReader(b)); err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: got %v, want %q", test.name, err, test.want)
 		}
 	}
@@ -106,12 +106,12 @@ func farExtension(t testing.TB) []byte {
 }
 
 func TestFarExtension(t *testing.T) {
-	if _, err := parseDisk(bytes.NewReader(farExtension(t))); err == nil || !strings.Contains(err.Error(), "do not end") {
+	if _, err := ReadHeader(bytes.NewReader(farExtension(t))); err == nil || !strings.Contains(err.Error(), "do not end") {
 		t.Errorf("got %v", err)
 	}
 }
 
-func FuzzParseDisk(f *testing.F) {
+func FuzzReadHeader(f *testing.F) {
 	for _, args := range [][]string{nil, {"-u", "-b", "007.qcow2", "-F", "qcow2"}, {"-o", "compat=0.10"}} {
 		b, err := os.ReadFile(makeDisk(f, args...))
 		if err != nil {
@@ -121,7 +121,7 @@ func FuzzParseDisk(f *testing.F) {
 	}
 	f.Add(farExtension(f))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		h, err := parseDisk(bytes.NewReader(b))
+		h, err := ReadHeader(bytes.NewReader(b))
 		if err != nil {
 			return
 		}
@@ -140,7 +140,7 @@ func FuzzParseDisk(f *testing.F) {
 			}
 			at += 8 + (int64(be.Uint32(b[at+4:]))+7)/8*8
 		}
-		if h.size < 0 || h.size > maxDiskSize || h.backing != "" && !layers.IsDiskName(h.backing) {
+		if h.Size < 0 || h.Size > maxDiskSize || h.Backing != "" && !layers.IsDiskName(h.Backing) {
 			t.Errorf("%+v is accepted", h)
 		}
 		if len(b) >= 104 && binary.BigEndian.Uint32(b[4:]) == 3 && binary.BigEndian.Uint64(b[72:])&^(qcowCompression|qcowExtendedL2) != 0 {

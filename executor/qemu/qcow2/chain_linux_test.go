@@ -1,4 +1,4 @@
-package qemu
+package qcow2
 
 import (
 	"os"
@@ -50,7 +50,7 @@ func TestDiskFiles(t *testing.T) {
 					makeFile(t, dir, file)
 				}
 			}
-			files, rest, err := diskFiles(dirs)
+			files, rest, err := Find(dirs)
 			short := func(list []string) string {
 				for i, f := range list {
 					list[i] = strings.ReplaceAll(strings.TrimPrefix(f, top+"/"), "/disk/", "/")
@@ -67,30 +67,6 @@ func TestDiskFiles(t *testing.T) {
 				t.Errorf("the rest is %q, want %q", got, c.rest)
 			}
 		})
-	}
-}
-
-// Files that would be lost, or that would be taken for the disk's own, are not copied to a disk.
-func TestCopyToDisk(t *testing.T) {
-	for file, want := range map[string]string{
-		"etc/run/x":                "",
-		"disk/mine.qcow2":          "",
-		"disk/005.qcow2 004.qcow2": "so are its own files called",
-		"run/x":                    "memory",
-		"run/a/b/c":                "memory",
-		"run -> /etc":              "",
-	} {
-		dir := t.TempDir()
-		makeFile(t, dir, file)
-		r := &diskRoot{e: &Executor{}}
-		if err := r.takes(dir); want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
-			t.Errorf("%s: %v, want %q", file, err, want)
-		}
-	}
-	dir := t.TempDir()
-	makeFile(t, dir, "run/x")
-	if err := (&diskRoot{e: &Executor{foreign: true}}).takes(dir); err != nil {
-		t.Errorf("on another system than Linux: %v", err)
 	}
 }
 

@@ -1,4 +1,4 @@
-package qemu
+package cachedir
 
 import (
 	"cmp"
@@ -12,12 +12,12 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-// snapshot makes a directory, which must not exist, with all that another one of the same file system has, which others change meanwhile:
+// Snapshot makes a directory, which must not exist, with all that another one of the same file system has, which others change meanwhile:
 // directories of its own, and links to the files. Whatever they do to names after that, the snapshot has what it has. No link is
 // followed.
 //
 // Files that are written to in place are the same in both.
-func snapshot(dir, of string) error {
+func Snapshot(dir, of string) error {
 	fail := func(err error) error { return fmt.Errorf("take a snapshot of %s: %w", of, err) }
 	from, err := foreign.NewCursor(of, 0)
 	if err != nil {

@@ -1,4 +1,4 @@
-package qemu
+package cachedir
 
 import (
 	"errors"
@@ -28,7 +28,7 @@ func TestSnapshot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := snapshot(dir, of); err != nil {
+	if err := Snapshot(dir, of); err != nil {
 		t.Fatal(err)
 	}
 	err = errors.Join(
@@ -90,7 +90,7 @@ func TestSnapshotFollowsNoLinks(t *testing.T) {
 	}()
 	for i := range 300 {
 		dir := filepath.Join(top, strconv.Itoa(i))
-		if err := snapshot(dir, of); err != nil {
+		if err := Snapshot(dir, of); err != nil {
 			t.Fatal(err)
 		}
 		info, err := os.Lstat(filepath.Join(dir, "d"))
