@@ -40,18 +40,24 @@ var mayImport = map[string][]string{
 	"executor/internal/seccomp":       {"cas/userns"},
 	"executor/internal/seccomp/probe": {"executor/internal/seccomp"},
 	"executor/fake":                   {"executor", "layers", "cas"},
-	"executor/qemu":                   {"executor", "executor/internal/rootfs", "executor/qemu/agents", "executor/qemu/cachedir", "executor/qemu/layerdisk", "executor/qemu/qcow2", "executor/qemu/wire", "executor/qemu/words", "layers", "cas"},
-	"executor/qemu/agents":            {},
-	"executor/qemu/cachedir":          {"layers", "cas/foreign"},
-	"executor/qemu/qcow2":             {"executor/qemu/words", "layers"},
-	"executor/qemu/words":             {},
-	"executor/qemu/layerdisk":         {"executor/internal/rootfs", "layers", "cas/foreign"},
-	"executor/qemu/agent":             {"executor", "executor/internal/rootfs", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
-	"executor/qemu/wire":              {"executor"},
 	"executor/build/results":          {"keys", "cas", "layers", "registry"},
 	"executor/build":                  {"keys", "keys/spec", "cas", "cas/foreign", "layers", "registry", "registry/images", "registry/repo", "executor", "executor/build/publish", "executor/build/results"},
 	"executor/build/publish":          {"keys", "cas", "layers", "registry", "registry/images", "registry/repo", "executor/build/results"},
 	"conformance":                     {"keys", "keys/spec", "cas", "layers", "registry", "registry/images", "registry/repo", "executor", "executor/build", "executor/fake", "executor/rootless", "cas/userns"},
+
+	"executor/qemu": {
+		"executor", "executor/internal/rootfs", "executor/qemu/agents", "executor/qemu/cachedir", "executor/qemu/guest", "executor/qemu/layerdisk", "executor/qemu/qcow2",
+		"executor/qemu/wire", "executor/qemu/words", "layers", "cas",
+	},
+	"executor/qemu/agents":             {},
+	"executor/qemu/cachedir":           {"layers", "cas/foreign"},
+	"executor/qemu/guest":              {"executor", "executor/qemu/agents", "executor/qemu/wire", "executor/qemu/words", "layers"},
+	"executor/qemu/layerdisk":          {"executor/internal/rootfs", "layers", "cas/foreign"},
+	"executor/qemu/qcow2":              {"executor/qemu/words", "layers"},
+	"executor/qemu/words":              {},
+	"executor/qemu/internal/guesttest": {"executor/qemu/wire"},
+	"executor/qemu/agent":              {"executor", "executor/internal/rootfs", "executor/overlay", "executor/qemu/wire", "layers", "cas", "cas/foreign"},
+	"executor/qemu/wire":               {"executor"},
 }
 
 // onlyIn lists, for each foreign module that is heavy or that shapes an interface, the packages that may see it.
@@ -61,6 +67,7 @@ var onlyIn = map[string][]string{
 	"github.com/opencontainers/runtime-spec/": {
 		"executor/internal/rootfs", "executor/internal/cgroup", "executor/internal/sandbox", "executor/internal/seccomp", "executor/overlay", "executor/hcs",
 	},
+	"golang.org/x/crypto/ssh":       {"executor/qemu/guest"},
 	"github.com/spf13/":             {"cmd/obx"},
 	"github.com/Microsoft/hcsshim/": {"executor/hcs"},
 	"github.com/moby/":              {"executor/internal/seccomp"},

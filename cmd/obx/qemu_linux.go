@@ -13,6 +13,7 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/executor/qemu"
+	"github.com/ocurrent/obx/executor/qemu/guest"
 )
 
 // qemuFlags are about virtual machines.
@@ -23,7 +24,7 @@ type qemuFlags struct {
 	memory   string
 	cpus     int
 	boot     time.Duration
-	guest    qemu.Guest
+	guest    guest.Account
 	of       [2]string // --qemu-guest-os and -arch
 
 	system, arch string // of the build

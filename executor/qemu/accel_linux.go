@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/qemu/guest"
 )
 
 // accelFile, in the store, has what was found out about KVM.
@@ -112,7 +114,7 @@ func (e *Executor) tryKVM(ctx context.Context) (lasts bool, err error) {
 	h := e.hardware(e.options.Memory)
 	h.accel = "kvm"
 	m, err := e.boot(ctx, h, kvmPatience)
-	var late *bootError
+	var late *guest.BootError
 	var ended *endError
 	switch {
 	case errors.As(err, &late):

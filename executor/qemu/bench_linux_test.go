@@ -8,6 +8,7 @@ import (
 
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor/qemu"
+	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -22,7 +23,7 @@ func BenchmarkStep(b *testing.B) {
 	cold := newExecutor(b, qemu.Options{Store: st, NoState: true})
 	defer cold.Close()
 	file, key := conformance.DebianDisk(b)
-	ssh := newExecutor(b, qemu.Options{Store: st, BootTimeout: 5 * time.Minute, Guest: qemu.Guest{Key: key}})
+	ssh := newExecutor(b, qemu.Options{Store: st, BootTimeout: 5 * time.Minute, Guest: guest.Account{Key: key}})
 	defer ssh.Close()
 	disk := conformance.DiskLayer(b, st, file)
 

@@ -16,7 +16,6 @@ import (
 	"github.com/ocurrent/obx/executor/qemu/cachedir"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
-	"github.com/ocurrent/obx/executor/qemu/words"
 )
 
 // A cacheSet is all caches of one run, each once: the machine sees what they have as directories of an image, and sends
@@ -77,7 +76,7 @@ func (c *cacheSet) show(ctx context.Context, p executor.Process) error {
 			}
 		}
 	}
-	if c.m.plain {
+	if c.m.agent.Plain() {
 		return c.send(ctx, p)
 	}
 	return c.attach(ctx)
@@ -119,9 +118,9 @@ func (c *cacheSet) send(ctx context.Context, p executor.Process) error {
 		}
 		req := wire.Unpack{Dir: m.Target, Cache: &wire.CacheMount{Number: n, UID: p.UID, GID: p.GID}}
 		for _, d := range dirs {
-			reply, err := c.m.exchange(ctx, wire.Request{Unpack: &req}, sendLayer(ctx, d), nil)
+			reply, err := c.m.agent.Unpack(ctx, req, d)
 			if err == nil && reply.Start != "" {
-				err = &executor.StartError{Msg: words.Printable(reply.Start)}
+				err = &executor.StartError{Msg: reply.Start}
 			}
 			if err != nil {
 				return fmt.Errorf("cache %q: %w", m.Cache.Name, err)

@@ -16,8 +16,8 @@ import (
 
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
+	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/executor/qemu/qcow2"
-	"github.com/ocurrent/obx/executor/qemu/wire"
 	"github.com/ocurrent/obx/executor/qemu/words"
 	"github.com/ocurrent/obx/layers"
 )
@@ -34,7 +34,7 @@ type diskRoot struct {
 	top   int      // number of the topmost file
 
 	m       *machine
-	guest   *guest
+	guest   *guest.Guest
 	network executor.Network // of m
 	memory  int64            // of m, in bytes
 	active  string           // the file that m writes to, in the store's TempDir
@@ -78,7 +78,7 @@ func (r *diskRoot) run(ctx context.Context, p executor.Process, out io.Writer) e
 	if err := r.start(ctx, p); err != nil {
 		return err
 	}
-	err := r.guest.process(ctx, p, out)
+	err := r.process(ctx, p, out)
 	var exit *executor.ExitError
 	var start *executor.StartError
 	if err != nil && !errors.As(err, &exit) && !errors.As(err, &start) {
@@ -87,13 +87,27 @@ func (r *diskRoot) run(ctx context.Context, p executor.Process, out io.Writer) e
 	return err
 }
 
+// process runs a process in the machine, when nobody else uses it.
+func (r *diskRoot) process(ctx context.Context, p executor.Process, out io.Writer) error {
+	return r.guest.Use(ctx, func() error {
+		plain := r.m.agent.Plain()
+		if l := p.Limits; plain && (l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0 || l.Disk > 0 || l.Inodes > 0) {
+			r.e.warn("limits of memory, processors, processes and the disk do not apply in machines without a sandbox: they have what the machine has")
+		}
+		if plain && p.Terminal {
+			return r.guest.Terminal(ctx, p)
+		}
+		return r.e.run(ctx, r.m, r.memory, p, out)
+	})
+}
+
 // why explains an error of a connection.
 func (r *diskRoot) why(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
 	}
 	if !r.m.alive() || r.m.failed() {
-		return r.m.why(err)
+		return r.m.Why(err)
 	}
 	return err
 }
@@ -116,7 +130,7 @@ func (r *diskRoot) start(ctx context.Context, p executor.Process) error {
 		}
 	}
 	for _, dir := range r.rest[r.there:] {
-		if err := r.guest.addLayer(ctx, dir); err != nil {
+		if err := r.guest.AddLayer(ctx, dir); err != nil {
 			return r.why(ctx, err)
 		}
 		r.there++
@@ -125,8 +139,8 @@ func (r *diskRoot) start(ctx context.Context, p executor.Process) error {
 }
 
 func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (err error) {
-	guest := r.e.options.Guest.orDefault(r.e.options.OS)
-	if r.e.foreign && guest.Key == "" {
+	account := r.e.options.Guest.OrDefault(r.e.options.OS)
+	if r.e.foreign && account.Key == "" {
 		return fmt.Errorf("a machine of %s is reached by ssh: give the private key with --qemu-ssh-key", r.e.options.OS)
 	}
 	if err := r.e.getReadyForDisks(ctx); err != nil {
@@ -153,7 +167,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 	}
 	d := &diskDevice{
 		firmware: firmware,
-		files:    append(append([]string(nil), r.files...), r.active), port: guest.Port,
+		files:    append(append([]string(nil), r.files...), r.active), port: account.Port,
 		online: n == executor.NetworkHost, foreign: r.e.foreign,
 	}
 	r.network, r.memory, r.node = n, memory, len(r.files)
@@ -164,7 +178,7 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 		if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {
 			return err
 		}
-		if err = r.m.unlock(ctx, r.e.options.BootTimeout, &bootError{limit: r.e.options.BootTimeout}); err == nil {
+		if err = r.m.unlock(ctx, r.e.options.BootTimeout, &guest.BootError{Limit: r.e.options.BootTimeout}); err == nil {
 			break
 		}
 		if try == maxForwards || !strings.Contains(err.Error(), "host forwarding") { // somebody else has taken the port
@@ -173,10 +187,12 @@ func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (
 		r.e.end(r.m)
 		r.m = nil
 	}
-	if r.guest, err = r.reach(ctx, guest, d.forward); err != nil {
-		var late *bootError
+	o := r.e.options
+	r.guest, err = guest.Reach(ctx, r.m.agent, guest.Way{Account: account, Addr: d.forward, OS: o.OS, Arch: o.Arch, Foreign: r.e.foreign, Limit: o.BootTimeout, Warn: r.e.warn})
+	if err != nil {
+		var late *guest.BootError
 		if errors.As(err, &late) {
-			late.console += " " + words.Last(r.m.console.String(), 2)
+			late.Console += " " + words.Last(r.m.console.String(), 2)
 			return late
 		}
 		return r.why(ctx, err)
@@ -200,7 +216,7 @@ var freeAddress = func() (string, error) {
 // end ends the machine and drops what is not frozen.
 func (r *diskRoot) end() {
 	if r.guest != nil {
-		r.guest.close()
+		r.guest.Close()
 		r.guest = nil
 	}
 	if r.m != nil {
@@ -261,7 +277,7 @@ func (r *diskRoot) freeze(ctx context.Context) (string, error) {
 // goOn has the machine write to the next file.
 func (r *diskRoot) goOn(ctx context.Context) error {
 	// What the file system has then is what it has after a power cut a moment later: whole.
-	if err := r.guest.sync(ctx); err != nil {
+	if err := r.guest.Sync(ctx); err != nil {
 		return r.why(ctx, err)
 	}
 	r.top++
@@ -279,8 +295,7 @@ func (r *diskRoot) goOn(ctx context.Context) error {
 
 // shutDown has the machine's system write all that it holds back, and end: of others than Linux it is not known that a sync is enough.
 func (r *diskRoot) shutDown(ctx context.Context) error {
-	r.m.ending.Store(true)
-	if err := r.guest.ask(ctx, wire.Request{Freeze: &wire.Freeze{ShutDown: true}}, nil, nil); err != nil {
+	if err := r.guest.ShutDown(ctx); err != nil {
 		return r.why(ctx, err)
 	}
 	limit := r.e.options.BootTimeout
@@ -292,9 +307,9 @@ func (r *diskRoot) shutDown(ctx context.Context) error {
 		return fmt.Errorf("the machine did not shut down within %v (--qemu-boot-time)", limit)
 	}
 	if !r.m.wentDown() {
-		return r.m.why(errors.New("it was told to shut down, and did not end so"))
+		return r.m.Why(errors.New("it was told to shut down, and did not end so"))
 	}
-	r.guest.close()
+	r.guest.Close()
 	r.e.end(r.m)
 	r.m, r.guest, r.active = nil, nil, ""
 	r.top++
@@ -398,6 +413,15 @@ func hasFiles(t layers.Tree, name string) bool {
 		}
 	}
 	return false
+}
+
+// Files reads the files in the machine.
+func (r *diskRoot) Files(ctx context.Context) (layers.Tree, error) {
+	if err := r.start(ctx, executor.Process{Network: r.network}); err != nil {
+		r.end()
+		return nil, err
+	}
+	return r.guest.Files(ctx, r.e.tmp), nil
 }
 
 // Close forgets what was not frozen. A machine that has nothing of that kind stays for the next root with the same disk: what

@@ -16,6 +16,7 @@ import (
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/qemu"
+	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -27,7 +28,7 @@ func TestLongDisk(t *testing.T) {
 	disk, key := conformance.DebianDisk(t)
 	st := conformance.OpenStore(t)
 	open := func() *qemu.Executor {
-		return newExecutor(t, qemu.Options{Store: st, BootTimeout: 10 * time.Minute, Guest: qemu.Guest{Key: key}})
+		return newExecutor(t, qemu.Options{Store: st, BootTimeout: 10 * time.Minute, Guest: guest.Account{Key: key}})
 	}
 	chain := []layers.Layer{conformance.DiskLayer(t, st, disk)}
 	e := open()

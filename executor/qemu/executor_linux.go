@@ -20,6 +20,7 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/qemu/agents"
+	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/layers"
 )
@@ -293,7 +294,7 @@ func (e *Executor) boot(ctx context.Context, h hardware, limit time.Duration) (*
 	if h.arch == timeless {
 		// One of some hundred sleeps for good while it boots, too.
 		m, err := e.bootOnce(ctx, h, limit/2)
-		var late *bootError
+		var late *guest.BootError
 		if !errors.As(err, &late) {
 			return m, err
 		}
@@ -377,7 +378,7 @@ func (e *Executor) Close() error {
 		parked.end()
 	}
 	for _, m := range running {
-		m.fail(errors.New("the executor is closed"))
+		m.Fail(errors.New("the executor is closed"))
 	}
 	e.preparing.Wait()
 	for _, m := range running {

@@ -109,7 +109,7 @@ func TestHang(t *testing.T) {
 		t.Fatal(err)
 	}
 	m := r.(*openedRoot).files.m
-	m.patience = 300 * time.Millisecond
+	m.agent.Patience = 300 * time.Millisecond
 	if err := m.qmp.call(t.Context(), "stop", nil, nil); err != nil {
 		t.Fatal(err)
 	}

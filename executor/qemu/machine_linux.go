@@ -1,10 +1,8 @@
 package qemu
 
 import (
-	"bufio"
 	"cmp"
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,12 +15,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 	"github.com/ocurrent/obx/executor/qemu/words"
@@ -70,23 +68,17 @@ type diskDevice struct {
 // A machine is a running QEMU. It ends with this process, however that ends.
 type machine struct {
 	qmp     *qmp
-	control net.Conn
-	in      *wire.Reader // of control
-	input   net.Conn
-	plain   bool // its agent has no sandbox
-
-	patience time.Duration // for an agent that says nothing
-	layers   layerdisk.Disk
-	console  words.Tail // what its kernel has said
-	stderr   words.Tail
+	agent   *guest.Agent
+	layers  layerdisk.Disk
+	console words.Tail // what its kernel has said
+	stderr  words.Tail
 
 	process *os.Process
 	ended   chan struct{} // closed when QEMU has been waited for
 	status  error         // then: how it ended
 	serving sync.WaitGroup
 
-	online bool        // the network is on
-	ending atomic.Bool // its system was told to shut down
+	online bool // the network is on
 
 	mu       sync.Mutex
 	cause    error  // why it is of no use any more
@@ -112,7 +104,7 @@ func machineUser() uint32 {
 
 // startMachine starts QEMU. It does not wait for anything.
 func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
-	m := &machine{online: true, patience: agentPatience, ended: make(chan struct{})}
+	m := &machine{online: true, ended: make(chan struct{})}
 	var extra []*os.File
 	var ours []*net.UnixConn
 	defer func() {
@@ -209,6 +201,7 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		}
 		args = append(args, "-append", "console="+board.console+" quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init GOMAXPROCS=1 "+board.append)
 	}
+	var ports [2]net.Conn
 	var nbd net.Conn
 	if !foreign {
 		args = append(args, "-device", device("virtio-serial", "id=ports"))
@@ -217,11 +210,7 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 			if err != nil {
 				return nil, err
 			}
-			if i == 0 {
-				m.control = conn
-			} else {
-				m.input = conn
-			}
+			ports[i] = conn
 			args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
 		}
 		conn, fd, err := connect()
@@ -273,12 +262,12 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		return nil, fmt.Errorf("start %s: %w", h.qemu, err)
 	}
 	m.qmp = newQMP(qmpConn, m.event)
+	m.agent = guest.NewAgent(m, ports[0], ports[1])
 	m.serving.Go(func() {
 		_, _ = io.Copy(&m.console, consoleConn)
 		consoleConn.Close()
 	})
 	if !foreign {
-		m.in = wire.NewReader(bufio.NewReaderSize(m.control, 256<<10))
 		m.serving.Go(func() { m.serveLayers(nbd) })
 	}
 	return m, nil
@@ -287,7 +276,7 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 // serveLayers answers what QEMU reads of layers.
 func (m *machine) serveLayers(nbd net.Conn) {
 	if err := m.layers.Serve(nbd); err != nil {
-		m.fail(err)
+		m.Fail(err)
 	}
 }
 
@@ -363,8 +352,11 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 	return c.(*net.UnixConn), theirs, nil
 }
 
-// fail makes a machine of no use, and remembers the first reason.
-func (m *machine) fail(err error) {
+// Ended is closed when QEMU has been waited for.
+func (m *machine) Ended() <-chan struct{} { return m.ended }
+
+// Fail makes a machine of no use, and remembers the first reason.
+func (m *machine) Fail(err error) {
 	m.mu.Lock()
 	if m.cause == nil {
 		m.cause = err
@@ -410,7 +402,7 @@ func (m *machine) event(name string, data json.RawMessage) {
 		m.shutdown = e.Reason
 		m.mu.Unlock()
 	case "GUEST_PANICKED":
-		m.fail(errors.New("the machine's system has crashed"))
+		m.Fail(errors.New("the machine's system has crashed"))
 	case "BLOCK_IO_ERROR":
 		var e struct {
 			NoSpace bool   `json:"nospace"`
@@ -418,22 +410,22 @@ func (m *machine) event(name string, data json.RawMessage) {
 		}
 		_ = json.Unmarshal(data, &e)
 		if e.NoSpace {
-			m.fail(errors.New("the host's disk is full: the machine cannot write to its disk"))
+			m.Fail(errors.New("the host's disk is full: the machine cannot write to its disk"))
 		} else {
-			m.fail(fmt.Errorf("the machine's disk: %s", e.Reason))
+			m.Fail(fmt.Errorf("the machine's disk: %s", e.Reason))
 		}
 	}
 }
 
-// why explains the end of a machine: err is what came of it.
-func (m *machine) why(err error) error {
+// Why explains the end of a machine: err is what came of it.
+func (m *machine) Why(err error) error {
 	select {
 	case <-m.ended:
 	case <-time.After(time.Second): // QEMU lives: the agent has ended, or talks nonsense
 		_ = m.process.Kill()
 		<-m.ended
 	}
-	m.closePorts()   // else what comes of them may wait for somebody to take it
+	m.agent.Close()  // else what comes of it may wait for somebody to take it
 	m.serving.Wait() // the console has been read to its end
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -470,178 +462,31 @@ func (m *machine) unlock(ctx context.Context, limit time.Duration, late error) e
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		return m.why(err)
+		return m.Why(err)
 	}
 	return nil
 }
 
 // hello waits for the agent, which is all that the machine has.
 func (m *machine) hello(ctx context.Context, limit time.Duration) error {
-	err := m.unlock(ctx, limit, &bootError{limit: limit})
+	err := m.unlock(ctx, limit, &guest.BootError{Limit: limit})
 	if err == nil {
-		err = m.greeting(ctx, limit)
+		err = m.agent.Greet(ctx, limit)
 	}
-	var late *bootError
+	var late *guest.BootError
 	if errors.As(err, &late) {
-		late.console = words.Last(m.console.String(), 2)
-		m.fail(late)
-		return m.why(late)
+		late.Console = words.Last(m.console.String(), 2)
+		m.Fail(late)
+		return m.Why(late)
 	}
 	return err
-}
-
-// greeting waits for the agent, if there is one.
-func (m *machine) greeting(ctx context.Context, limit time.Duration) error {
-	if err := m.control.SetReadDeadline(time.Now().Add(limit)); err != nil {
-		return err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = m.control.SetReadDeadline(time.Unix(1, 0)) })
-	kind, b, err := m.in.Next()
-	if !stop() && err == nil { // the deadline may be set from now on
-		err = context.Cause(ctx)
-	}
-	if err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return &bootError{limit: limit}
-		}
-		return m.why(err)
-	}
-	var hello wire.Hello
-	if kind != wire.KindHello || json.Unmarshal(b, &hello) != nil {
-		return errors.New("the machine's agent does not greet")
-	}
-	if hello.Version != wire.Version {
-		return fmt.Errorf("the machine's agent is that of another obx (version %d instead of %d): `obx base agent` writes this one's", hello.Version, wire.Version)
-	}
-	if hello.Err != "" {
-		return fmt.Errorf("the machine cannot be made ready: %s", words.Printable(hello.Err))
-	}
-	return m.control.SetReadDeadline(time.Time{})
-}
-
-// drain drops what an agent may have said just before it was stopped.
-func (m *machine) drain() {
-	_ = m.control.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-	for {
-		if _, _, err := m.in.Next(); err != nil {
-			return
-		}
-	}
-}
-
-// begin is the first request to an agent.
-func (m *machine) begin(ctx context.Context) error {
-	seed := make([]byte, 64)
-	_, _ = rand.Read(seed) // never fails
-	_, err := m.ask(ctx, wire.Request{Begin: &wire.Begin{Seed: seed}}, nil)
-	return err
-}
-
-// A bootError is a machine that did not boot in time.
-type bootError struct {
-	limit   time.Duration
-	console string
-}
-
-func (e *bootError) Error() string {
-	s := fmt.Sprintf("the machine did not boot within %v (--qemu-boot-time)", e.limit)
-	if e.console != "" {
-		s += "; its console says: " + e.console
-	}
-	return s
-}
-
-// agentPatience is how long an agent may say nothing that has something to do: it beats much more often, if the machine has time for it.
-const agentPatience = 5 * time.Minute
-
-// ask sends a request and gives every frame before the reply to handle.
-func (m *machine) ask(ctx context.Context, req wire.Request, handle func(wire.Kind, []byte) error) (wire.Reply, error) {
-	return m.exchange(ctx, req, nil, handle)
-}
-
-// exchange is ask for a request that is followed by what send sends.
-func (m *machine) exchange(ctx context.Context, req wire.Request, send func(io.Writer) error, handle func(wire.Kind, []byte) error) (reply wire.Reply, err error) {
-	defer context.AfterFunc(ctx, func() { m.fail(fmt.Errorf("the process was stopped: %w", context.Cause(ctx))) })()
-	req.Now = time.Now()
-	to := &patientWriter{m: m}
-	err = wire.WriteJSON(to, wire.KindRequest, req)
-	if err == nil && send != nil {
-		if err = send(to); err != nil && to.err == nil {
-			m.fail(err) // the agent waits for the rest
-		}
-	}
-	if err != nil {
-		return reply, m.why(err)
-	}
-	defer func() { _ = m.control.SetReadDeadline(time.Time{}) }()
-	for {
-		_ = m.control.SetReadDeadline(time.Now().Add(m.patience))
-		kind, b, err := m.in.Next()
-		if err != nil {
-			if m.ending.Load() && errors.Is(err, io.EOF) {
-				return reply, nil // with the system, its agent has ended before it could answer
-			}
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				m.fail(fmt.Errorf("the machine hangs: it has said nothing for %v", m.patience))
-			}
-			return reply, m.why(err)
-		}
-		if kind == wire.KindBeat {
-			continue
-		}
-		if kind == wire.KindReply {
-			if err := decode(b, &reply); err != nil {
-				return wire.Reply{}, err
-			}
-			if reply.Err != "" {
-				return reply, errors.New(words.Printable(reply.Err))
-			}
-			return reply, nil
-		}
-		if handle == nil {
-			return reply, fmt.Errorf("the machine's agent sends %q out of place", kind)
-		}
-		if err := handle(kind, b); err != nil {
-			m.fail(err) // the agent has more to say that nobody listens to
-			return reply, err
-		}
-	}
-}
-
-// A patientWriter writes to a machine's agent, which takes it in time.
-type patientWriter struct {
-	m   *machine
-	err error // of the connection
-}
-
-func (w *patientWriter) Write(p []byte) (int, error) {
-	_ = w.m.control.SetWriteDeadline(time.Now().Add(w.m.patience))
-	n, err := w.m.control.Write(p)
-	if err != nil {
-		w.err = err
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			w.m.fail(fmt.Errorf("the machine hangs: it has taken nothing for %v", w.m.patience))
-		}
-	}
-	return n, err
 }
 
 // close ends the machine and waits for that.
 func (m *machine) close() {
 	_ = m.process.Kill()
 	<-m.ended
-	m.closePorts()
+	m.agent.Close()
 	m.qmp.conn.Close()
 	m.serving.Wait()
-}
-
-func (m *machine) closePorts() {
-	for _, c := range []net.Conn{m.control, m.input} {
-		if c != nil {
-			c.Close()
-		}
-	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -25,7 +26,7 @@ func debianExecutor(t *testing.T, warn func(string)) (*Executor, layers.Layer) {
 	}
 	disk, key := conformance.DebianDisk(t)
 	st := conformance.OpenStore(t)
-	e := testExecutor(t, Options{Store: st, BootTimeout: 5 * time.Minute, Guest: Guest{Key: key}, Warn: warn})
+	e := testExecutor(t, Options{Store: st, BootTimeout: 5 * time.Minute, Guest: guest.Account{Key: key}, Warn: warn})
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)

@@ -38,6 +38,7 @@ import (
 	"time"
 
 	"github.com/ocurrent/obx/cas"
+	"github.com/ocurrent/obx/executor/qemu/guest"
 )
 
 // Options of New. Zero fields mean the default.
@@ -53,7 +54,7 @@ type Options struct {
 	BootTimeout time.Duration // for the agent to greet, or the sshd of a disk image to answer
 	NoState     bool          // boot every machine
 	Firmware    string        // that boots disk images: a file, or UEFI; the default is BIOS on amd64, UEFI elsewhere
-	Guest       Guest         // of disk images
+	Guest       guest.Account // of disk images
 
 	// Warn is told what is not as it should be, once each.
 	Warn func(msg string)
@@ -63,10 +64,3 @@ const (
 	defaultMemory      = 1 << 30
 	defaultBootTimeout = 2 * time.Minute
 )
-
-// A Guest is how a machine that boots from a disk image is reached if it has no agent of obx's: by ssh, as OBuilder does.
-type Guest struct {
-	User string // to log in as; the default is root, or Administrator. Another one needs sudo or doas without a password
-	Key  string // file of the private key; without it, the disk must have the agent
-	Port int    // of the guest's sshd; the default is 22
-}

@@ -16,7 +16,6 @@ import (
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
 	"github.com/ocurrent/obx/executor/qemu/wire"
-	"github.com/ocurrent/obx/executor/qemu/words"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -130,7 +129,7 @@ func (r *root) start(ctx context.Context, p executor.Process, paths []string) er
 		return err
 	}
 	r.m, r.memory, r.depth, r.dirty = m, size, 0, false
-	if err := m.begin(ctx); err != nil {
+	if err := m.agent.Begin(ctx); err != nil {
 		return err
 	}
 	if len(paths) == 0 {
@@ -177,7 +176,7 @@ func (m *machine) attachImage(ctx context.Context, list []*layerdisk.Layer, a wi
 	if a.Offset, a.Size, err = m.layers.Add(list); err != nil {
 		return 0, err
 	}
-	_, err = m.ask(ctx, wire.Request{Attach: &a}, nil)
+	_, err = m.agent.Ask(ctx, wire.Request{Attach: &a}, nil, nil)
 	return a.Offset, err
 }
 
@@ -200,43 +199,20 @@ func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor
 	if err := c.show(ctx, p); err != nil {
 		return err
 	}
-	req := wire.Run{Process: p, Caches: c.wire(), Input: p.Stdin != nil}
-	req.Process.Stdin = nil
-	in, err := openInput(p, portInput(m.input))
-	if err != nil {
-		return err
-	}
-	defer in.close()
-	if p.Terminal {
-		out = p.Stdin
-		req.Rows, req.Cols = in.size()
-	}
 	limited, stop := ctx, context.CancelFunc(func() {})
 	if p.Limits.Timeout > 0 {
 		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout+timeoutGrace)
 	}
 	defer stop()
-	reply, err := m.ask(limited, wire.Request{Run: &req}, func(k wire.Kind, b []byte) error {
-		switch k {
-		case wire.KindOutput:
-			if _, err := out.Write(b); err != nil {
-				return fmt.Errorf("write the log: %w", err)
-			}
-			return nil
-		case wire.KindInput:
-			return in.end()
-		}
-		return c.frame(ctx, k, b)
-	})
+	reply, err := m.agent.Run(limited, p, c.wire(), out, func(k wire.Kind, b []byte) error { return c.frame(ctx, k, b) })
 	switch {
 	case err != nil && ctx.Err() == nil && limited.Err() != nil:
 		return &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
 	case err != nil:
 		return err
 	case reply.Start != "":
-		return &executor.StartError{Msg: words.Printable(reply.Start)}
+		return &executor.StartError{Msg: reply.Start}
 	case reply.Exit != nil:
-		reply.Exit.Limit = words.Printable(reply.Exit.Limit)
 		if reply.Exit.Reason == executor.OOM && p.Limits.Memory == 0 {
 			reply.Exit.Limit = units.BytesSize(float64(memory)) + ", all of its virtual machine"
 		}
@@ -304,7 +280,7 @@ func (r *root) fetch(ctx context.Context, req wire.Request) (dir string, err err
 		return "", err
 	}
 	ended := false
-	reply, err := r.m.ask(ctx, req, func(k wire.Kind, b []byte) error {
+	reply, err := r.m.agent.Ask(ctx, req, nil, func(k wire.Kind, b []byte) error {
 		if k != wire.KindTar || ended {
 			return fmt.Errorf("the machine's agent sends %q out of place", k)
 		}

@@ -256,7 +256,7 @@ func (m *machine) migrated(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-m.ended:
-			return m.why(errMonitor)
+			return m.Why(errMonitor)
 		case <-limit:
 			return errors.New("the migration does not end")
 		}

@@ -4,28 +4,14 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/ocurrent/obx/executor/qemu/internal/guesttest"
 )
-
-// A recorded connection gives what was recorded, and takes everything.
-type recorded struct {
-	io.Reader
-	io.Writer
-}
-
-func (recorded) Close() error                     { return nil }
-func (recorded) LocalAddr() net.Addr              { return nil }
-func (recorded) RemoteAddr() net.Addr             { return nil }
-func (recorded) SetDeadline(time.Time) error      { return nil }
-func (recorded) SetReadDeadline(time.Time) error  { return nil }
-func (recorded) SetWriteDeadline(time.Time) error { return nil }
 
 // A modelDisk is a disk of layers beside its bytes, which are put together in another way than the disk does it.
 type modelDisk struct {
@@ -177,7 +163,7 @@ func FuzzNBD(f *testing.F) {
 		}
 		sent := in.Len()
 		disk := Disk{images: m.disk.images, next: m.disk.next} // each serves one client
-		err := disk.Serve(recorded{&in, &got})
+		err := disk.Serve(guesttest.Recorded{Reader: &in, Writer: &got})
 		if !bytes.Equal(begin, hello) { // then it is all one stream of bytes
 			if total := sent; got.Len() > 18+5*total+total/28*nbdMaxRead {
 				t.Errorf("%d bytes come of %d", got.Len(), total)
