@@ -100,7 +100,7 @@ test: test-deps agents ## install what is missing, and run all tests with the ra
 	CGO_ENABLED=1 go test -race -timeout 45m ./...
 
 machines: test-disks agents ## run the long tests of virtual machines too: all of the suite, disk images, all that OBuilder was recorded to do
-	OBX_TEST_MACHINES=all go test -timeout 45m ./executor/qemu
+	OBX_TEST_MACHINES=all go test -timeout 45m ./executor/qemu/...
 	OBX_TEST_MACHINES=all go test -timeout 45m -run 'TestMachines|TestDisk' ./conformance
 	OBX_GOLDEN=qemu go test -run TestGolden ./conformance
 

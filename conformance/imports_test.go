@@ -46,9 +46,10 @@ var mayImport = map[string][]string{
 	"conformance":                     {"keys", "keys/spec", "cas", "layers", "registry", "registry/images", "registry/repo", "executor", "executor/build", "executor/fake", "executor/rootless", "cas/userns"},
 
 	"executor/qemu": {
-		"executor", "executor/internal/rootfs", "executor/qemu/agents", "executor/qemu/cachedir", "executor/qemu/guest", "executor/qemu/layerdisk", "executor/qemu/qcow2",
-		"executor/qemu/wire", "executor/qemu/words", "layers", "cas",
+		"executor", "executor/internal/rootfs", "executor/qemu/cachedir", "executor/qemu/guest", "executor/qemu/layerdisk", "executor/qemu/qcow2",
+		"executor/qemu/vm", "executor/qemu/wire", "layers", "cas",
 	},
+	"executor/qemu/vm":                 {"executor", "executor/qemu/agents", "executor/qemu/guest", "executor/qemu/layerdisk", "executor/qemu/wire", "executor/qemu/words", "cas"},
 	"executor/qemu/agents":             {},
 	"executor/qemu/cachedir":           {"layers", "cas/foreign"},
 	"executor/qemu/guest":              {"executor", "executor/qemu/agents", "executor/qemu/wire", "executor/qemu/words", "layers"},

@@ -12,6 +12,7 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/overlay"
 	"github.com/ocurrent/obx/executor/qemu"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 )
 
 // platformFlags are those that this system's executors have.
@@ -34,7 +35,7 @@ var executorKinds = []executorKind{
 			if err != nil {
 				return nil, err
 			}
-			return late("qemu", ocispec.Platform{OS: o.OS, Architecture: o.Arch}, func() (executor.Executor, error) { return qemu.New(o) })
+			return late("qemu", ocispec.Platform{OS: o.OS, Architecture: o.Arch}, func() (executor.Executor, error) { return qemu.New(o, f.qemu.guest) })
 		},
 		health: func(ctx context.Context, st *cas.Store, f *executorFlags) []executor.Check {
 			o, err := f.qemu.options(st, f.warn)
@@ -48,7 +49,7 @@ var executorKinds = []executorKind{
 			if err != nil {
 				return err
 			}
-			return qemu.Install(ctx, o, say)
+			return vm.Install(ctx, o, say)
 		},
 	},
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/ocurrent/obx/cas"
-	"github.com/ocurrent/obx/executor/qemu"
 	"github.com/ocurrent/obx/executor/qemu/guest"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 )
 
 // qemuFlags are about virtual machines.
@@ -111,8 +111,8 @@ func (v *guestValue) Set(s string) error {
 	return f.Value.Set(platform)
 }
 
-func (q *qemuFlags) options(st *cas.Store, warn func(string)) (qemu.Options, error) {
-	o := qemu.Options{Store: st, OS: q.system, Arch: q.arch, Kernel: q.kernel, Firmware: q.firmware, Accel: q.accel, CPUs: q.cpus, BootTimeout: q.boot, Guest: q.guest, Warn: warn}
+func (q *qemuFlags) options(st *cas.Store, warn func(string)) (vm.Options, error) {
+	o := vm.Options{Store: st, OS: q.system, Arch: q.arch, Kernel: q.kernel, Firmware: q.firmware, Accel: q.accel, CPUs: q.cpus, BootTimeout: q.boot, Warn: warn}
 	if q.of[0] != "" && q.of[0] != o.OS || q.of[1] != "" && q.of[1] != o.Arch {
 		return o, usage("", "--platform and --qemu-guest-os or --qemu-guest-arch say different things")
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/cas/userns"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/executor/rootless"
 )
 
@@ -92,8 +93,8 @@ const machinesDir = "qemu"
 // disksDir has the images of disk bases, see diskBase.
 const disksDir = machinesDir + "/disks"
 
-// derivedOfMachines are the directories in machinesDir that a prune may empty: disks, and the states of machines, as package qemu saves them.
-var derivedOfMachines = []string{disksDir, machinesDir + "/state"}
+// derivedOfMachines are the directories in machinesDir that a prune may empty.
+var derivedOfMachines = []string{disksDir, vm.StateDir}
 
 // openExisting opens the store for a command that makes none.
 func openExisting(warnings io.Writer, flag string) (*cas.Store, error) {

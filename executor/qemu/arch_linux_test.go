@@ -12,6 +12,8 @@ import (
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/qemu/agents"
+	"github.com/ocurrent/obx/executor/qemu/guest"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -21,7 +23,8 @@ func TestArchitectures(t *testing.T) {
 	for _, arch := range []string{"arm64", "riscv64"} {
 		t.Run(arch, func(t *testing.T) {
 			st := conformance.OpenStore(t)
-			e, err := New(Options{Store: st, Arch: arch, Kernel: conformance.Kernel(t, arch), BootTimeout: 5 * time.Minute, Warn: func(s string) { t.Error(s) }})
+			o := vm.Options{Store: st, Arch: arch, Kernel: conformance.Kernel(t, arch), BootTimeout: 5 * time.Minute, Warn: func(s string) { t.Error(s) }}
+			e, err := New(o, guest.Account{})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -9,6 +9,7 @@ import (
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor/qemu"
 	"github.com/ocurrent/obx/executor/qemu/guest"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -18,12 +19,12 @@ import (
 func BenchmarkStep(b *testing.B) {
 	st := conformance.OpenStore(b)
 	base := conformance.Busybox(b, st)
-	saved := newExecutor(b, qemu.Options{Store: st})
+	saved := newExecutor(b, vm.Options{Store: st})
 	defer saved.Close()
-	cold := newExecutor(b, qemu.Options{Store: st, NoState: true})
+	cold := newExecutor(b, vm.Options{Store: st, NoState: true})
 	defer cold.Close()
 	file, key := conformance.DebianDisk(b)
-	ssh := newExecutor(b, qemu.Options{Store: st, BootTimeout: 5 * time.Minute, Guest: guest.Account{Key: key}})
+	ssh := newExecutor(b, vm.Options{Store: st, BootTimeout: 5 * time.Minute}, guest.Account{Key: key})
 	defer ssh.Close()
 	disk := conformance.DiskLayer(b, st, file)
 

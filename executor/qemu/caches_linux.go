@@ -15,6 +15,7 @@ import (
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/qemu/cachedir"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
@@ -26,7 +27,7 @@ import (
 type cacheSet struct {
 	e      *Executor
 	list   []*cacheUse
-	m      *machine
+	m      *vm.Machine
 	offset int64     // of the image on the machine's disk
 	filled *cacheUse // whose change is coming
 	in     *receiver
@@ -43,7 +44,7 @@ type cacheUse struct {
 }
 
 // openCaches begins the use of all caches of a process.
-func (e *Executor) openCaches(ctx context.Context, m *machine, p executor.Process) (*cacheSet, error) {
+func (e *Executor) openCaches(ctx context.Context, m *vm.Machine, p executor.Process) (*cacheSet, error) {
 	set := &cacheSet{e: e, m: m}
 	for _, m := range p.Caches() {
 		c := *m.Cache
@@ -76,7 +77,7 @@ func (c *cacheSet) show(ctx context.Context, p executor.Process) error {
 			}
 		}
 	}
-	if c.m.agent.Plain() {
+	if c.m.Agent.Plain() {
 		return c.send(ctx, p)
 	}
 	return c.attach(ctx)
@@ -100,7 +101,7 @@ func (c *cacheSet) attach(ctx context.Context) error {
 		return nil
 	}
 	var err error
-	c.offset, err = c.m.attachImage(ctx, list, wire.Attach{})
+	c.offset, err = attachImage(ctx, c.m, list, wire.Attach{})
 	return err
 }
 
@@ -118,7 +119,7 @@ func (c *cacheSet) send(ctx context.Context, p executor.Process) error {
 		}
 		req := wire.Unpack{Dir: m.Target, Cache: &wire.CacheMount{Number: n, UID: p.UID, GID: p.GID}}
 		for _, d := range dirs {
-			reply, err := c.m.agent.Unpack(ctx, req, d)
+			reply, err := c.m.Agent.Unpack(ctx, req, d)
 			if err == nil && reply.Start != "" {
 				err = &executor.StartError{Msg: reply.Start}
 			}
@@ -177,7 +178,7 @@ func (c *cacheSet) close(keep bool) error {
 		c.in.abort(c.e)
 	}
 	if c.offset > 0 {
-		c.m.layers.Remove(c.offset)
+		c.m.Layers.Remove(c.offset)
 	}
 	for _, u := range c.list {
 		for _, dir := range u.tars {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path"
 	"path/filepath"
@@ -18,7 +17,7 @@ import (
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/executor/qemu/qcow2"
-	"github.com/ocurrent/obx/executor/qemu/words"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -33,12 +32,11 @@ type diskRoot struct {
 	rest  []string // layer directories that are not on the disk
 	top   int      // number of the topmost file
 
-	m       *machine
+	m       *vm.Machine
 	guest   *guest.Guest
 	network executor.Network // of m
 	memory  int64            // of m, in bytes
 	active  string           // the file that m writes to, in the store's TempDir
-	node    int              // number of m's topmost node
 	dirty   bool
 	there   int // how many of rest m has
 }
@@ -90,9 +88,9 @@ func (r *diskRoot) run(ctx context.Context, p executor.Process, out io.Writer) e
 // process runs a process in the machine, when nobody else uses it.
 func (r *diskRoot) process(ctx context.Context, p executor.Process, out io.Writer) error {
 	return r.guest.Use(ctx, func() error {
-		plain := r.m.agent.Plain()
+		plain := r.m.Agent.Plain()
 		if l := p.Limits; plain && (l.Memory > 0 || l.CPUs > 0 || l.PIDs > 0 || l.Disk > 0 || l.Inodes > 0) {
-			r.e.warn("limits of memory, processors, processes and the disk do not apply in machines without a sandbox: they have what the machine has")
+			r.e.maker.Warn("limits of memory, processors, processes and the disk do not apply in machines without a sandbox: they have what the machine has")
 		}
 		if plain && p.Terminal {
 			return r.guest.Terminal(ctx, p)
@@ -106,7 +104,7 @@ func (r *diskRoot) why(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("the process was stopped: %w", context.Cause(ctx))
 	}
-	if !r.m.alive() || r.m.failed() {
+	if !r.m.Alive() {
 		return r.m.Why(err)
 	}
 	return err
@@ -139,78 +137,34 @@ func (r *diskRoot) start(ctx context.Context, p executor.Process) error {
 }
 
 func (r *diskRoot) boot(ctx context.Context, n executor.Network, memory int64) (err error) {
-	account := r.e.options.Guest.OrDefault(r.e.options.OS)
+	o := r.e.options
+	account := r.e.account.OrDefault(o.OS)
 	if r.e.foreign && account.Key == "" {
-		return fmt.Errorf("a machine of %s is reached by ssh: give the private key with --qemu-ssh-key", r.e.options.OS)
-	}
-	if err := r.e.getReadyForDisks(ctx); err != nil {
-		return err
+		return fmt.Errorf("a machine of %s is reached by ssh: give the private key with --qemu-ssh-key", o.OS)
 	}
 	if r.active, err = r.newFile(ctx, r.files[len(r.files)-1]); err != nil {
 		return err
 	}
-	scratch, err := r.e.newScratch(r.e.scratch)
-	if err != nil {
+	r.network, r.memory = n, memory
+	disk := vm.Disk{
+		Files: append(slices.Clone(r.files), r.active), Memory: memory, Network: n == executor.NetworkHost, SSHPort: account.Port, Foreign: r.e.foreign,
+	}
+	var addr string
+	if r.m, addr, err = r.e.maker.FromDisk(ctx, disk); err != nil {
 		return err
 	}
-	defer scratch.Close()
-	firmware, err := r.e.options.firmware()
-	if err != nil {
-		return err
-	}
-	if firmware != "" {
-		own := filepath.Join(filepath.Dir(r.e.scratch), "firmware")
-		if err := copyForQEMU(own, firmware); err != nil {
-			return fmt.Errorf("firmware: %w", err)
-		}
-		firmware = own
-	}
-	d := &diskDevice{
-		firmware: firmware,
-		files:    append(append([]string(nil), r.files...), r.active), port: account.Port,
-		online: n == executor.NetworkHost, foreign: r.e.foreign,
-	}
-	r.network, r.memory, r.node = n, memory, len(r.files)
-	for try := 1; ; try++ {
-		if d.forward, err = freeAddress(); err != nil {
-			return err
-		}
-		if r.m, err = r.e.start(r.e.hardware(memory), machineFiles{disk: d, scratch: scratch}); err != nil {
-			return err
-		}
-		if err = r.m.unlock(ctx, r.e.options.BootTimeout, &guest.BootError{Limit: r.e.options.BootTimeout}); err == nil {
-			break
-		}
-		if try == maxForwards || !strings.Contains(err.Error(), "host forwarding") { // somebody else has taken the port
-			return err
-		}
-		r.e.end(r.m)
-		r.m = nil
-	}
-	o := r.e.options
-	r.guest, err = guest.Reach(ctx, r.m.agent, guest.Way{Account: account, Addr: d.forward, OS: o.OS, Arch: o.Arch, Foreign: r.e.foreign, Limit: o.BootTimeout, Warn: r.e.warn})
+	r.guest, err = guest.Reach(ctx, r.m.Agent, guest.Way{
+		Account: account, Addr: addr, OS: o.OS, Arch: o.Arch, Foreign: r.e.foreign, Limit: o.BootTimeout, Warn: r.e.maker.Warn,
+	})
 	if err != nil {
 		var late *guest.BootError
 		if errors.As(err, &late) {
-			late.Console += " " + words.Last(r.m.console.String(), 2)
+			late.Console += " " + r.m.LastWords()
 			return late
 		}
 		return r.why(ctx, err)
 	}
 	return nil
-}
-
-// maxForwards is how often a port for a machine is looked for.
-const maxForwards = 5
-
-// freeAddress finds a port of the loopback interface that nobody has; tests have it err.
-var freeAddress = func() (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", err
-	}
-	defer l.Close()
-	return l.Addr().String(), nil
 }
 
 // end ends the machine and drops what is not frozen.
@@ -220,7 +174,7 @@ func (r *diskRoot) end() {
 		r.guest = nil
 	}
 	if r.m != nil {
-		r.e.end(r.m)
+		r.m.Close()
 		r.m = nil
 	}
 	if r.active != "" {
@@ -285,11 +239,10 @@ func (r *diskRoot) goOn(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := r.m.switchDisk(ctx, r.node, next); err != nil {
+	if err := r.m.SwitchDisk(ctx, next); err != nil {
 		return err
 	}
 	r.active = next
-	r.node++
 	return nil
 }
 
@@ -300,17 +253,17 @@ func (r *diskRoot) shutDown(ctx context.Context) error {
 	}
 	limit := r.e.options.BootTimeout
 	select {
-	case <-r.m.ended:
+	case <-r.m.Ended():
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-time.After(limit):
 		return fmt.Errorf("the machine did not shut down within %v (--qemu-boot-time)", limit)
 	}
-	if !r.m.wentDown() {
+	if !r.m.WentDown() {
 		return r.m.Why(errors.New("it was told to shut down, and did not end so"))
 	}
 	r.guest.Close()
-	r.e.end(r.m)
+	r.m.Close()
 	r.m, r.guest, r.active = nil, nil, ""
 	r.top++
 	return nil
@@ -324,7 +277,7 @@ func (r *diskRoot) seal(file string) error {
 		return err
 	}
 	defer to.Close()
-	if err := errors.Join(to.Chmod(0o644), copySparse(to, file)); err != nil {
+	if err := errors.Join(to.Chmod(0o644), vm.CopySparse(to, file)); err != nil {
 		return err
 	}
 	h, err := qcow2.ReadHeader(to)
@@ -335,34 +288,6 @@ func (r *diskRoot) seal(file string) error {
 		return fmt.Errorf("QEMU has written a disk upon %s", h.Backing)
 	}
 	return os.Rename(to.Name(), file)
-}
-
-// switchDisk has a machine write to another file from now on.
-func (m *machine) switchDisk(ctx context.Context, node int, file string) error {
-	set := node + 100
-	if err := os.Chmod(file, 0o666); err != nil {
-		return err
-	}
-	for _, mode := range []int{os.O_RDWR, os.O_RDONLY} { // it is read-only when the next one comes
-		f, err := os.OpenFile(file, mode, 0)
-		if err != nil {
-			return err
-		}
-		err = m.qmp.callWith(ctx, f, "add-fd", map[string]any{"fdset-id": set}, nil)
-		f.Close()
-		if err != nil {
-			return err
-		}
-	}
-	name := fmt.Sprintf("disk%d", node+1)
-	add := map[string]any{
-		"driver": "qcow2", "node-name": name, "backing": nil,
-		"file": map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set), "locking": "off", "cache": map[string]any{"no-flush": true}},
-	}
-	if err := m.qmp.call(ctx, "blockdev-add", add, nil); err != nil {
-		return err
-	}
-	return m.qmp.call(ctx, "blockdev-snapshot", map[string]any{"node": fmt.Sprintf("disk%d", node), "overlay": name}, nil)
 }
 
 // Add has files put into the machine before it next runs something.
@@ -427,7 +352,7 @@ func (r *diskRoot) Files(ctx context.Context) (layers.Tree, error) {
 // Close forgets what was not frozen. A machine that has nothing of that kind stays for the next root with the same disk: what
 // follows a stage is often that its files are copied.
 func (r *diskRoot) Close() error {
-	if r.m != nil && r.m.alive() && !r.dirty && len(r.rest) == 0 {
+	if r.m != nil && r.m.Alive() && !r.dirty && len(r.rest) == 0 {
 		r.e.park(r)
 	} else {
 		r.end()
@@ -457,11 +382,11 @@ func (r *diskRoot) unpark(n executor.Network, memory int64) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	kept := e.parked
-	if kept == nil || !slices.Equal(kept.files, r.files) || !kept.m.alive() || kept.network != n || kept.memory < memory {
+	if kept == nil || !slices.Equal(kept.files, r.files) || !kept.m.Alive() || kept.network != n || kept.memory < memory {
 		return false
 	}
 	e.parked = nil
-	r.m, r.guest, r.active, r.node, r.top = kept.m, kept.guest, kept.active, kept.node, kept.top
+	r.m, r.guest, r.active, r.top = kept.m, kept.guest, kept.active, kept.top
 	r.network, r.memory = kept.network, kept.memory
 	return true
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/qemu"
 	"github.com/ocurrent/obx/executor/qemu/guest"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -28,7 +29,7 @@ func TestLongDisk(t *testing.T) {
 	disk, key := conformance.DebianDisk(t)
 	st := conformance.OpenStore(t)
 	open := func() *qemu.Executor {
-		return newExecutor(t, qemu.Options{Store: st, BootTimeout: 10 * time.Minute, Guest: guest.Account{Key: key}})
+		return newExecutor(t, vm.Options{Store: st, BootTimeout: 10 * time.Minute}, guest.Account{Key: key})
 	}
 	chain := []layers.Layer{conformance.DiskLayer(t, st, disk)}
 	e := open()

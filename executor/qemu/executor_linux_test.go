@@ -7,20 +7,22 @@ import (
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/qemu"
+	"github.com/ocurrent/obx/executor/qemu/guest"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 )
 
 func shell(script string) executor.Process {
 	return executor.Process{Argv: []string{"/bin/sh", "-c", script}, Dir: "/", Env: []string{"PATH=/bin"}}
 }
 
-func newExecutor(t testing.TB, o qemu.Options) *qemu.Executor {
+func newExecutor(t testing.TB, o vm.Options, account ...guest.Account) *qemu.Executor {
 	t.Helper()
 	conformance.RequireRoot(t)
 	o.Kernel = conformance.Kernel(t, "amd64")
 	if o.Accel == "" {
 		o.Accel = "tcg"
 	}
-	e, err := qemu.New(o)
+	e, err := qemu.New(o, append(account, guest.Account{})[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +52,7 @@ var machines = conformance.ExecutorMaker{
 	Sandbox: true,
 	Machine: true,
 	New: func(t testing.TB, st *cas.Store) executor.Executor {
-		return newExecutor(t, qemu.Options{Store: st})
+		return newExecutor(t, vm.Options{Store: st})
 	},
 }
 

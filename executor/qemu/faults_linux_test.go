@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -19,17 +20,19 @@ import (
 	"github.com/ocurrent/obx/cas"
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor"
+	"github.com/ocurrent/obx/executor/qemu/guest"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/layers"
 )
 
-func testExecutor(t testing.TB, o Options) *Executor {
+func testExecutor(t testing.TB, o vm.Options, account ...guest.Account) *Executor {
 	t.Helper()
 	conformance.RequireRoot(t)
 	o.Kernel = conformance.Kernel(t, "amd64")
 	if o.Accel == "" {
 		o.Accel = "tcg"
 	}
-	e, err := New(o)
+	e, err := New(o, append(account, guest.Account{})[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,39 +69,13 @@ func wantFault(t *testing.T, e *Executor, p executor.Process, want string) {
 }
 
 func TestNeverBoots(t *testing.T) {
-	e := testExecutor(t, Options{Store: conformance.OpenStore(t), NoState: true, BootTimeout: 300 * time.Millisecond})
+	e := testExecutor(t, vm.Options{Store: conformance.OpenStore(t), NoState: true, BootTimeout: 300 * time.Millisecond})
 	wantFault(t, e, script("true"), "did not boot within 300ms")
-}
-
-// A machine that may sleep for good while it boots is booted twice.
-func TestBootsTwice(t *testing.T) {
-	conformance.RequireRoot(t)
-	const limit = 400 * time.Millisecond
-	e, err := New(Options{Store: conformance.OpenStore(t), Arch: timeless, Kernel: conformance.Kernel(t, timeless), BootTimeout: limit})
-	if err != nil {
-		t.Fatal(err)
-	}
-	start := time.Now()
-	wantFault(t, e, script("true"), "did not boot within 400ms")
-	if took := time.Since(start); took < limit+limit/2 {
-		t.Errorf("it took %v", took)
-	}
-}
-
-func TestKernelPanic(t *testing.T) {
-	e := testExecutor(t, Options{Store: conformance.OpenStore(t), NoState: true})
-	if err := e.getReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(e.initrd, 0); err != nil { // there is no first process
-		t.Fatal(err)
-	}
-	wantFault(t, e, script("true"), "kernel has crashed: Kernel panic")
 }
 
 // A machine that stands still is not waited for, whatever its process was to do.
 func TestHang(t *testing.T) {
-	e := testExecutor(t, Options{Store: conformance.OpenStore(t), NoState: true})
+	e := testExecutor(t, vm.Options{Store: conformance.OpenStore(t), NoState: true})
 	defer e.Close()
 	r, err := e.Open(t.Context(), []layers.Layer{conformance.Busybox(t, e.options.Store)})
 	if err != nil {
@@ -108,10 +85,15 @@ func TestHang(t *testing.T) {
 	if err := r.Run(t.Context(), script("true"), io.Discard); err != nil {
 		t.Fatal(err)
 	}
-	m := r.(*openedRoot).files.m
-	m.agent.Patience = 300 * time.Millisecond
-	if err := m.qmp.call(t.Context(), "stop", nil, nil); err != nil {
-		t.Fatal(err)
+	r.(*openedRoot).files.m.Agent.Patience = 300 * time.Millisecond
+	for _, pid := range children(t, os.Getpid()) {
+		n, err := strconv.Atoi(pid)
+		if err == nil {
+			err = unix.Kill(n, unix.SIGSTOP)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := r.Run(t.Context(), script("true"), io.Discard); err == nil || !strings.Contains(err.Error(), "it has said nothing for 300ms") {
 		t.Errorf("got %v", err)
@@ -119,8 +101,7 @@ func TestHang(t *testing.T) {
 }
 
 func TestNoMachine(t *testing.T) {
-	e := testExecutor(t, Options{Store: conformance.OpenStore(t), NoState: true})
-	e.options.CPUs = 4096
+	e := testExecutor(t, vm.Options{Store: conformance.OpenStore(t), NoState: true, CPUs: 4096})
 	wantFault(t, e, script("true"), "the machine has ended (exit status 1): ")
 }
 
@@ -141,7 +122,7 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer st.Close()
-	e := testExecutor(t, Options{Store: st, NoState: true})
+	e := testExecutor(t, vm.Options{Store: st, NoState: true})
 	wantFault(t, e, script("dd if=/dev/urandom of=/f bs=1M count=300; sync"), "the host's disk is full")
 }
 
@@ -149,20 +130,10 @@ func TestFullDisk(t *testing.T) {
 func TestStateThatDoesNotWork(t *testing.T) {
 	var warned []string
 	st := conformance.OpenStore(t)
-	e := testExecutor(t, Options{Store: st, Warn: func(s string) { warned = append(warned, s) }})
+	e := testExecutor(t, vm.Options{Store: st, Warn: func(s string) { warned = append(warned, s) }})
 	defer e.Close()
-	if err := e.getReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	s, err := e.state(t.Context(), e.options.Memory)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Truncate(s.devices(), 1000); err != nil {
-		t.Fatal(err)
-	}
 	base := conformance.Busybox(t, st)
-	for range 2 {
+	for i := range 3 {
 		r, err := e.Open(t.Context(), []layers.Layer{base})
 		if err != nil {
 			t.Fatal(err)
@@ -174,6 +145,16 @@ func TestStateThatDoesNotWork(t *testing.T) {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
+		if i > 0 {
+			continue
+		}
+		saved, err := filepath.Glob(filepath.Join(st.Dir(), vm.StateDir, "*", "devices"))
+		if err != nil || len(saved) != 1 {
+			t.Fatalf("saved are %q, %v", saved, err)
+		}
+		if err := os.Truncate(saved[0], 1000); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if len(warned) != 1 || !strings.Contains(warned[0], "the saved one does not go on") {
 		t.Errorf("warnings: %q", warned)
@@ -183,7 +164,7 @@ func TestStateThatDoesNotWork(t *testing.T) {
 // TestCopiesDiffer has two machines that go on from one: their clocks are right, and they draw other random numbers.
 func TestCopiesDiffer(t *testing.T) {
 	st := conformance.OpenStore(t)
-	e := testExecutor(t, Options{Store: st, Warn: func(s string) { t.Error(s) }})
+	e := testExecutor(t, vm.Options{Store: st, Warn: func(s string) { t.Error(s) }})
 	defer e.Close()
 	base := conformance.Busybox(t, st)
 	drawn := map[string]bool{}
@@ -209,47 +190,6 @@ func TestCopiesDiffer(t *testing.T) {
 		}
 		if err := r.Close(); err != nil {
 			t.Error(err)
-		}
-	}
-}
-
-// TestAccel tries KVM, whatever it is here, and remembers.
-func TestAccel(t *testing.T) {
-	st := conformance.OpenStore(t)
-	var first string
-	for i := range 2 {
-		e := testExecutor(t, Options{Store: st, Accel: "auto"})
-		start := time.Now()
-		if err := e.getReady(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		t.Logf("%s after %v", e.accel, time.Since(start))
-		if i == 0 {
-			first = e.accel
-		} else if _, err := os.Stat(filepath.Join(st.Dir(), accelFile)); err == nil && time.Since(start) > kvmPatience || e.accel != first {
-			t.Errorf("the second time %s, after %v", e.accel, time.Since(start))
-		}
-		if err := e.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-// What KVM did is remembered, and what the host lacked at that moment is not.
-func TestLastingFaults(t *testing.T) {
-	for _, test := range []struct {
-		script, words string
-		want          bool
-	}{
-		{"exit 1", "failed to set MSR", true},
-		{"kill -ABRT $$", "Assertion failed", true},
-		{"kill -KILL $$", "", false},
-		{"exit 1", "cannot set up guest memory", false},
-		{"exit 1", "Device or resource busy", false},
-	} {
-		err := &endError{exec.Command("sh", "-c", test.script).Run(), errors.New(test.words)}
-		if err.lasts() != test.want {
-			t.Errorf("%v: it lasts: %v", err, err.lasts())
 		}
 	}
 }
@@ -282,7 +222,7 @@ func victim(dir, base string) error {
 	if err != nil {
 		return err
 	}
-	e, err := New(Options{Store: st, Accel: "tcg", Kernel: os.Getenv("OBX_QEMU_KERNEL")})
+	e, err := New(vm.Options{Store: st, Accel: "tcg", Kernel: os.Getenv("OBX_QEMU_KERNEL")}, guest.Account{})
 	if err != nil {
 		return err
 	}

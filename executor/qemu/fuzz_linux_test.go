@@ -15,6 +15,7 @@ import (
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/executor/qemu/internal/guesttest"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 )
 
@@ -28,30 +29,32 @@ func FuzzChanges(f *testing.F) {
 		caches
 		kinds
 	)
-	ok := guesttest.Says(wire.KindReply, wire.Reply{})
-	f.Add(byte(runs), guesttest.Said(guesttest.Says(wire.KindBeat, []byte{}), guesttest.Says(wire.KindOutput, []byte("out")), guesttest.Says(wire.KindInput, []byte{}), guesttest.Says(wire.KindReply, wire.Reply{Exit: &executor.ExitError{Code: 3}})))
-	f.Add(byte(runs), guesttest.Said(guesttest.Says(wire.KindReply, wire.Reply{Exit: &executor.ExitError{Reason: executor.OOM, Limit: "\x1b"}})))
-	f.Add(byte(runs), guesttest.Said(guesttest.Says(wire.KindReply, wire.Reply{Start: "\x1b[31mno"})))
-	f.Add(byte(runs), guesttest.Said(guesttest.Says(wire.KindReply, []byte(`{"Exit":{"Code":`+strings.Repeat("1", 70<<10)+`}}`))))
-	f.Add(byte(freezes), guesttest.Said(guesttest.Says(wire.KindTar, guesttest.SmallTar()), guesttest.Says(wire.KindTar, []byte{}), guesttest.Says(wire.KindReply, wire.Reply{Changed: true})))
-	f.Add(byte(freezes), guesttest.Said(guesttest.Says(wire.KindTar, guesttest.SmallTar()), guesttest.Says(wire.KindTar, []byte{}), ok))
-	f.Add(byte(freezes), guesttest.Said(guesttest.Says(wire.KindReply, wire.Reply{Changed: true})))
-	f.Add(byte(caches), guesttest.Said(guesttest.Says(wire.KindCache, wire.CacheChange{Number: 1}), guesttest.Says(wire.KindTar, guesttest.SmallTar()), guesttest.Says(wire.KindTar, []byte{}), ok))
-	f.Add(byte(caches), guesttest.Said(guesttest.Says(wire.KindCache, wire.CacheChange{Number: -1}), ok))
-	f.Add(byte(caches), guesttest.Said(guesttest.Says(wire.KindCache, wire.CacheChange{}), guesttest.Says(wire.KindTar, guesttest.SmallTar()), ok))
+	says, said := guesttest.Says, guesttest.Said
+	whole := guesttest.SmallTar()
+	ok := says(wire.KindReply, wire.Reply{})
+	f.Add(byte(runs), said(says(wire.KindBeat, []byte{}), says(wire.KindOutput, []byte("out")), says(wire.KindInput, []byte{}), says(wire.KindReply, wire.Reply{Exit: &executor.ExitError{Code: 3}})))
+	f.Add(byte(runs), said(says(wire.KindReply, wire.Reply{Exit: &executor.ExitError{Reason: executor.OOM, Limit: "\x1b"}})))
+	f.Add(byte(runs), said(says(wire.KindReply, wire.Reply{Start: "\x1b[31mno"})))
+	f.Add(byte(runs), said(says(wire.KindReply, []byte(`{"Exit":{"Code":`+strings.Repeat("1", 70<<10)+`}}`))))
+	f.Add(byte(freezes), said(says(wire.KindTar, whole), says(wire.KindTar, []byte{}), says(wire.KindReply, wire.Reply{Changed: true})))
+	f.Add(byte(freezes), said(says(wire.KindTar, whole), says(wire.KindTar, []byte{}), ok))
+	f.Add(byte(freezes), said(says(wire.KindReply, wire.Reply{Changed: true})))
+	f.Add(byte(caches), said(says(wire.KindCache, wire.CacheChange{Number: 1}), says(wire.KindTar, whole), says(wire.KindTar, []byte{}), ok))
+	f.Add(byte(caches), said(says(wire.KindCache, wire.CacheChange{Number: -1}), ok))
+	f.Add(byte(caches), said(says(wire.KindCache, wire.CacheChange{}), says(wire.KindTar, whole), ok))
 	st := conformance.OpenStore(f)
 	tmp, err := os.MkdirTemp(st.TempDir(), "fuzz-")
 	if err != nil {
 		f.Fatal(err)
 	}
-	e := &Executor{options: Options{Store: st}, tmp: tmp, warned: map[string]bool{}}
+	e := &Executor{options: vm.Options{Store: st}, tmp: tmp}
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
 		before := guesttest.Allocated()
 		src := bytes.NewReader(b)
 		conn := guesttest.Recorded{Reader: src, Writer: io.Discard}
 		ended := guesttest.NewMachine(t)
 		ended.Fail(nil)
-		m := &machine{agent: guest.NewAgent(ended, conn, conn), online: true}
+		m := &vm.Machine{Agent: guest.NewAgent(ended, conn, conn)}
 		ctx := context.Background()
 		var err error
 		switch kind % kinds {
@@ -75,7 +78,7 @@ func FuzzChanges(f *testing.F) {
 			for i := range 2 {
 				set.list = append(set.list, &cacheUse{times: i + 1, use: &rootfs.CacheUse{Close: func() error { return nil }, Commit: os.RemoveAll}})
 			}
-			_, err = m.agent.Ask(ctx, wire.Request{Run: &wire.Run{}}, nil, func(k wire.Kind, b []byte) error { return set.frame(ctx, k, b) })
+			_, err = m.Agent.Ask(ctx, wire.Request{Run: &wire.Run{}}, nil, func(k wire.Kind, b []byte) error { return set.frame(ctx, k, b) })
 			err = errors.Join(err, set.close(err == nil))
 		}
 		if err != nil {

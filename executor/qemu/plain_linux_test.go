@@ -5,8 +5,8 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -15,6 +15,7 @@ import (
 	"github.com/ocurrent/obx/conformance"
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/qemu/guest"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/layers"
 )
 
@@ -26,7 +27,7 @@ func debianExecutor(t *testing.T, warn func(string)) (*Executor, layers.Layer) {
 	}
 	disk, key := conformance.DebianDisk(t)
 	st := conformance.OpenStore(t)
-	e := testExecutor(t, Options{Store: st, BootTimeout: 5 * time.Minute, Guest: guest.Account{Key: key}, Warn: warn})
+	e := testExecutor(t, vm.Options{Store: st, BootTimeout: 5 * time.Minute, Warn: warn}, guest.Account{Key: key})
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {
 			t.Error(err)
@@ -38,7 +39,7 @@ func debianExecutor(t *testing.T, warn func(string)) (*Executor, layers.Layer) {
 // A machine of another system needs a disk to boot from, and one that obx has an agent for.
 func TestForeignSystems(t *testing.T) {
 	st := conformance.OpenStore(t)
-	e := testExecutor(t, Options{Store: st, OS: "openbsd"})
+	e := testExecutor(t, vm.Options{Store: st, OS: "openbsd"})
 	defer e.Close()
 	if p := e.Platform(); p.OS != "openbsd" || p.Architecture != "amd64" {
 		t.Errorf("they are of %+v", p)
@@ -51,39 +52,9 @@ func TestForeignSystems(t *testing.T) {
 	if err := r.Run(t.Context(), script("true"), io.Discard); err == nil || !strings.Contains(err.Error(), "has no disk") {
 		t.Errorf("got %v", err)
 	}
-	if _, err := New(Options{Store: st, OS: "windows", Arch: "riscv64"}); err == nil || !strings.Contains(err.Error(), "windows on riscv64") {
+	_, err = New(vm.Options{Store: st, OS: "windows", Arch: "riscv64"}, guest.Account{})
+	if err == nil || !strings.Contains(err.Error(), "windows on riscv64") {
 		t.Errorf("got %v", err)
-	}
-}
-
-// A port that somebody else takes before QEMU does is not the machine's fault.
-func TestPortTaken(t *testing.T) {
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
-	free := freeAddress
-	defer func() { freeAddress = free }()
-	asked := 0
-	freeAddress = func() (string, error) {
-		if asked++; asked < 3 {
-			return taken.Addr().String(), nil
-		}
-		return free()
-	}
-	st := conformance.OpenStore(t)
-	e := testExecutor(t, Options{Store: st, BootTimeout: time.Second})
-	defer e.Close()
-	disk := filepath.Join(t.TempDir(), "empty.qcow2")
-	command(t, "qemu-img", "create", "-q", "-f", "qcow2", disk, "1M")
-	r, err := e.Open(t.Context(), []layers.Layer{conformance.DiskLayer(t, st, disk)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	if err := r.Run(t.Context(), script("true"), io.Discard); err == nil || !strings.Contains(err.Error(), "did not boot within 1s") || asked != 3 {
-		t.Errorf("after %d ports: %v", asked, err)
 	}
 }
 
@@ -125,14 +96,16 @@ func TestPlainDisk(t *testing.T) {
 	cache := func(name, sharing, target string) executor.Mount {
 		return executor.Mount{Target: target, Cache: &executor.Cache{Domain: "d", Name: name, Sharing: sharing}}
 	}
-	run(with(`hostname; id -u; id -g; echo "$HOME $A"; pwd; cat; echo x > f; ls -d /new/cache /etc/skel; ls -A /etc/skel; echo 1 > /new/cache/n; echo 2 > /etc/skel/m; mkdir /etc/skel/sub; echo err >&2; echo out`, func(p *executor.Process) {
+	run(with(`hostname; id -u; id -g; echo "$HOME $A"; pwd; cat; echo x > f; ls -d /new/cache /etc/skel; ls -A /etc/skel; echo 1 > /new/cache/n
+		echo 2 > /etc/skel/m; mkdir /etc/skel/sub; echo err >&2; echo out`, func(p *executor.Process) {
 		p.UID, p.GID, p.Dir = 1000, 1001, "/var/tmp"
 		p.Env = append(p.Env, "A=b c")
 		p.Mounts = []executor.Mount{cache("one", "", "/new/cache"), cache("two", "locked", "/etc/skel")}
 		p.Limits.Memory = 64 << 20
 	}), "builder\n1000\n1001\n/ b c\n/var/tmp\n/etc/skel\n/new/cache\nerr\nout\n")
 	freeze()
-	run(with(`cat /var/tmp/f /c/n /etc/skel/m; rm -r /c/n /etc/skel/sub; test ! -e /new; cat /run/secrets/a /etc/hostname; grep -c obx /proc/mounts; echo more >> /etc/skel/m`, func(p *executor.Process) {
+	run(with(`cat /var/tmp/f /c/n /etc/skel/m; rm -r /c/n /etc/skel/sub; test ! -e /new; cat /run/secrets/a /etc/hostname
+		grep -c obx /proc/mounts; echo more >> /etc/skel/m`, func(p *executor.Process) {
 		p.Mounts = []executor.Mount{
 			cache("one", "", "/c"), cache("two", "locked", "/etc/skel"),
 			{Target: "/run/secrets/a", Secret: &executor.Secret{Data: []byte("secret\n"), Mode: 0o400}},
@@ -237,10 +210,12 @@ chmod 755 /usr/local/sbin/obx-agent; systemctl enable obx-agent`)
 	r := open()
 	defer func() { r.Close() }()
 	var out bytes.Buffer
-	if err := r.Run(t.Context(), script("grep Seccomp: /proc/self/status; echo x > /x; cat /x; kill -9 $$"), &out); err == nil || err.Error() != "killed by signal 9" || out.String() != "Seccomp:\t0\nx\n" {
+	err := r.Run(t.Context(), script("grep Seccomp: /proc/self/status; echo x > /x; cat /x; kill -9 $$"), &out)
+	if err == nil || err.Error() != "killed by signal 9" || out.String() != "Seccomp:\t0\nx\n" {
 		t.Errorf("printed %q, %v", out.String(), err)
 	}
-	if err := r.Run(t.Context(), script("PATH=/sbin:/bin; modprobe pvpanic-mmio; echo c > /proc/sysrq-trigger; sleep 1000"), io.Discard); err == nil || !strings.Contains(err.Error(), "crashed") {
+	err = r.Run(t.Context(), script("PATH=/sbin:/bin; modprobe pvpanic-mmio; echo c > /proc/sysrq-trigger; sleep 1000"), io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "crashed") {
 		t.Errorf("a system that crashes: %v", err)
 	}
 	if warned != 1 {
@@ -287,5 +262,13 @@ func fill(t *testing.T, dir, file string) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// command runs a tool that makes disks.
+func command(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s (make test-deps)", name, err, out)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/ocurrent/obx/executor"
 	"github.com/ocurrent/obx/executor/internal/rootfs"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
+	"github.com/ocurrent/obx/executor/qemu/vm"
 	"github.com/ocurrent/obx/executor/qemu/wire"
 	"github.com/ocurrent/obx/layers"
 )
@@ -41,7 +42,7 @@ type root struct {
 	e     *Executor
 	chain rootfs.Chain
 
-	m      *machine
+	m      *vm.Machine
 	memory int64    // of m
 	lacks  []string // layer directories that m does not have yet
 	depth  int      // layers that m has
@@ -89,7 +90,7 @@ func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error
 		r.end()
 		return err
 	}
-	if err = r.m.network(ctx, p.Network == executor.NetworkHost); err == nil {
+	if err = r.m.SetNetwork(ctx, p.Network == executor.NetworkHost); err == nil {
 		err = r.e.run(ctx, r.m, r.memory, p, out)
 	}
 	var exit *executor.ExitError
@@ -124,12 +125,12 @@ func (r *root) start(ctx context.Context, p executor.Process, paths []string) er
 		}
 		return r.attach(ctx, lacks)
 	}
-	m, err := r.e.machine(ctx, size)
+	m, err := r.e.maker.Machine(ctx, size)
 	if err != nil {
 		return err
 	}
 	r.m, r.memory, r.depth, r.dirty = m, size, 0, false
-	if err := m.agent.Begin(ctx); err != nil {
+	if err := m.Agent.Begin(ctx); err != nil {
 		return err
 	}
 	if len(paths) == 0 {
@@ -162,7 +163,7 @@ func (r *root) attach(ctx context.Context, paths []string) error {
 			}
 			list, numbers = append(list, l), append(numbers, i)
 		}
-		if _, err := r.m.attachImage(ctx, list, wire.Attach{Layers: numbers, Keep: true}); err != nil {
+		if _, err := attachImage(ctx, r.m, list, wire.Attach{Layers: numbers, Keep: true}); err != nil {
 			return err
 		}
 	}
@@ -171,26 +172,26 @@ func (r *root) attach(ctx context.Context, paths []string) error {
 	return nil
 }
 
-// attachImage gives the machine an image of directories.
-func (m *machine) attachImage(ctx context.Context, list []*layerdisk.Layer, a wire.Attach) (offset int64, err error) {
-	if a.Offset, a.Size, err = m.layers.Add(list); err != nil {
+// attachImage gives a machine an image of directories.
+func attachImage(ctx context.Context, m *vm.Machine, list []*layerdisk.Layer, a wire.Attach) (offset int64, err error) {
+	if a.Offset, a.Size, err = m.Layers.Add(list); err != nil {
 		return 0, err
 	}
-	_, err = m.agent.Ask(ctx, wire.Request{Attach: &a}, nil, nil)
+	_, err = m.Agent.Ask(ctx, wire.Request{Attach: &a}, nil, nil)
 	return a.Offset, err
 }
 
 // end ends the machine.
 func (r *root) end() {
 	if r.m != nil {
-		r.e.end(r.m)
+		r.m.Close()
 		r.m = nil
 	}
 	r.dirty, r.lacks, r.depth = false, nil, 0
 }
 
 // run has a machine's agent run a process. memory is what the machine has, in bytes.
-func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor.Process, out io.Writer) (err error) {
+func (e *Executor) run(ctx context.Context, m *vm.Machine, memory int64, p executor.Process, out io.Writer) (err error) {
 	c, err := e.openCaches(ctx, m, p)
 	if err != nil {
 		return err
@@ -204,7 +205,7 @@ func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor
 		limited, stop = context.WithTimeout(ctx, p.Limits.Timeout+timeoutGrace)
 	}
 	defer stop()
-	reply, err := m.agent.Run(limited, p, c.wire(), out, func(k wire.Kind, b []byte) error { return c.frame(ctx, k, b) })
+	reply, err := m.Agent.Run(limited, p, c.wire(), out, func(k wire.Kind, b []byte) error { return c.frame(ctx, k, b) })
 	switch {
 	case err != nil && ctx.Err() == nil && limited.Err() != nil:
 		return &executor.ExitError{Reason: executor.TimedOut, Limit: p.Limits.Timeout.String()}
@@ -219,15 +220,6 @@ func (e *Executor) run(ctx context.Context, m *machine, memory int64, p executor
 		return reply.Exit
 	}
 	return nil
-}
-
-// network connects the machine to the host's network, or takes the cable out.
-func (m *machine) network(ctx context.Context, on bool) error {
-	if on == m.online {
-		return nil
-	}
-	m.online = on
-	return m.qmp.call(ctx, "set_link", map[string]any{"name": "nic", "up": on}, nil)
 }
 
 // A receiver unpacks a tar that comes in frames.
@@ -280,7 +272,7 @@ func (r *root) fetch(ctx context.Context, req wire.Request) (dir string, err err
 		return "", err
 	}
 	ended := false
-	reply, err := r.m.agent.Ask(ctx, req, nil, func(k wire.Kind, b []byte) error {
+	reply, err := r.m.Agent.Ask(ctx, req, nil, func(k wire.Kind, b []byte) error {
 		if k != wire.KindTar || ended {
 			return fmt.Errorf("the machine's agent sends %q out of place", k)
 		}
@@ -309,7 +301,7 @@ func (r *root) Freeze(ctx context.Context) (executor.Change, error) {
 	r.dirty = false // whatever comes: the machine drops what it cannot freeze
 	dir, err := r.fetch(ctx, wire.Request{Freeze: &wire.Freeze{}})
 	if err != nil {
-		if !r.m.alive() || r.m.failed() {
+		if !r.m.Alive() {
 			r.end()
 		}
 		return nil, err

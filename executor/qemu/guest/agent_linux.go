@@ -93,7 +93,8 @@ func (a *Agent) Greet(ctx context.Context, limit time.Duration) error {
 		return errors.New("the machine's agent does not greet")
 	}
 	if hello.Version != wire.Version {
-		return fmt.Errorf("the machine's agent is that of another obx (version %d instead of %d): `obx base agent` writes this one's", hello.Version, wire.Version)
+		return fmt.Errorf("the machine's agent is that of another obx (version %d instead of %d): `obx base agent` writes this one's",
+			hello.Version, wire.Version)
 	}
 	if hello.Err != "" {
 		return fmt.Errorf("the machine cannot be made ready: %s", words.Printable(hello.Err))

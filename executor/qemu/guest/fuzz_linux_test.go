@@ -32,28 +32,32 @@ func FuzzGuest(f *testing.F) {
 		reads
 		kinds
 	)
-	ok := guesttest.Says(wire.KindReply, wire.Reply{})
+	says, said := guesttest.Says, guesttest.Said
+	ok := says(wire.KindReply, wire.Reply{})
 	when := time.Unix(1e9, 0)
-	list := guesttest.Says(wire.KindFiles, []wire.File{
-		{Name: []byte("a"), Type: tar.TypeReg, Mode: 0o644, Size: 4, Modified: when, Xattrs: map[string][]byte{"user.a": []byte("b"), "trusted.overlay.redirect": []byte("/")}},
+	list := says(wire.KindFiles, []wire.File{
+		{
+			Name: []byte("a"), Type: tar.TypeReg, Mode: 0o644, Size: 4, Modified: when,
+			Xattrs: map[string][]byte{"user.a": []byte("b"), "trusted.overlay.redirect": []byte("/")},
+		},
 		{Name: []byte("d"), Type: tar.TypeDir, Mode: 0o1755, UID: 1, GID: 2, Modified: when},
 		{Name: []byte("l"), Type: tar.TypeSymlink, Link: []byte("/etc")}, {Name: []byte("p"), Type: tar.TypeFifo},
 	})
-	one := guesttest.Says(wire.KindFiles, []wire.File{{Name: []byte("."), Type: tar.TypeDir, Mode: 0o755}})
-	none := guesttest.Says(wire.KindFiles, []byte("null"))
-	f.Add(byte(greets), guesttest.Said(guesttest.Says(wire.KindHello, wire.Hello{Version: wire.Version})))
-	f.Add(byte(greets), guesttest.Said(guesttest.Says(wire.KindHello, wire.Hello{Version: wire.Version, Err: "\x1b[31mno"})))
-	f.Add(byte(runs), guesttest.Said(guesttest.Says(wire.KindBeat, []byte{}), guesttest.Says(wire.KindOutput, []byte("out")), guesttest.Says(wire.KindInput, []byte{}), guesttest.Says(wire.KindReply, wire.Reply{Exit: &executor.ExitError{Code: 3}})))
-	f.Add(byte(runs), guesttest.Said(guesttest.Says(wire.KindReply, wire.Reply{Exit: &executor.ExitError{Reason: executor.OOM, Limit: "\x1b"}})))
-	f.Add(byte(runs), guesttest.Said(guesttest.Says(wire.KindReply, wire.Reply{Start: "\x1b[31mno"})))
-	f.Add(byte(runs), guesttest.Said(guesttest.Says(wire.KindReply, []byte(`{"Exit":{"Code":`+strings.Repeat("1", 70<<10)+`}}`))))
-	f.Add(byte(lists), guesttest.Said(one, ok, list, ok, guesttest.Says(wire.KindOutput, []byte("data")), ok, none, ok))
-	f.Add(byte(writes), guesttest.Said(one, ok, list, ok, guesttest.Says(wire.KindOutput, []byte("data")), ok, none, ok))
-	f.Add(byte(lists), guesttest.Said(one, ok, guesttest.Says(wire.KindFiles, []byte("["+strings.Repeat("{},", 60_000)+"{}]")), ok))
-	f.Add(byte(lists), guesttest.Said(one, ok, guesttest.Says(wire.KindFiles, []wire.File{{Name: []byte("x"), Type: '0'}, {Name: []byte("x"), Type: '5'}}), ok))
-	f.Add(byte(lists), guesttest.Said(one, ok, guesttest.Says(wire.KindFiles, []wire.File{{Name: bytes.Repeat([]byte("x"), 5000), Type: '0'}}), ok))
-	f.Add(byte(lists), guesttest.Said(one, ok, guesttest.Says(wire.KindFiles, []wire.File{{Name: []byte("../x"), Type: '0'}}), ok))
-	f.Add(byte(reads), guesttest.Said(one, ok, guesttest.Says(wire.KindFiles, []wire.File{{Name: []byte("f"), Type: '0', Size: 4}}), ok, guesttest.Says(wire.KindOutput, []byte("data")), ok))
+	one := says(wire.KindFiles, []wire.File{{Name: []byte("."), Type: tar.TypeDir, Mode: 0o755}})
+	none := says(wire.KindFiles, []byte("null"))
+	f.Add(byte(greets), said(says(wire.KindHello, wire.Hello{Version: wire.Version})))
+	f.Add(byte(greets), said(says(wire.KindHello, wire.Hello{Version: wire.Version, Err: "\x1b[31mno"})))
+	f.Add(byte(runs), said(says(wire.KindBeat, []byte{}), says(wire.KindOutput, []byte("out")), says(wire.KindInput, []byte{}), says(wire.KindReply, wire.Reply{Exit: &executor.ExitError{Code: 3}})))
+	f.Add(byte(runs), said(says(wire.KindReply, wire.Reply{Exit: &executor.ExitError{Reason: executor.OOM, Limit: "\x1b"}})))
+	f.Add(byte(runs), said(says(wire.KindReply, wire.Reply{Start: "\x1b[31mno"})))
+	f.Add(byte(runs), said(says(wire.KindReply, []byte(`{"Exit":{"Code":`+strings.Repeat("1", 70<<10)+`}}`))))
+	f.Add(byte(lists), said(one, ok, list, ok, says(wire.KindOutput, []byte("data")), ok, none, ok))
+	f.Add(byte(writes), said(one, ok, list, ok, says(wire.KindOutput, []byte("data")), ok, none, ok))
+	f.Add(byte(lists), said(one, ok, says(wire.KindFiles, []byte("["+strings.Repeat("{},", 60_000)+"{}]")), ok))
+	f.Add(byte(lists), said(one, ok, says(wire.KindFiles, []wire.File{{Name: []byte("x"), Type: '0'}, {Name: []byte("x"), Type: '5'}}), ok))
+	f.Add(byte(lists), said(one, ok, says(wire.KindFiles, []wire.File{{Name: bytes.Repeat([]byte("x"), 5000), Type: '0'}}), ok))
+	f.Add(byte(lists), said(one, ok, says(wire.KindFiles, []wire.File{{Name: []byte("../x"), Type: '0'}}), ok))
+	f.Add(byte(reads), said(one, ok, says(wire.KindFiles, []wire.File{{Name: []byte("f"), Type: '0', Size: 4}}), ok, says(wire.KindOutput, []byte("data")), ok))
 	tmp := f.TempDir()
 	f.Fuzz(func(t *testing.T, kind byte, b []byte) {
 		before := guesttest.Allocated()
@@ -72,7 +76,8 @@ func FuzzGuest(f *testing.F) {
 		case runs:
 			var out bytes.Buffer
 			var reply wire.Reply
-			reply, err = a.Run(ctx, executor.Process{Argv: []string{"x"}}, nil, &out, func(wire.Kind, []byte) error { return errors.New("a change of nothing") })
+			change := func(wire.Kind, []byte) error { return errors.New("a change of nothing") }
+			reply, err = a.Run(ctx, executor.Process{Argv: []string{"x"}}, nil, &out, change)
 			guesttest.CheckError(t, reply.Start, true)
 			if reply.Exit != nil {
 				guesttest.CheckError(t, reply.Exit.Error(), true)
@@ -114,8 +119,10 @@ func checkGuestFile(t *testing.T, files *tree, name string) error {
 		return err
 	}
 	h := i.Sys().(*tar.Header)
-	wrong := name != path.Clean(name) || path.IsAbs(name) || strings.HasPrefix(name, "../") || name == ".." || strings.Contains(name, "\x00") || len(name) > 3*maxPath ||
-		h.Mode&^0o7777 != 0 || h.Size < 0 || h.Uid < 0 || h.Uid > 1<<32-2 || h.Gid < 0 || h.Gid > 1<<32-2 || i.Mode()&fs.ModeDevice != 0 || i.IsDir() != (h.Typeflag == tar.TypeDir)
+	wrong := name != path.Clean(name) || path.IsAbs(name) || strings.HasPrefix(name, "../") || name == ".." ||
+		strings.Contains(name, "\x00") || len(name) > 3*maxPath ||
+		h.Mode&^0o7777 != 0 || h.Size < 0 || h.Uid < 0 || h.Uid > 1<<32-2 || h.Gid < 0 || h.Gid > 1<<32-2 ||
+		i.Mode()&fs.ModeDevice != 0 || i.IsDir() != (h.Typeflag == tar.TypeDir)
 	xattrs, err := files.Xattrs(name)
 	for k := range xattrs {
 		wrong = wrong || !layers.KeepXattr(k)

@@ -213,7 +213,10 @@ func TestReach(t *testing.T) {
 				}
 			}()
 			var warnings []string
-			w := Way{Addr: addr, OS: "linux", Arch: "amd64", Foreign: test.os != "", Limit: time.Minute, Warn: func(msg string) { warnings = append(warnings, msg) }}
+			w := Way{
+				Addr: addr, OS: "linux", Arch: "amd64", Foreign: test.os != "", Limit: time.Minute,
+				Warn: func(msg string) { warnings = append(warnings, msg) },
+			}
 			if test.os != "" {
 				w.OS = test.os
 			}

@@ -202,7 +202,8 @@ func (l *login) putAgent(ctx context.Context, arch string) error {
 	if err != nil {
 		return err
 	}
-	const script = `set -e; umask 077; mkdir -p ` + wire.CarriedDir + `; mount -t tmpfs -o mode=700,nosuid,nodev obx ` + wire.CarriedDir + `; cat > ` + wire.CarriedDir + `/agent; chmod 700 ` + wire.CarriedDir + `/agent`
+	const dir = wire.CarriedDir
+	const script = `set -e; umask 077; mkdir -p ` + dir + `; mount -t tmpfs -o mode=700,nosuid,nodev obx ` + dir + `; cat > ` + dir + `/agent; chmod 700 ` + dir + `/agent`
 	if err := l.script(ctx, "linux", script, strings.NewReader(string(program))); err != nil {
 		return fmt.Errorf("put obx's agent there: %w", err)
 	}
@@ -255,7 +256,8 @@ func (l *login) startPlain(ctx context.Context, os, arch string) (*conversation,
 	} else {
 		file := otherDir + "/" + name
 		if l.script(ctx, os, "test -x "+file, nil) != nil {
-			err = l.script(ctx, os, fmt.Sprintf("set -e; umask 077; mkdir -p %s; cat > %s.new; chmod 700 %s.new; mv %s.new %s", otherDir, file, file, file, file), strings.NewReader(string(program)))
+			put := fmt.Sprintf("set -e; umask 077; mkdir -p %s; cat > %s.new; chmod 700 %s.new; mv %s.new %s", otherDir, file, file, file, file)
+			err = l.script(ctx, os, put, strings.NewReader(string(program)))
 		}
 		l.plain = l.asRoot(os, "exec "+file+` "$@"`) + " agent"
 	}

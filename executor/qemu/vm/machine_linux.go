@@ -1,4 +1,4 @@
-package qemu
+package vm
 
 import (
 	"cmp"
@@ -49,27 +49,25 @@ type machineFiles struct {
 	state   *os.File // goes on from it instead of booting
 	scratch *os.File // the agent's writable disk
 
-	disk *diskDevice // boots from it, instead of from the kernel
+	disk *bootDisk // boots from it, instead of from the kernel
 }
 
 // scratchSet is the number of the scratch disk's descriptors. Those of a chain of disks begin at 1.
 const scratchSet = 1 << 20
 
-// A diskDevice is a disk that a machine boots from, and the way to its sshd.
-type diskDevice struct {
-	files    []string // a chain of qcow2 files, base first; the last is written to
-	firmware string   // a file; "" is QEMU's own
-	forward  string   // address on the host that leads to
-	port     int      // this one of the machine
-	online   bool     // the machine reaches the host's network
-	foreign  bool     // its system has no use for the agent's disks and ports
+// A bootDisk is a Disk, with how it is booted and reached.
+type bootDisk struct {
+	Disk
+	firmware string // a file; "" is QEMU's own
+	forward  string // address on the host that leads to the machine's sshd
 }
 
-// A machine is a running QEMU. It ends with this process, however that ends.
-type machine struct {
+// A Machine is a running QEMU. It ends with this process, however that ends.
+type Machine struct {
+	Agent  *guest.Agent
+	Layers layerdisk.Disk // what the machine sees as its disk of layers
+
 	qmp     *qmp
-	agent   *guest.Agent
-	layers  layerdisk.Disk
 	console words.Tail // what its kernel has said
 	stderr  words.Tail
 
@@ -78,7 +76,9 @@ type machine struct {
 	status  error         // then: how it ended
 	serving sync.WaitGroup
 
-	online bool // the network is on
+	online bool   // the network is on
+	node   int    // number of the topmost file of the disk that it has booted from
+	gone   func() // called when it is closed; may be nil
 
 	mu       sync.Mutex
 	cause    error  // why it is of no use any more
@@ -103,8 +103,8 @@ func machineUser() uint32 {
 }
 
 // startMachine starts QEMU. It does not wait for anything.
-func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
-	m := &machine{online: true, ended: make(chan struct{})}
+func startMachine(h hardware, f machineFiles) (_ *Machine, err error) {
+	m := &Machine{online: true, ended: make(chan struct{})}
 	var extra []*os.File
 	var ours []*net.UnixConn
 	defer func() {
@@ -143,7 +143,10 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		"-smp", strconv.Itoa(h.cpus), "-m", fmt.Sprintf("%dM", h.memory>>20),
 	}
 	board, device := boardOf(h)
-	foreign := f.disk != nil && f.disk.foreign
+	foreign := f.disk != nil && f.disk.Foreign
+	if f.disk != nil {
+		m.node = len(f.disk.Files) - 1
+	}
 	if f.disk != nil && h.arch == "amd64" {
 		args = append(args, "-device", "pvpanic") // to be told of a crash, if the system knows how
 	}
@@ -262,7 +265,7 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 		return nil, fmt.Errorf("start %s: %w", h.qemu, err)
 	}
 	m.qmp = newQMP(qmpConn, m.event)
-	m.agent = guest.NewAgent(m, ports[0], ports[1])
+	m.Agent = guest.NewAgent(m, ports[0], ports[1])
 	m.serving.Go(func() {
 		_, _ = io.Copy(&m.console, consoleConn)
 		consoleConn.Close()
@@ -274,16 +277,16 @@ func startMachine(h hardware, f machineFiles) (_ *machine, err error) {
 }
 
 // serveLayers answers what QEMU reads of layers.
-func (m *machine) serveLayers(nbd net.Conn) {
-	if err := m.layers.Serve(nbd); err != nil {
+func (m *Machine) serveLayers(nbd net.Conn) {
+	if err := m.Layers.Serve(nbd); err != nil {
 		m.Fail(err)
 	}
 }
 
 // arguments are those of QEMU for a machine that boots from a disk. Its kernel is whatever the disk has.
-func (d *diskDevice) arguments(pass func(*os.File) int, device func(name, options string) string) (args []string, err error) {
-	for i, name := range d.files {
-		last := i == len(d.files)-1
+func (d *bootDisk) arguments(pass func(*os.File) int, device func(name, options string) string) (args []string, err error) {
+	for i, name := range d.Files {
+		last := i == len(d.Files)-1
 		modes := []int{os.O_RDONLY}
 		if last {
 			modes = []int{os.O_RDWR, os.O_RDONLY} // it is read-only when the next one comes
@@ -315,17 +318,17 @@ func (d *diskDevice) arguments(pass func(*os.File) int, device func(name, option
 		args = append(args, "-blockdev", string(node))
 	}
 	return append(args,
-		"-device", device("virtio-blk", fmt.Sprintf("drive=disk%d,werror=stop,bootindex=0", len(d.files)-1)),
+		"-device", device("virtio-blk", fmt.Sprintf("drive=disk%d,werror=stop,bootindex=0", len(d.Files)-1)),
 		"-device", device("virtio-rng", "id=rng")), nil
 }
 
 // network is what makes the user-mode network that of a disk.
-func (d *diskDevice) network() string {
+func (d *bootDisk) network() string {
 	restrict := "on"
-	if d.online {
+	if d.Network {
 		restrict = "off"
 	}
-	return fmt.Sprintf(",restrict=%s,hostfwd=tcp:%s-:%d", restrict, d.forward, d.port)
+	return fmt.Sprintf(",restrict=%s,hostfwd=tcp:%s-:%d", restrict, d.forward, d.SSHPort)
 }
 
 // groupsFor is the groups that QEMU needs for an accelerator. Where only root may open /dev/kvm, ok is false.
@@ -353,10 +356,10 @@ func socketPair() (*net.UnixConn, *os.File, error) {
 }
 
 // Ended is closed when QEMU has been waited for.
-func (m *machine) Ended() <-chan struct{} { return m.ended }
+func (m *Machine) Ended() <-chan struct{} { return m.ended }
 
 // Fail makes a machine of no use, and remembers the first reason.
-func (m *machine) Fail(err error) {
+func (m *Machine) Fail(err error) {
 	m.mu.Lock()
 	if m.cause == nil {
 		m.cause = err
@@ -365,17 +368,20 @@ func (m *machine) Fail(err error) {
 	_ = m.process.Kill()
 }
 
-func (m *machine) alive() bool {
+// Alive reports whether the machine has neither ended nor failed.
+func (m *Machine) Alive() bool {
 	select {
 	case <-m.ended:
 		return false
 	default:
-		return true
 	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cause == nil
 }
 
-// wentDown reports whether the machine's system has shut it down, which has ended.
-func (m *machine) wentDown() bool {
+// WentDown reports whether the machine's system has shut it down, which has ended.
+func (m *Machine) WentDown() bool {
 	for range m.qmp.answer { // until all events have come
 	}
 	m.mu.Lock()
@@ -383,15 +389,8 @@ func (m *machine) wentDown() bool {
 	return m.cause == nil && m.status == nil && m.shutdown == "guest-shutdown"
 }
 
-// failed reports whether fail was called.
-func (m *machine) failed() bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.cause != nil
-}
-
 // event is called for what QEMU tells.
-func (m *machine) event(name string, data json.RawMessage) {
+func (m *Machine) event(name string, data json.RawMessage) {
 	switch name {
 	case "SHUTDOWN":
 		var e struct {
@@ -418,14 +417,14 @@ func (m *machine) event(name string, data json.RawMessage) {
 }
 
 // Why explains the end of a machine: err is what came of it.
-func (m *machine) Why(err error) error {
+func (m *Machine) Why(err error) error {
 	select {
 	case <-m.ended:
 	case <-time.After(time.Second): // QEMU lives: the agent has ended, or talks nonsense
 		_ = m.process.Kill()
 		<-m.ended
 	}
-	m.agent.Close()  // else what comes of it may wait for somebody to take it
+	m.Agent.Close()  // else what comes of it may wait for somebody to take it
 	m.serving.Wait() // the console has been read to its end
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -454,8 +453,9 @@ func (e *endError) Error() string {
 }
 func (e *endError) Unwrap() error { return e.err }
 
-// unlock makes the monitor take commands and tell events. Before it does, QEMU makes the machine, and may hang in what it asks of the kernel: late is then the error.
-func (m *machine) unlock(ctx context.Context, limit time.Duration, late error) error {
+// unlock makes the monitor take commands and tell events. Before it does, QEMU makes the machine, and may hang in what it asks of the kernel: late
+// is then the error.
+func (m *Machine) unlock(ctx context.Context, limit time.Duration, late error) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
 	defer cancel()
 	if err := m.qmp.call(ctx, "qmp_capabilities", nil, nil); err != nil {
@@ -468,25 +468,72 @@ func (m *machine) unlock(ctx context.Context, limit time.Duration, late error) e
 }
 
 // hello waits for the agent, which is all that the machine has.
-func (m *machine) hello(ctx context.Context, limit time.Duration) error {
+func (m *Machine) hello(ctx context.Context, limit time.Duration) error {
 	err := m.unlock(ctx, limit, &guest.BootError{Limit: limit})
 	if err == nil {
-		err = m.agent.Greet(ctx, limit)
+		err = m.Agent.Greet(ctx, limit)
 	}
 	var late *guest.BootError
 	if errors.As(err, &late) {
-		late.Console = words.Last(m.console.String(), 2)
+		late.Console = m.LastWords()
 		m.Fail(late)
 		return m.Why(late)
 	}
 	return err
 }
 
-// close ends the machine and waits for that.
-func (m *machine) close() {
+// LastWords is the last of what the machine's kernel has said, printable.
+func (m *Machine) LastWords() string { return words.Last(m.console.String(), 2) }
+
+// SetNetwork connects the machine to the host's network, or takes the cable out.
+func (m *Machine) SetNetwork(ctx context.Context, on bool) error {
+	if on == m.online {
+		return nil
+	}
+	m.online = on
+	return m.qmp.call(ctx, "set_link", map[string]any{"name": "nic", "up": on}, nil)
+}
+
+// SwitchDisk has a machine that has booted from a disk write to another file from now on, an empty one upon that which it writes to now.
+func (m *Machine) SwitchDisk(ctx context.Context, file string) error {
+	set := m.node + 100
+	if err := os.Chmod(file, 0o666); err != nil {
+		return err
+	}
+	for _, mode := range []int{os.O_RDWR, os.O_RDONLY} { // it is read-only when the next one comes
+		f, err := os.OpenFile(file, mode, 0)
+		if err != nil {
+			return err
+		}
+		err = m.qmp.callWith(ctx, f, "add-fd", map[string]any{"fdset-id": set}, nil)
+		f.Close()
+		if err != nil {
+			return err
+		}
+	}
+	name := fmt.Sprintf("disk%d", m.node+1)
+	add := map[string]any{
+		"driver": "qcow2", "node-name": name, "backing": nil,
+		"file": map[string]any{"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", set), "locking": "off", "cache": map[string]any{"no-flush": true}},
+	}
+	if err := m.qmp.call(ctx, "blockdev-add", add, nil); err != nil {
+		return err
+	}
+	if err := m.qmp.call(ctx, "blockdev-snapshot", map[string]any{"node": fmt.Sprintf("disk%d", m.node), "overlay": name}, nil); err != nil {
+		return err
+	}
+	m.node++
+	return nil
+}
+
+// Close ends the machine and waits for that. It may be called more than once.
+func (m *Machine) Close() {
 	_ = m.process.Kill()
 	<-m.ended
-	m.agent.Close()
+	m.Agent.Close()
 	m.qmp.conn.Close()
 	m.serving.Wait()
+	if m.gone != nil {
+		m.gone()
+	}
 }

@@ -1,4 +1,4 @@
-package qemu
+package vm
 
 import (
 	"errors"
@@ -8,8 +8,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// copySparse copies a file without its holes, and shares the blocks where the file system can.
-func copySparse(to *os.File, name string) error {
+// CopySparse copies the file with a name to an empty one, without its holes, and shares the blocks where the file system can.
+func CopySparse(to *os.File, name string) error {
 	from, err := os.Open(name)
 	if err != nil {
 		return err

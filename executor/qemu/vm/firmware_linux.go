@@ -1,13 +1,10 @@
-package qemu
+package vm
 
 import (
 	"errors"
 	"fmt"
 	"os"
 )
-
-// UEFI as Options.Firmware is the firmware that this system has installed for the architecture.
-const UEFI = "uefi"
 
 // firmwares are where systems have firmware that boots disks: in one file, since a machine keeps no variables. That of riscv64 is U-Boot, which
 // boots what UEFI would.
@@ -38,7 +35,8 @@ func (o Options) firmware() (string, error) {
 			return f, nil
 		}
 	}
-	return "", fmt.Errorf("%w for disk images of %s: install it (Debian: apt-get install %s), or name a file with --qemu-firmware", errNoFirmware, o.Arch, debian[o.Arch].firmware)
+	return "", fmt.Errorf("%w for disk images of %s: install it (Debian: apt-get install %s), or name a file with --qemu-firmware",
+		errNoFirmware, o.Arch, debian[o.Arch].firmware)
 }
 
 // firmwareFlag is how QEMU is told of the firmware: that of riscv64 runs upon QEMU's own.

@@ -1,4 +1,4 @@
-package qemu
+package vm
 
 import (
 	"context"
@@ -13,10 +13,6 @@ import (
 	"strings"
 	"time"
 )
-
-// stateDir is where the store keeps saved machines: qemu/state/BOOT-KEY/{memory,disk,devices}. A state appears by one rename, and
-// is as good as lost when the host boots: a file may be short after a power cut. Then it is made again.
-const stateDir = "qemu/state"
 
 // maxStateAge is how long a state is kept that nobody uses.
 const maxStateAge = 30 * 24 * time.Hour
@@ -47,7 +43,7 @@ func bootID() (string, error) {
 }
 
 // stateKey names everything that a state depends on.
-func (e *Executor) stateKey(h hardware) (string, error) {
+func (k *Maker) stateKey(h hardware) (string, error) {
 	sum := sha256.New()
 	info, err := os.Stat(h.qemu)
 	if err != nil {
@@ -98,66 +94,66 @@ func firstProcessor(info string) string {
 }
 
 // state finds the saved machine of a size, or makes it. It is nil where machines are not saved.
-func (e *Executor) state(ctx context.Context, memory int64) (*savedState, error) {
-	if e.options.NoState || e.options.Arch == timeless {
+func (k *Maker) state(ctx context.Context, memory int64) (*savedState, error) {
+	if k.options.NoState || k.options.Arch == timeless {
 		return nil, nil
 	}
-	if err := e.saving.Acquire(ctx, 1); err != nil {
+	if err := k.saving.Acquire(ctx, 1); err != nil {
 		return nil, context.Cause(ctx)
 	}
-	defer e.saving.Release(1)
-	if f, ok := e.states[memory]; ok {
+	defer k.saving.Release(1)
+	if f, ok := k.states[memory]; ok {
 		return f.state, f.err
 	}
-	h := e.hardware(memory)
-	key, err := e.stateKey(h)
+	h := k.hardware(memory)
+	key, err := k.stateKey(h)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Join(e.options.Store.Dir(), stateDir, key)
+	dir := filepath.Join(k.options.Store.Dir(), StateDir, key)
 	s := &savedState{dir}
 	if _, err := os.Stat(s.devices()); err != nil {
-		if err := e.save(ctx, h, dir); err != nil {
+		if err := k.save(ctx, h, dir); err != nil {
 			if ctx.Err() == nil {
-				e.states[memory] = foundState{err: err} // once is enough
+				k.states[memory] = foundState{err: err} // once is enough
 			}
 			return nil, err
 		}
-		e.dropOldStates()
+		k.dropOldStates()
 	}
 	now := time.Now()
 	_ = os.Chtimes(dir, now, now)
-	e.states[memory] = foundState{state: s}
+	k.states[memory] = foundState{state: s}
 	return s, nil
 }
 
 // forgetState drops a state that does not work.
-func (e *Executor) forgetState(memory int64, s *savedState) {
-	_ = e.saving.Acquire(context.Background(), 1) // always succeeds
-	defer e.saving.Release(1)
-	if e.states[memory].state == s {
-		e.states[memory] = foundState{}
-		_ = e.options.Store.Trash(s.dir)
+func (k *Maker) forgetState(memory int64, s *savedState) {
+	_ = k.saving.Acquire(context.Background(), 1) // always succeeds
+	defer k.saving.Release(1)
+	if k.states[memory].state == s {
+		k.states[memory] = foundState{}
+		_ = k.options.Store.Trash(s.dir)
 	}
 }
 
 // dropOldStates drops those that nobody has used for long, or that are of no use since the host has booted.
-func (e *Executor) dropOldStates() {
+func (k *Maker) dropOldStates() {
 	boot, err := bootID()
 	if err != nil {
 		return
 	}
-	dirs, _ := filepath.Glob(filepath.Join(e.options.Store.Dir(), stateDir, "*"))
+	dirs, _ := filepath.Glob(filepath.Join(k.options.Store.Dir(), StateDir, "*"))
 	for _, d := range dirs {
 		if info, err := os.Stat(d); err == nil && (time.Since(info.ModTime()) > maxStateAge || !strings.HasPrefix(filepath.Base(d), boot+"-")) {
-			_ = e.options.Store.Trash(d)
+			_ = k.options.Store.Trash(d)
 		}
 	}
 }
 
 // save boots a machine and saves it as dir.
-func (e *Executor) save(ctx context.Context, h hardware, dir string) (err error) {
-	tmp, err := os.MkdirTemp(e.tmp, "state-")
+func (k *Maker) save(ctx context.Context, h hardware, dir string) (err error) {
+	tmp, err := os.MkdirTemp(k.tmp, "state-")
 	if err != nil {
 		return err
 	}
@@ -181,15 +177,15 @@ func (e *Executor) save(ctx context.Context, h hardware, dir string) (err error)
 		return err
 	}
 	defer disk.Close()
-	if err := errors.Join(disk.Chmod(0o666), copySparse(disk, e.scratch)); err != nil {
+	if err := errors.Join(disk.Chmod(0o666), CopySparse(disk, k.scratch)); err != nil {
 		return err
 	}
-	m, err := e.start(h, machineFiles{memory: memory{file: memoryFile, share: true}, scratch: disk})
+	m, err := k.start(h, machineFiles{memory: memory{file: memoryFile, share: true}, scratch: disk})
 	if err != nil {
 		return err
 	}
-	defer e.end(m)
-	if err := m.hello(ctx, e.options.BootTimeout); err != nil {
+	defer m.Close()
+	if err := m.hello(ctx, k.options.BootTimeout); err != nil {
 		return err
 	}
 	if err := m.save(ctx, devices); err != nil {
@@ -215,7 +211,7 @@ func (e *Executor) save(ctx context.Context, h hardware, dir string) (err error)
 var ignoreShared = map[string]any{"capabilities": []map[string]any{{"capability": "x-ignore-shared", "state": true}}}
 
 // save writes all of a machine but its memory.
-func (m *machine) save(ctx context.Context, devices *os.File) error {
+func (m *Machine) save(ctx context.Context, devices *os.File) error {
 	if err := m.qmp.call(ctx, "stop", nil, nil); err != nil {
 		return err
 	}
@@ -235,7 +231,7 @@ func (m *machine) save(ctx context.Context, devices *os.File) error {
 const migrationPatience = 30 * time.Second
 
 // migrated waits for the end of a migration.
-func (m *machine) migrated(ctx context.Context) error {
+func (m *Machine) migrated(ctx context.Context) error {
 	limit := time.After(migrationPatience)
 	for wait := time.Millisecond; ; wait = min(2*wait, 20*time.Millisecond) {
 		var info struct {
@@ -264,7 +260,7 @@ func (m *machine) migrated(ctx context.Context) error {
 }
 
 // restore starts a machine that goes on from a state.
-func (e *Executor) restore(ctx context.Context, size int64, s *savedState) (_ *machine, err error) {
+func (k *Maker) restore(ctx context.Context, size int64, s *savedState) (_ *Machine, err error) {
 	memoryFile, err := os.Open(s.memory())
 	if err != nil {
 		return nil, err
@@ -275,23 +271,23 @@ func (e *Executor) restore(ctx context.Context, size int64, s *savedState) (_ *m
 		return nil, err
 	}
 	defer devices.Close()
-	scratch, err := e.newScratch(s.disk())
+	scratch, err := k.newScratch(s.disk())
 	if err != nil {
 		return nil, err
 	}
 	defer scratch.Close()
-	m, err := e.start(e.hardware(size), machineFiles{memory: memory{file: memoryFile}, state: devices, scratch: scratch})
+	m, err := k.start(k.hardware(size), machineFiles{memory: memory{file: memoryFile}, state: devices, scratch: scratch})
 	if err != nil {
 		return nil, err
 	}
 	if err := m.goOn(ctx, devices); err != nil {
-		e.end(m)
+		m.Close()
 		return nil, err
 	}
 	return m, nil
 }
 
-func (m *machine) goOn(ctx context.Context, devices *os.File) error {
+func (m *Machine) goOn(ctx context.Context, devices *os.File) error {
 	if err := m.unlock(ctx, migrationPatience, errors.New("QEMU's monitor does not answer")); err != nil {
 		return err
 	}

@@ -1,8 +1,6 @@
-package qemu
+package vm
 
 import (
-	"errors"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,8 +8,6 @@ import (
 	"time"
 
 	"github.com/ocurrent/obx/conformance"
-	"github.com/ocurrent/obx/executor"
-	"github.com/ocurrent/obx/layers"
 )
 
 // command runs a tool that makes disks.
@@ -23,9 +19,9 @@ func command(t *testing.T, name string, args ...string) {
 }
 
 // firmwareDisk makes a disk that UEFI or U-Boot boots a Linux from, which has nothing but obx's agent.
-func firmwareDisk(t *testing.T, e *Executor) string {
+func firmwareDisk(t *testing.T, k *Maker) string {
 	t.Helper()
-	board, _ := boardOf(hardware{arch: e.options.Arch})
+	board, _ := boardOf(hardware{arch: k.options.Arch})
 	options := "console=" + board.console + " quiet rdinit=/init"
 	dir := t.TempDir()
 	raw := filepath.Join(dir, "disk.img")
@@ -49,8 +45,8 @@ func firmwareDisk(t *testing.T, e *Executor) string {
 		}
 		command(t, "mcopy", "-i", raw+at, file, "::"+name)
 	}
-	command(t, "mcopy", "-i", raw+at, e.image, "::vmlinuz")
-	command(t, "mcopy", "-i", raw+at, e.initrd, "::initrd")
+	command(t, "mcopy", "-i", raw+at, k.image, "::vmlinuz")
+	command(t, "mcopy", "-i", raw+at, k.initrd, "::initrd")
 	disk := filepath.Join(dir, "disk.qcow2")
 	command(t, "qemu-img", "convert", "-O", "qcow2", raw, disk)
 	return disk
@@ -66,25 +62,18 @@ func TestFirmware(t *testing.T) {
 	for _, arch := range archs {
 		t.Run(arch, func(t *testing.T) {
 			st := conformance.OpenStore(t)
-			e, err := New(Options{
-				Store: st, Arch: arch, Kernel: conformance.Kernel(t, arch), Accel: "tcg", BootTimeout: 3 * time.Minute, Firmware: UEFI,
-				Warn: func(msg string) { t.Error(msg) },
-			})
+			k := testMaker(t, Options{Store: st, Arch: arch, BootTimeout: 3 * time.Minute, Firmware: UEFI, Warn: func(msg string) { t.Error(msg) }})
+			defer k.Close()
+			if err := k.getReady(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			m, _, err := k.FromDisk(t.Context(), Disk{Files: []string{firmwareDisk(t, k)}, Memory: k.options.Memory, SSHPort: 22})
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer e.Close()
-			if err := e.getReady(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			r, err := e.Open(t.Context(), []layers.Layer{conformance.DiskLayer(t, st, firmwareDisk(t, e))})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer r.Close()
-			var missing *executor.StartError
-			if err := r.Run(t.Context(), executor.Process{Argv: []string{"/program"}, Dir: "/"}, io.Discard); !errors.As(err, &missing) {
-				t.Errorf("the agent on the disk says %v", err)
+			defer m.Close()
+			if err := m.Agent.Greet(t.Context(), k.options.BootTimeout); err != nil {
+				t.Errorf("the agent on the disk: %v; the console says %s", err, m.LastWords())
 			}
 		})
 	}

@@ -1,4 +1,4 @@
-package qemu
+package vm
 
 import (
 	"context"
@@ -33,20 +33,20 @@ type kvmProbe struct {
 }
 
 // chooseAccel takes KVM where it works. Some hosts have a /dev/kvm in which a guest never comes to life.
-func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
-	if e.options.Accel != "auto" {
-		return e.forced(), nil
+func (k *Maker) chooseAccel(ctx context.Context) (string, error) {
+	if k.options.Accel != "auto" {
+		return k.forced(), nil
 	}
-	if e.options.Arch != hostArch {
+	if k.options.Arch != hostArch {
 		return "tcg", nil
 	}
 	const slow = "virtual machines are slow here, without KVM: "
 	const insist = " (--qemu-accel kvm insists)"
 	if err := unix.Access("/dev/kvm", unix.R_OK|unix.W_OK); err != nil {
-		e.warn(slow + "/dev/kvm: " + err.Error())
+		k.Warn(slow + "/dev/kvm: " + err.Error())
 		return "tcg", nil
 	}
-	info, err := os.Stat(e.qemu)
+	info, err := os.Stat(k.qemu)
 	if err != nil {
 		return "", err
 	}
@@ -54,13 +54,13 @@ func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	probe := kvmProbe{QEMU: e.qemu, Size: info.Size(), Time: info.ModTime().UTC(), Boot: string(boot)}
+	probe := kvmProbe{QEMU: k.qemu, Size: info.Size(), Time: info.ModTime().UTC(), Boot: string(boot)}
 	var old kvmProbe
-	file := filepath.Join(e.options.Store.Dir(), accelFile)
+	file := filepath.Join(k.options.Store.Dir(), accelFile)
 	if b, err := os.ReadFile(file); err == nil && json.Unmarshal(b, &old) == nil && old.sameAs(probe) {
 		probe = old
 	} else {
-		lasts, err := e.tryKVM(ctx)
+		lasts, err := k.tryKVM(ctx)
 		if err != nil && ctx.Err() != nil {
 			return "", err
 		}
@@ -68,7 +68,7 @@ func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
 			probe.Err = err.Error()
 		}
 		if err == nil || lasts {
-			e.remember(file, probe)
+			k.remember(file, probe)
 		}
 	}
 	if probe.Err == "" {
@@ -78,18 +78,18 @@ func (e *Executor) chooseAccel(ctx context.Context) (string, error) {
 		}
 		probe.Err = err.Error()
 	}
-	e.warn(slow + probe.Err + insist)
+	k.Warn(slow + probe.Err + insist)
 	return "tcg", nil
 }
 
 // forced is the accelerator that the user insists on.
-func (e *Executor) forced() string {
-	if e.options.Accel == "kvm" {
+func (k *Maker) forced() string {
+	if k.options.Accel == "kvm" {
 		if err := unprivilegedKVM(); err != nil {
-			e.warn("QEMU runs as root: " + err.Error())
+			k.Warn("QEMU runs as root: " + err.Error())
 		}
 	}
-	return e.options.Accel
+	return k.options.Accel
 }
 
 func (p kvmProbe) sameAs(q kvmProbe) bool {
@@ -98,22 +98,22 @@ func (p kvmProbe) sameAs(q kvmProbe) bool {
 }
 
 // remember is for speed only: an error costs no more than the next probe.
-func (e *Executor) remember(file string, probe kvmProbe) {
+func (k *Maker) remember(file string, probe kvmProbe) {
 	b, err := json.MarshalIndent(probe, "", "  ")
 	if err != nil {
 		return
 	}
-	tmp := filepath.Join(e.tmp, "kvm.json")
+	tmp := filepath.Join(k.tmp, "kvm.json")
 	if os.WriteFile(tmp, b, 0o644) == nil && os.MkdirAll(filepath.Dir(file), 0o700) == nil {
 		_ = os.Rename(tmp, file)
 	}
 }
 
 // tryKVM boots a machine with KVM. An error that lasts is one of KVM, not of a full disk or the like.
-func (e *Executor) tryKVM(ctx context.Context) (lasts bool, err error) {
-	h := e.hardware(e.options.Memory)
+func (k *Maker) tryKVM(ctx context.Context) (lasts bool, err error) {
+	h := k.hardware(k.options.Memory)
 	h.accel = "kvm"
-	m, err := e.boot(ctx, h, kvmPatience)
+	m, err := k.boot(ctx, h, kvmPatience)
 	var late *guest.BootError
 	var ended *endError
 	switch {
@@ -122,7 +122,7 @@ func (e *Executor) tryKVM(ctx context.Context) (lasts bool, err error) {
 	case err != nil:
 		return errors.As(err, &ended) && ended.lasts(), fmt.Errorf("KVM does not work: %w", err)
 	}
-	e.end(m)
+	m.Close()
 	return false, nil
 }
 
