@@ -17,19 +17,23 @@ type board struct {
 	bus     string // the suffix of virtio devices
 }
 
-// boardOf returns the board of a machine, and how its virtio devices are named.
-func boardOf(h hardware) (board, func(name, options string) string) {
+// device describes a virtio device.
+func (b board) device(name, options string) string { return name + b.bus + "," + options }
+
+// boardOf is the board of a machine.
+func boardOf(h hardware) board {
 	b := board{machine: "virt", cpu: "max", console: "ttyAMA0", bus: "-pci"}
 	switch h.arch {
 	case "amd64":
-		b = board{machine: "pc,graphics=off,vmport=off,usb=off,hpet=off", cpu: "max,la57=off", console: "ttyS0", append: "no_timer_check tsc=reliable", bus: "-pci"}
+		b.machine, b.cpu, b.console = "pc,graphics=off,vmport=off,usb=off,hpet=off", "max,la57=off", "ttyS0"
+		b.append = "no_timer_check tsc=reliable"
 	case "riscv64":
 		b.console, b.cpu = "ttyS0", "rv64"
 	}
 	if h.accel == "kvm" {
 		b.cpu = "host"
 	}
-	return b, func(name, options string) string { return name + b.bus + "," + options }
+	return b
 }
 
 // programs are the names of QEMU by architecture.

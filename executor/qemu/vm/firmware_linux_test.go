@@ -21,7 +21,7 @@ func command(t *testing.T, name string, args ...string) {
 // firmwareDisk makes a disk that UEFI or U-Boot boots a Linux from, which has nothing but obx's agent.
 func firmwareDisk(t *testing.T, k *Maker) string {
 	t.Helper()
-	board, _ := boardOf(hardware{arch: k.options.Arch})
+	board := boardOf(hardware{arch: k.options.Arch})
 	options := "console=" + board.console + " quiet rdinit=/init"
 	dir := t.TempDir()
 	raw := filepath.Join(dir, "disk.img")

@@ -12,7 +12,6 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,45 +21,8 @@ import (
 
 	"github.com/ocurrent/obx/executor/qemu/guest"
 	"github.com/ocurrent/obx/executor/qemu/layerdisk"
-	"github.com/ocurrent/obx/executor/qemu/wire"
 	"github.com/ocurrent/obx/executor/qemu/words"
 )
-
-// A hardware is all of a virtual machine that a saved state depends on.
-type hardware struct {
-	qemu   string // path of the program
-	arch   string
-	accel  string
-	memory int64 // bytes
-	cpus   int
-	kernel string // path
-	initrd string // path
-}
-
-// A memory is what a machine's main memory is made of.
-type memory struct {
-	file  *os.File // nil: of nothing
-	share bool     // the file is written to; else it is the beginning of the machine's own copy
-}
-
-// machineFiles is what a machine is given.
-type machineFiles struct {
-	memory  memory
-	state   *os.File // goes on from it instead of booting
-	scratch *os.File // the agent's writable disk
-
-	disk *bootDisk // boots from it, instead of from the kernel
-}
-
-// scratchSet is the number of the scratch disk's descriptors. Those of a chain of disks begin at 1.
-const scratchSet = 1 << 20
-
-// A bootDisk is a Disk, with how it is booted and reached.
-type bootDisk struct {
-	Disk
-	firmware string // a file; "" is QEMU's own
-	forward  string // address on the host that leads to the machine's sshd
-}
 
 // A Machine is a running QEMU. It ends with this process, however that ends.
 type Machine struct {
@@ -103,142 +65,38 @@ func machineUser() uint32 {
 }
 
 // startMachine starts QEMU. It does not wait for anything.
-func startMachine(h hardware, f machineFiles) (_ *Machine, err error) {
+func startMachine(h hardware, f machineFiles) (*Machine, error) {
+	p, c, err := devicesOf(h, f)
+	if err != nil {
+		return nil, fmt.Errorf("start a machine: %w", err)
+	}
+	defer p.close()
 	m := &Machine{online: true, ended: make(chan struct{})}
-	var extra []*os.File
-	var ours []*net.UnixConn
-	defer func() {
-		for _, f := range extra {
-			f.Close()
-		}
-		if err != nil {
-			for _, c := range ours {
-				c.Close()
-			}
-		}
-	}()
-	pass := func(f *os.File) int {
-		extra = append(extra, f)
-		return 2 + len(extra)
-	}
-	dupAndPass := func(f *os.File) (int, error) {
-		d, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			return 0, err
-		}
-		return pass(os.NewFile(uintptr(d), f.Name())), nil
-	}
-	connect := func() (*net.UnixConn, int, error) {
-		a, b, err := socketPair()
-		if err != nil {
-			return nil, 0, err
-		}
-		ours = append(ours, a)
-		return a, pass(b), nil
-	}
-	args := []string{
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-name", "obx",
-		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
-		"-accel", map[string]string{"tcg": "tcg,thread=multi", "kvm": "kvm"}[h.accel],
-		"-smp", strconv.Itoa(h.cpus), "-m", fmt.Sprintf("%dM", h.memory>>20),
-	}
-	board, device := boardOf(h)
-	foreign := f.disk != nil && f.disk.Foreign
 	if f.disk != nil {
 		m.node = len(f.disk.Files) - 1
 	}
-	if f.disk != nil && h.arch == "amd64" {
-		args = append(args, "-device", "pvpanic") // to be told of a crash, if the system knows how
-	}
-	if foreign {
-		board.machine = "pc" // what its system was installed on, and has drivers for
-		args = append(args, "-vga", "std")
-	}
-	args = append(args, "-machine", board.machine+",memory-backend=ram", "-cpu", board.cpu)
-	if f.memory.file != nil {
-		fd, err := dupAndPass(f.memory.file)
-		if err != nil {
-			return nil, err
-		}
-		share := "off"
-		if f.memory.share {
-			share = "on"
-		}
-		args = append(args, "-object", fmt.Sprintf("memory-backend-file,id=ram,size=%d,mem-path=/proc/self/fd/%d,share=%s", h.memory, fd, share))
-	} else {
-		args = append(args, "-object", fmt.Sprintf("memory-backend-ram,id=ram,size=%d", h.memory))
-	}
-	consoleConn, fd, err := connect()
-	if err != nil {
+	if err := m.run(h, p.list); err != nil {
+		p.hangUp()
 		return nil, err
 	}
-	args = append(args, "-chardev", fmt.Sprintf("socket,id=console,fd=%d", fd), "-serial", "chardev:console")
-	qmpConn, fd, err := connect()
-	if err != nil {
-		return nil, err
+	m.qmp = newQMP(c.monitor.(*net.UnixConn), m.event)
+	m.Agent = guest.NewAgent(m, c.control, c.input)
+	m.serving.Go(func() {
+		_, _ = io.Copy(&m.console, c.console)
+		c.console.Close()
+	})
+	if c.layers != nil {
+		m.serving.Go(func() { m.serveLayers(c.layers) })
 	}
-	args = append(args, "-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fd), "-mon", "chardev=qmp,mode=control")
-	load := func(flag, name string) error {
-		file, err := os.Open(name)
-		if err == nil {
-			args = append(args, flag, fmt.Sprintf("/proc/self/fd/%d", pass(file)))
-		}
-		return err
-	}
-	netdev := "user,id=net"
-	if f.disk != nil {
-		more, err := f.disk.arguments(pass, device)
-		if err != nil {
-			return nil, err
-		}
-		args = append(args, more...)
-		netdev += f.disk.network()
-		if f.disk.firmware != "" {
-			if err := load(firmwareFlag(h.arch), f.disk.firmware); err != nil {
-				return nil, err
-			}
-		}
-	} else {
-		if err := cmp.Or(load("-kernel", h.kernel), load("-initrd", h.initrd)); err != nil {
-			return nil, err
-		}
-		args = append(args, "-append", "console="+board.console+" quiet loglevel=1 panic=-1 mitigations=off random.trust_cpu=on rdinit=/init GOMAXPROCS=1 "+board.append)
-	}
-	var ports [2]net.Conn
-	var nbd net.Conn
-	if !foreign {
-		args = append(args, "-device", device("virtio-serial", "id=ports"))
-		for i, name := range []string{wire.PortControl, wire.PortInput} {
-			conn, fd, err := connect()
-			if err != nil {
-				return nil, err
-			}
-			ports[i] = conn
-			args = append(args, "-chardev", fmt.Sprintf("socket,id=port%d,fd=%d", i, fd), "-device", fmt.Sprintf("virtserialport,bus=ports.0,nr=%d,chardev=port%d,name=%s", i+1, i, name))
-		}
-		conn, fd, err := connect()
-		if err != nil {
-			return nil, err
-		}
-		nbd = conn
-		args = append(args, "-blockdev", fmt.Sprintf("driver=nbd,node-name=layers,read-only=on,server.type=fd,server.str=%d,export=", fd))
-		if fd, err = dupAndPass(f.scratch); err != nil {
-			return nil, err
-		}
-		args = append(args,
-			"-add-fd", fmt.Sprintf("fd=%d,set=%d", fd, scratchSet),
-			"-blockdev", fmt.Sprintf("driver=file,node-name=scratch,filename=/dev/fdset/%d,aio=threads,cache.no-flush=on,discard=unmap,locking=off", scratchSet),
-			"-device", device("virtio-blk", "drive=layers,serial=layers"),
-			"-device", device("virtio-blk", "drive=scratch,serial=scratch,werror=stop,discard=on"))
-	}
-	args = append(args, "-netdev", netdev, "-device", device("virtio-net", "id=nic,netdev=net,romfile="))
-	if f.state != nil {
-		args = append(args, "-incoming", "defer")
-	}
+	return m, nil
+}
 
+// run starts QEMU with devices, and has it waited for.
+func (m *Machine) run(h hardware, devices []device) error {
+	args, files := arguments(devices)
 	cmd := &exec.Cmd{
 		Path: h.qemu, Args: append([]string{h.qemu}, args...), Env: []string{"PATH=/usr/bin:/bin", "TMPDIR=/tmp"},
-		Stderr: &m.stderr, ExtraFiles: extra, Dir: "/",
+		Stderr: &m.stderr, ExtraFiles: files, Dir: "/",
 		SysProcAttr: &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setsid: true},
 	}
 	if groups, ok := groupsFor(h.accel); ok && os.Geteuid() == 0 {
@@ -262,18 +120,9 @@ func startMachine(h hardware, f machineFiles) (_ *Machine, err error) {
 		close(m.ended)
 	}()
 	if err := <-started; err != nil {
-		return nil, fmt.Errorf("start %s: %w", h.qemu, err)
+		return fmt.Errorf("start %s: %w", h.qemu, err)
 	}
-	m.qmp = newQMP(qmpConn, m.event)
-	m.Agent = guest.NewAgent(m, ports[0], ports[1])
-	m.serving.Go(func() {
-		_, _ = io.Copy(&m.console, consoleConn)
-		consoleConn.Close()
-	})
-	if !foreign {
-		m.serving.Go(func() { m.serveLayers(nbd) })
-	}
-	return m, nil
+	return nil
 }
 
 // serveLayers answers what QEMU reads of layers.
@@ -283,54 +132,6 @@ func (m *Machine) serveLayers(nbd net.Conn) {
 	}
 }
 
-// arguments are those of QEMU for a machine that boots from a disk. Its kernel is whatever the disk has.
-func (d *bootDisk) arguments(pass func(*os.File) int, device func(name, options string) string) (args []string, err error) {
-	for i, name := range d.Files {
-		last := i == len(d.Files)-1
-		modes := []int{os.O_RDONLY}
-		if last {
-			modes = []int{os.O_RDWR, os.O_RDONLY} // it is read-only when the next one comes
-			if err := os.Chmod(name, 0o666); err != nil {
-				return nil, err
-			}
-		}
-		for _, mode := range modes {
-			f, err := os.OpenFile(name, mode|unix.O_NOFOLLOW, 0)
-			if err != nil {
-				return nil, err
-			}
-			args = append(args, "-add-fd", fmt.Sprintf("fd=%d,set=%d", pass(f), i+1))
-		}
-		var backing any
-		if i > 0 {
-			backing = fmt.Sprintf("disk%d", i-1)
-		}
-		node, err := json.Marshal(map[string]any{
-			"driver": "qcow2", "node-name": fmt.Sprintf("disk%d", i), "read-only": !last, "backing": backing,
-			"file": map[string]any{
-				"driver": "file", "filename": fmt.Sprintf("/dev/fdset/%d", i+1), "read-only": !last, "locking": "off",
-				"cache": map[string]any{"no-flush": true},
-			},
-		})
-		if err != nil {
-			return nil, err
-		}
-		args = append(args, "-blockdev", string(node))
-	}
-	return append(args,
-		"-device", device("virtio-blk", fmt.Sprintf("drive=disk%d,werror=stop,bootindex=0", len(d.Files)-1)),
-		"-device", device("virtio-rng", "id=rng")), nil
-}
-
-// network is what makes the user-mode network that of a disk.
-func (d *bootDisk) network() string {
-	restrict := "on"
-	if d.Network {
-		restrict = "off"
-	}
-	return fmt.Sprintf(",restrict=%s,hostfwd=tcp:%s-:%d", restrict, d.forward, d.SSHPort)
-}
-
 // groupsFor is the groups that QEMU needs for an accelerator. Where only root may open /dev/kvm, ok is false.
 func groupsFor(accel string) (groups []uint32, ok bool) {
 	var st unix.Stat_t
@@ -338,21 +139,6 @@ func groupsFor(accel string) (groups []uint32, ok bool) {
 		return nil, true
 	}
 	return []uint32{st.Gid}, st.Mode&0o060 == 0o060
-}
-
-func socketPair() (*net.UnixConn, *os.File, error) {
-	p, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("make a socket pair: %w", err)
-	}
-	ours, theirs := os.NewFile(uintptr(p[0]), "socket"), os.NewFile(uintptr(p[1]), "socket")
-	defer ours.Close()
-	c, err := net.FileConn(ours)
-	if err != nil {
-		theirs.Close()
-		return nil, nil, err
-	}
-	return c.(*net.UnixConn), theirs, nil
 }
 
 // Ended is closed when QEMU has been waited for.

@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -122,6 +123,29 @@ func TestBootsTwice(t *testing.T) {
 	wantFault(t, k, "did not boot within 400ms")
 	if took := time.Since(start); took < limit+limit/2 {
 		t.Errorf("it took %v", took)
+	}
+}
+
+// QEMU's descriptors are numbered in the order of the devices that have them.
+func TestArguments(t *testing.T) {
+	open := func() *os.File {
+		f, err := os.Open(os.DevNull)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	show := func(fd []int) []string { return []string{fmt.Sprint(fd)} }
+	list := []device{
+		{"one", []*os.File{open()}, show}, {"none", nil, fixed("-x", "y")}, {"two", []*os.File{open(), open()}, show}, {"last", []*os.File{open()}, show},
+	}
+	args, files := arguments(list)
+	if got := strings.Join(args, " "); got != "[3] -x y [4 5] [6]" {
+		t.Errorf("the arguments are %s", got)
+	}
+	if len(files) != 4 || files[1] != list[2].files[0] || files[3] != list[3].files[0] {
+		t.Errorf("the files are %v", files)
 	}
 }
 

@@ -57,7 +57,7 @@ func (k *Maker) stateKey(h hardware) (string, error) {
 		}
 		host = firstProcessor(string(b))
 	}
-	b, _ := boardOf(h)
+	b := boardOf(h)
 	fmt.Fprintf(sum, "1\n%s %d %v\n%s %s %d %d\n%+v\n%s\n", h.qemu, info.Size(), info.ModTime().UTC(), h.arch, h.accel, h.memory, h.cpus, b, host)
 	boot, err := bootID()
 	if err != nil {
