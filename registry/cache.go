@@ -68,7 +68,7 @@ type Result struct {
 	Took     time.Duration
 	Builder  string
 
-	Envelope []byte // as it was found
+	Envelope []byte // as it was found; nil for a result that was made here
 
 	record *record // as it was found
 	alias  *record // of Found, if that is not Key

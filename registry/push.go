@@ -25,7 +25,13 @@ import (
 // packed. The first trusted writer wins; a broken, untrusted or incomplete entry is overwritten. (An untrusted one only by a Cache with a
 // Signer: an unsigned record would serve its writer no better.) It reports the bytes that it sent. The error wraps ErrGone if bytes of the result
 // cannot be had any more.
+//
+// A result that has an envelope came from another cache: it is published in its domain and under that envelope, since nothing is signed that was not made here.
+// Then it is an error if the image or a log cannot be made again as it was.
 func (c *Cache) Push(ctx context.Context, r *Result) (sent int64, err error) {
+	if r.Envelope != nil {
+		return c.republish(ctx, r)
+	}
 	p := &push{Cache: c, r: r, domain: c.domains()[0]}
 	p.tag = tagOf(r.Key, p.domain)
 	err = p.run(ctx)

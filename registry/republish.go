@@ -7,9 +7,8 @@ import (
 	"slices"
 )
 
-// Republish publishes a result that came from another cache, in its domain and under the envelope that it came with: nothing is signed that
-// was not made here. It is an error if the image or a log cannot be made again as it was.
-func (c *Cache) Republish(ctx context.Context, r *Result) (sent int64, err error) {
+// republish publishes a result that came from another cache, in its domain and under the envelope that it came with.
+func (c *Cache) republish(ctx context.Context, r *Result) (sent int64, err error) {
 	payload, err := unseal(r.Envelope, nil)
 	if err != nil {
 		return 0, fmt.Errorf("republish the result of %s: %w", r.Key, err)

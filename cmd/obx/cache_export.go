@@ -147,21 +147,20 @@ func (x *export) spec(ctx context.Context) error {
 
 // keys exports results by their keys.
 func (x *export) keys(ctx context.Context, prefixes []string) error {
-	var here []string
-	var elsewhere []keys.ID
+	var here, elsewhere []keys.ID
 	for _, s := range prefixes {
 		key, err := findKey(x.builder.Store, x.to.Domains, s)
 		if err != nil {
 			return err
 		}
+		id, err := keys.ParseID(key)
+		if err != nil {
+			return err
+		}
 		switch _, err := x.builder.Record(key); {
 		case err == nil:
-			here = append(here, key)
+			here = append(here, id)
 		case errors.Is(err, cas.ErrNotFound):
-			id, err := keys.ParseID(key)
-			if err != nil {
-				return err
-			}
 			elsewhere = append(elsewhere, id)
 		default:
 			return err
@@ -180,7 +179,7 @@ func (x *export) keys(ctx context.Context, prefixes []string) error {
 }
 
 // store exports results of the store: all, without keys.
-func (x *export) store(ctx context.Context, ids []string) error {
+func (x *export) store(ctx context.Context, ids []keys.ID) error {
 	r, err := x.builder.Export(ctx, nil, ids, x.to, x.since)
 	x.results, x.bases, x.bytes = r.Results, r.Bases, r.Bytes
 	return err

@@ -8,6 +8,7 @@ import (
 
 	"github.com/ocurrent/obx/cmd/obx/internal/progress"
 	"github.com/ocurrent/obx/executor/build/publish"
+	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
 )
 
@@ -42,14 +43,10 @@ With --trust, only results that are signed come in.`,
 			from := &registry.Cache{
 				Repo: repo, Store: p.builder.Store, Domains: p.builder.Domains, Trust: in.trusted, Warn: p.notices.cacheWarning,
 			}
-			var ids []string // none: all
+			var ids []keys.ID // none: all
 			if prefixes := args[1:]; len(prefixes) > 0 {
-				picked, err := pickKeys(cmd.Context(), from, prefixes)
-				if err != nil {
+				if ids, err = pickKeys(cmd.Context(), from, prefixes); err != nil {
 					return err
-				}
-				for _, id := range picked {
-					ids = append(ids, id.String())
 				}
 			}
 			r, err := p.builder.Import(cmd.Context(), from, ids)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"github.com/ocurrent/obx/keys"
 	"github.com/ocurrent/obx/registry"
 )
 
@@ -77,7 +78,7 @@ func TestLogBomb(t *testing.T) {
 
 	imported := newMachine(t)
 	imported.LogLimit = limit
-	if _, err := imported.Import(t.Context(), &registry.Cache{Repo: r, Store: imported.Store, Platform: m.exec.Platform()}, []string{key}); err != nil {
+	if _, err := imported.Import(t.Context(), &registry.Cache{Repo: r, Store: imported.Store, Platform: m.exec.Platform()}, []keys.ID{idOf(t, key)}); err != nil {
 		t.Fatal(err)
 	}
 	if n := size(imported); n > each+20*limit {

@@ -179,10 +179,8 @@ func (b *Builder) image(ctx context.Context, places *results.Places, p *keys.Pla
 	if o.Type == "docker" && c.Algorithm == "" {
 		c.Algorithm = "gzip" // Docker reads zstd since its version 23
 	}
-	for s := top; s != nil; s = s.Parent {
-		if err := b.pack(ctx, places, s, c); err != nil {
-			return images.Image{}, err
-		}
+	if err := b.pack(ctx, places, top, c); err != nil {
+		return images.Image{}, err
 	}
 	chain := top.Layers()
 	base, _ := top.Base()
@@ -209,37 +207,26 @@ func (b *Builder) image(ctx context.Context, places *results.Places, p *keys.Pla
 	return images.Image{Config: cfg, Layers: chain}, nil
 }
 
-// pack makes sure that the layers of a result's record have bytes, and keeps the packed form for the next time. Bytes that are not in the store come
-// from the cache that has them; if there is none, the layer is packed again.
-func (b *Builder) pack(ctx context.Context, places *results.Places, r *results.Result, c layers.Compression) error {
-	var changed, asked bool
-	for i, l := range r.Record.Layers {
+// pack makes sure that the layers of a result have bytes. Bytes that are not in the store come from the cache that has them; if there is none, the layer
+// is packed again.
+func (b *Builder) pack(ctx context.Context, places *results.Places, top *results.Result, c layers.Compression) error {
+	asked := false
+	return places.Pack(top, func(l layers.Layer) (packed layers.Layer, err error) {
 		if b.lacksBytes(l) && !asked {
 			asked = true
-			if err := places.FetchBytes(ctx, r); err != nil {
-				return err
+			if err := places.FetchBytes(ctx, top); err != nil {
+				return l, err
 			}
 		}
 		if b.lacksBytes(l) && l.Dir != "" {
 			l = layers.Layer{Dir: l.Dir}
 		}
-		var packed layers.Layer
-		err := b.Store.WithRoom(ctx, func() (err error) {
+		err = b.Store.WithRoom(ctx, func() (err error) {
 			packed, err = layers.Pack(ctx, b.Store, l, c)
 			return err
 		})
-		if err != nil {
-			return fmt.Errorf("pack a layer of %s: %w", r.Key, err)
-		}
-		if packed.Blob.Digest != r.Record.Layers[i].Blob.Digest {
-			r.Record.Layers[i] = packed
-			changed = true
-		}
-	}
-	if !changed {
-		return nil
-	}
-	return places.Resave(r)
+		return packed, err
+	})
 }
 
 // lacksBytes reports a layer that has been packed, but whose bytes are not in the store.

@@ -145,11 +145,7 @@ func (r *run) checkTravels() {
 }
 
 // Export is publish.Transfer's, from the builder's store.
-func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []string, to *registry.Cache, since time.Duration) (publish.Report, error) {
-	list, err := parseIDs(ids)
-	if err != nil {
-		return publish.Report{}, err
-	}
+func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []keys.ID, to *registry.Cache, since time.Duration) (publish.Report, error) {
 	places := b.places(func(msg string) {
 		if to.Warn != nil {
 			to.Warn("export to " + to.Name() + ": " + msg)
@@ -161,29 +157,13 @@ func (b *Builder) Export(ctx context.Context, p *keys.Plan, ids []string, to *re
 		}
 	}
 	t := &publish.Transfer{Places: places, Images: b.Images, Compression: b.Compression, Cache: to}
-	return t.Export(ctx, p, list, since)
+	return t.Export(ctx, p, ids, since)
 }
 
 // Import is publish.Transfer's, into the builder's store.
-func (b *Builder) Import(ctx context.Context, from *registry.Cache, ids []string) (publish.Report, error) {
-	list, err := parseIDs(ids)
-	if err != nil {
-		return publish.Report{}, err
-	}
+func (b *Builder) Import(ctx context.Context, from *registry.Cache, ids []keys.ID) (publish.Report, error) {
 	places := b.places(from.Warn)
 	places.Caches = []*registry.Cache{from}
 	t := &publish.Transfer{Places: places, Images: b.Images, Cache: from}
-	return t.Import(ctx, list)
-}
-
-// parseIDs reads keys.
-func parseIDs(ids []string) (list []keys.ID, err error) {
-	for _, s := range ids {
-		id, err := keys.ParseID(s)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, id)
-	}
-	return list, nil
+	return t.Import(ctx, ids)
 }

@@ -100,7 +100,7 @@ func (o *outcome) export(to *registry.Cache, since time.Duration) publish.Report
 
 func (m *machine) imports(from *registry.Cache, ids ...string) publish.Report {
 	m.t.Helper()
-	r, err := m.Import(m.t.Context(), from, ids)
+	r, err := m.Import(m.t.Context(), from, idsOf(m.t, ids))
 	if err != nil {
 		m.t.Fatalf("import: %v", err)
 	}
@@ -204,7 +204,7 @@ func TestExportKeys(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			kept := &spyRepo{}
-			r, err := a.Export(t.Context(), nil, c.ids, a.cache(kept), 0)
+			r, err := a.Export(t.Context(), nil, idsOf(t, c.ids), a.cache(kept), 0)
 			if err != nil || r.Results != c.results || r.Bases != 1 {
 				t.Errorf("exported %+v, %v", r, err)
 			}
@@ -223,7 +223,7 @@ func TestExportKeys(t *testing.T) {
 			o.wantLogs(first)
 		})
 	}
-	if _, err := a.Export(t.Context(), nil, []string{strings.Repeat("ab", 32)}, a.cache(&spyRepo{}), 0); err == nil {
+	if _, err := a.Export(t.Context(), nil, idsOf(t, []string{strings.Repeat("ab", 32)}), a.cache(&spyRepo{}), 0); err == nil {
 		t.Error("a key without a result is exported")
 	}
 }
@@ -321,7 +321,15 @@ func signer(t *testing.T, name string) *registry.Signer {
 	return s
 }
 
-func idOf(t *testing.T, key string) keys.ID {
+func idsOf(t testing.TB, all []string) (ids []keys.ID) {
+	t.Helper()
+	for _, key := range all {
+		ids = append(ids, idOf(t, key))
+	}
+	return ids
+}
+
+func idOf(t testing.TB, key string) keys.ID {
 	t.Helper()
 	id, err := keys.ParseID(key)
 	if err != nil {

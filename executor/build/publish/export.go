@@ -404,34 +404,16 @@ func (x *export) putBases(ctx context.Context) error {
 // prepare makes sure that the layers of a result have bytes, as far as that can be done, and keeps the packed form for the next
 // time.
 func (x *export) prepare(ctx context.Context, r *results.Result) error {
-	bottom := r
-	for s := r; s != nil; bottom, s = s, s.Parent {
-		changed := false
-		for i, l := range s.Record.Layers {
-			if l.IsZero() || l.Blob.Digest != "" {
-				continue
-			}
-			packed, err := x.packer.pack(ctx, l)
-			if err != nil {
-				return fmt.Errorf("pack a layer of %s: %w", s.Key, err)
-			}
-			s.Record.Layers[i], changed = packed, true
-		}
-		if changed {
-			if err := x.Places.Resave(s); err != nil {
-				return err
-			}
-		}
+	err := x.Places.Pack(r, func(l layers.Layer) (layers.Layer, error) { return x.packer.pack(ctx, l) })
+	if err != nil || r.Pulled() == nil {
+		return err
 	}
-	if bottom.Record.Pulled == nil {
-		return nil
-	}
-	for _, l := range bottom.Record.Layers {
+	for _, l := range r.Layers() {
 		if _, ok := x.Places.Store.HasBlob(l.Blob.Digest); ok {
 			continue
 		}
 		if has, err := x.Cache.Repo.HasBlob(ctx, l.Blob); err != nil || !has {
-			return x.Places.FetchBytes(ctx, bottom) // packed again, they would be others
+			return x.Places.FetchBytes(ctx, r) // packed again, they would be others
 		}
 	}
 	return nil
@@ -439,14 +421,8 @@ func (x *export) prepare(ctx context.Context, r *results.Result) error {
 
 // push sends one result, and the aliases that lead to it.
 func (x *export) push(ctx context.Context, e *exported, res *registry.Result) error {
-	var sent int64
-	var err error
 	pulled := e.Record.Pulled != nil
-	if pulled {
-		sent, err = x.Cache.Republish(ctx, res)
-	} else {
-		sent, err = x.Cache.Push(ctx, res)
-	}
+	sent, err := x.Cache.Push(ctx, res)
 	lost := err != nil && ctx.Err() == nil && (pulled || errors.Is(err, registry.ErrGone))
 	x.mu.Lock()
 	x.report.Bytes += sent

@@ -183,9 +183,6 @@ func (q *Queue) push(ctx context.Context, res *registry.Result) (int64, error) {
 		}
 		res.Layers[i] = packed
 	}
-	if res.Envelope != nil { // it was pulled by an earlier run
-		return q.to.Republish(ctx, res)
-	}
 	return q.to.Push(ctx, res)
 }
 

@@ -82,8 +82,9 @@ func (p *Places) Fetch(ctx context.Context, r *Result, unpack bool, inline int, 
 	return p.Save(r, r.remote.Found)
 }
 
-// FetchBytes brings the bytes of layers that are here only unpacked, from the first cache that has the same result.
+// FetchBytes brings the bytes of layers that are here only unpacked, from the first cache that has what a result came from.
 func (p *Places) FetchBytes(ctx context.Context, r *Result) error {
+	r = r.bottom()
 	if r.Record.Pulled == nil {
 		return nil
 	}

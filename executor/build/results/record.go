@@ -131,17 +131,34 @@ func (p *Places) Save(r *Result, input keys.ID) error {
 	return p.Alias(input, r.Key)
 }
 
-// Resave saves a result whose layers have been packed since, if it is the first domain's own. (A copy of another domain's would look as if it had been made
-// here.) What was pulled stays as it is: its envelope names the bytes that came.
-func (p *Places) Resave(r *Result) error {
-	res, err := p.Store.Result(p.Domains[0], r.Key.String())
-	if err != nil {
-		return nil
+// Pack has pack give the layers of a result bytes, and keeps what it gives for the next time.
+func (p *Places) Pack(r *Result, pack func(layers.Layer) (layers.Layer, error)) error {
+	for s := r; s != nil; s = s.Parent {
+		changed := false
+		for i, l := range s.Record.Layers {
+			packed, err := pack(l)
+			if err != nil {
+				return fmt.Errorf("pack a layer of %s: %w", s.Key, err)
+			}
+			changed = changed || packed.Blob.Digest != l.Blob.Digest
+			s.Record.Layers[i] = packed
+		}
+		if !changed {
+			continue
+		}
+		// A copy of another domain's result would look as if it had been made here; and the envelope of what was pulled names the bytes that came.
+		res, err := p.Store.Result(p.Domains[0], s.Key.String())
+		if err != nil {
+			continue
+		}
+		if rec, err := DecodeRecord(res); err != nil || rec.ID != s.Record.ID || rec.Pulled != nil {
+			continue
+		}
+		if err := p.Save(s, s.Key); err != nil {
+			return err
+		}
 	}
-	if rec, err := DecodeRecord(res); err != nil || rec.ID != r.Record.ID || rec.Pulled != nil {
-		return nil
-	}
-	return p.Save(r, r.Key)
+	return nil
 }
 
 // Alias points an input key to the content key that answers it, so that the next look-up needs no files.
