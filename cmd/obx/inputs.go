@@ -190,7 +190,6 @@ type project struct {
 	plan     *keys.Plan
 	platform ocispec.Platform // of the result that is looked at, if there is no plan
 	builder  *build.Builder
-	repos    []repo.Repo // of caches
 	notices  *notices
 	close    []func() error
 
@@ -295,7 +294,7 @@ func (in *inputs) start(cmd *cobra.Command) (*project, error) {
 		return nil, err
 	}
 	p := &project{builder: &build.Builder{Images: images, Domains: domains}, notices: n, close: []func() error{images.Close}}
-	if err := p.openRepos(in); err != nil {
+	if err := p.openCaches(in); err != nil {
 		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
@@ -366,7 +365,9 @@ func (p *project) openStore(ctx context.Context, in *inputs, platform ocispec.Pl
 			return err
 		}
 	}
-	p.useCaches(in, platform)
+	for _, c := range p.builder.Caches {
+		c.Store, c.Platform = st, platform
+	}
 	return nil
 }
 

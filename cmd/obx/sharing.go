@@ -9,7 +9,6 @@ import (
 	"sync"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
 	"github.com/ocurrent/obx/executor/build"
@@ -223,37 +222,29 @@ func readSigner(file string) (*registry.Signer, error) {
 	return signer, nil
 }
 
-// openRepos opens the repositories of a build's caches. With --offline, there are none in registries.
-func (p *project) openRepos(in *inputs) error {
+// openCaches opens the caches of a build, which know base images too; openStore gives them the store. With --offline, there are none in registries.
+func (p *project) openCaches(in *inputs) error {
+	b := p.builder
+	b.Push, b.CacheFailures, b.Trust, b.Travels = build.PushMode(in.push), in.failures > 0, in.trusted, in.shared
 	for _, name := range in.caches {
-		repo, err := openRepo(name, p.builder.Images.Client)
+		repo, err := openRepo(name, b.Images.Client)
 		if err != nil {
 			return fmt.Errorf("%s: %w", in.source, err)
 		}
 		if in.offline && !isLayout(repo) {
 			continue
 		}
-		p.repos = append(p.repos, repo)
-		p.builder.Images.Caches = append(p.builder.Images.Caches, repo) // they know base images too
+		b.Images.Caches = append(b.Images.Caches, repo)
+		b.Caches = append(b.Caches, &registry.Cache{
+			Repo: repo, Domains: b.Domains, Trust: in.trusted, Signer: in.signer, Failures: in.failures,
+			Compression: in.compression, Warn: p.notices.cacheWarning,
+		})
 		p.close = append(p.close, func() error { return p.closeCache(repo) })
 	}
-	if in.push == string(build.PushRequire) && len(p.repos) == 0 {
+	if b.Push == build.PushRequire && len(b.Caches) == 0 {
 		return usage("--cache REPO says where", "--push require: there is no cache to push to")
 	}
 	return nil
-}
-
-// useCaches has results shared through the repositories.
-func (p *project) useCaches(in *inputs, platform ocispec.Platform) {
-	b := p.builder
-	b.Push, b.CacheFailures, b.Trust = build.PushMode(in.push), in.failures > 0, in.trusted
-	b.Travels = in.shared
-	for _, repo := range p.repos {
-		b.Caches = append(b.Caches, &registry.Cache{
-			Repo: repo, Store: b.Store, Domains: b.Domains, Platform: platform,
-			Trust: in.trusted, Signer: in.signer, Failures: in.failures, Compression: in.compression, Warn: p.notices.cacheWarning,
-		})
-	}
 }
 
 // closeCache ends the use of a cache. That this can fail a build is for --push require to say.

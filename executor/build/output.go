@@ -94,7 +94,9 @@ func (b *Builder) writeFiles(ctx context.Context, t layers.Tree, o OutputSpec, s
 	return err
 }
 
-func (b *Builder) writeImage(ctx context.Context, places *results.Places, p *keys.Plan, top *results.Result, o OutputSpec, stdout io.Writer, wrote *Written) error {
+func (b *Builder) writeImage(
+	ctx context.Context, places *results.Places, p *keys.Plan, top *results.Result, o OutputSpec, stdout io.Writer, wrote *Written,
+) error {
 	img, err := b.image(ctx, places, p, top, o)
 	if err != nil {
 		return err
