@@ -37,7 +37,9 @@ func ExportTree(ctx context.Context, dir string, t Tree, setuid bool, asTar io.W
 // FlattenBaseDirs merges layer-form directories (paths, base first) into the new directory dst, by hard links.
 func FlattenBaseDirs(ctx context.Context, dst string, dirs []string) error { return errNoOverlay }
 
-func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) error { return errNoOverlay }
+func flattenDirs(ctx context.Context, dst string, dirs []string, base bool) error {
+	return errNoOverlay
+}
 
 // MakeCopy makes the layer of a copy step: Windows has its own form.
 func MakeCopy(ctx context.Context, st *cas.Store, c Copy) (Layer, error) {
