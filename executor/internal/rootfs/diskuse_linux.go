@@ -80,6 +80,7 @@ type diskWatch struct {
 	fs     map[uint64]*fileSystem // of dirs, and whole, by device
 	whole  *fileSystem            // RunHere: the growth of all of it counts; else nil
 	pids   func() []string        // of the process and all that it has started
+	guess  bool                   // pids may not find it at all
 }
 
 // A watchedDir is one that the process can add to.
@@ -138,7 +139,7 @@ func (mc *Machine) newDiskWatch(r *Run, caches *cacheSet) (_ *diskWatch, err err
 	}()
 	w.pids = func() []string { return mc.Cgroups.Processes(r.Plan.Spec.Linux.CgroupsPath) }
 	if mc.Cgroups.None != "" {
-		w.pids = inRoot(int(r.Mounts[0].Fd()))
+		w.pids, w.guess = inRoot(int(r.Mounts[0].Fd())), true
 	}
 	names := map[string]bool{}
 	if r.changes == "" {
@@ -332,7 +333,7 @@ func (w *diskWatch) unlinked() (sum use, hidden bool) {
 		return unix.S_IFREG
 	}
 	pids := w.pids()
-	hidden = len(pids) == 0
+	hidden = w.guess && len(pids) == 0 // where there are groups, it has not begun
 	for _, pid := range pids {
 		threads, _ := filepath.Glob("/proc/" + pid + "/task/*")
 		memory := false
