@@ -251,43 +251,60 @@ func (r *run) start(cancelled <-chan struct{}) (init *os.Process, said []string,
 
 // startHere starts the process without a runtime.
 func (r *run) startHere() (init *os.Process, said []string, err error) {
-	c := sandbox.Container{Spec: r.Spec, Starters: &r.starters, Networks: &r.networks, Probe: r.Probe}
-	watched := userns.Inside() && !r.Probe
-	if c.Filter, err = rootfs.CompiledFilter(r.HostNetwork, r.FastSync, watched); err != nil {
+	if r.group, err = r.cgroups.Make(r.Cgroup, r.Spec.Linux.Resources); err != nil {
 		return nil, nil, err
 	}
-	if watched {
-		ours, theirs, err := socketPair(unix.SOCK_SEQPACKET)
-		if err != nil {
-			return nil, nil, err
+	if userns.Inside() && !r.Probe {
+		init, err = r.startWatched()
+		if errors.Is(err, unix.EBUSY) { // who has started obx hears of its system calls, and the kernel knows one listener
+			r.refused = unheard
+			init, err = r.startContainer(nil)
 		}
-		defer ours.Close()
-		defer theirs.Close()
-		c.Listener = theirs
-		defer func() {
-			if init == nil {
-				return
-			}
-			if r.refused, err = watch(ours); err != nil {
-				_ = init.Kill()
-				_, werr := init.Wait()
-				init, err = nil, errors.Join(err, werr)
-			}
-		}()
+	} else {
+		init, err = r.startContainer(nil)
 	}
-	if c.Group, err = r.cgroups.Make(r.Cgroup, c.Spec.Linux.Resources); err != nil {
-		return nil, nil, err
+	if err != nil {
+		return nil, []string{err.Error()}, err
 	}
-	r.group = c.Group
+	return init, nil, nil
+}
+
+// startContainer starts the process. listener, if it is not nil, is a socket on which the listener of its filter is sent.
+func (r *run) startContainer(listener *os.File) (*os.Process, error) {
+	c := sandbox.Container{Spec: r.Spec, Group: r.group, Starters: &r.starters, Networks: &r.networks, Listener: listener, Probe: r.Probe}
+	var err error
+	if c.Filter, err = rootfs.CompiledFilter(r.HostNetwork, r.FastSync, listener != nil); err != nil {
+		return nil, err
+	}
 	if r.Terminal {
 		c.Console = r.fds[fdStdout]
 	} else {
 		c.Stdin, c.Stdout = r.fds[fdStdin], r.fds[fdStdout]
 	}
-	if init, err = c.Start(); err != nil {
-		return nil, []string{err.Error()}, err
+	return c.Start()
+}
+
+// startWatched starts the process, and has what it is refused noted.
+func (r *run) startWatched() (*os.Process, error) {
+	ours, theirs, err := socketPair(unix.SOCK_SEQPACKET)
+	if err != nil {
+		return nil, err
 	}
-	return init, nil, nil
+	defer ours.Close()
+	init, err := r.startContainer(theirs)
+	theirs.Close() // then the socket has an end, if no listener was sent
+	if err != nil {
+		return nil, err
+	}
+	if r.refused, err = watch(ours); err != nil {
+		_ = init.Kill()
+		_, werr := init.Wait()
+		return nil, errors.Join(err, werr)
+	}
+	if r.refused == nil { // it was killed before it had a filter: how, is for wait to see
+		_ = init.Kill()
+	}
+	return init, nil
 }
 
 // startsAtOnce reports whether the runtime's `run --detach` does what `create` and `start` do, in less time. With crun it does

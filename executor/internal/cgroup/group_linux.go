@@ -259,15 +259,16 @@ func (g *Group) OOM() bool { return g.oomKills() > g.kills }
 
 // Remove removes it, as [System.Remove] does, but looks only where it was made.
 func (g *Group) Remove() error {
+	var errs []error
 	for _, d := range g.Dirs {
 		if path.Base(d.Path) != path.Base(g.path) { // shared
 			continue
 		}
 		if err := removeTree(d.Path); err != nil {
-			return fmt.Errorf("remove cgroup: %w", err)
+			errs = append(errs, fmt.Errorf("remove cgroup: %w", err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // Unified reports a group of version 2, which a process begins in.

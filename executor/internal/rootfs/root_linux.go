@@ -50,6 +50,9 @@ func (r *root) below(lower []string) string {
 // Run runs a process.
 func (r *root) Run(ctx context.Context, p executor.Process, out io.Writer) error {
 	err := r.run(ctx, p, out)
+	if tookTooMuch(err) {
+		r.await() // until then, nothing of it can be deleted
+	}
 	if err != nil {
 		err = errors.Join(err, r.drop())
 	}

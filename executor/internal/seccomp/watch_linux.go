@@ -13,8 +13,11 @@ import (
 	"github.com/ocurrent/obx/cas/userns"
 )
 
+// maxTold is how many things Watch tells of: a process can think of any number.
+const maxTold = 16
+
 // Watch hears of the calls of a filter with [Options].Watched, whose listener it is given, and lets each go on: listener is not blocking. told gets what a
-// call was to make that this user namespace cannot have, each thing once. Watch ends when all processes under the filter have, or with the deadline of
+// call was to make that this user namespace cannot have, each thing once, and not more than 16. Watch ends when all processes under the filter have, or with the deadline of
 // the listener.
 //
 // It judges by numbers alone. A process that changes them afterwards deceives nobody but itself.
@@ -34,7 +37,7 @@ func Watch(listener *os.File, told func(what string)) error {
 		case err != nil:
 			return fmt.Errorf("hear of system calls: %w", err)
 		}
-		if what := n.wanted(); what != "" && !known[what] {
+		if what := n.wanted(); what != "" && len(known) < maxTold && !known[what] {
 			known[what] = true
 			told(what)
 		}
@@ -59,18 +62,25 @@ type notification struct {
 // next waits for a call.
 func next(conn syscall.RawConn) (n notification, err error) {
 	rerr := conn.Read(func(fd uintptr) bool {
-		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		if _, err = unix.Poll(poll, 0); err != nil {
-			return err != unix.EINTR
+		for {
+			poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			_, err = unix.Poll(poll, 0)
+			switch events := poll[0].Revents; {
+			case err == unix.EINTR:
+			case err != nil:
+				return true
+			case events&unix.POLLIN != 0: // else this would block
+				n = notification{} // as the kernel wants it
+				if err = ioctl(fd, unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n)); err != unix.EINTR {
+					return true
+				}
+			case events&unix.POLLHUP != 0:
+				return true
+			case events == 0:
+				return false
+			}
+			// Or POLLERR: a signal came while the kernel looked.
 		}
-		switch {
-		case poll[0].Revents&unix.POLLIN != 0: // else this would block
-			err = ioctl(fd, unix.SECCOMP_IOCTL_NOTIF_RECV, unsafe.Pointer(&n))
-			return err != unix.EINTR
-		case poll[0].Revents != 0: // POLLHUP
-			return true
-		}
-		return false
 	})
 	return n, errors.Join(rerr, err)
 }
