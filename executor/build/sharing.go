@@ -67,10 +67,10 @@ func (s *stage) publish(first, end int, r *results.Result) {
 	if s.queue == nil {
 		return
 	}
-	if r.Record.Local != "" {
-		s.localOnce.Do(func() { s.warn(s.Stage, "results are not pushed: %s", r.Record.Local) })
+	if why := r.Local(); why != "" {
+		s.localOnce.Do(func() { s.warn(s.Stage, "results are not pushed: %s", why) })
 	}
-	for ; r != nil && r.Record.Local != ""; r = r.Parent {
+	for ; r.Local() != ""; r = r.Parent {
 		end--
 	}
 	if end <= first {
@@ -86,7 +86,7 @@ func (s *stage) publish(first, end int, r *results.Result) {
 func (s *stage) publishFailure(w *work, log *stepLog, err error) {
 	var exit *executor.ExitError
 	op, isRun := w.step.Op.(*spec.Run)
-	if s.queue == nil || !s.CacheFailures || !isRun || len(w.refused) > 0 || w.parent.Record.Local != "" || len(op.Network) > 0 || len(op.Secrets) > 0 ||
+	if s.queue == nil || !s.CacheFailures || !isRun || len(w.refused) > 0 || w.parent.Local() != "" || len(op.Network) > 0 || len(op.Secrets) > 0 ||
 		!errors.As(err, &exit) || exit.Reason != executor.Exited || exit.Code < 1 || exit.Code > registry.MaxExit {
 		return
 	}

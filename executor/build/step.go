@@ -142,7 +142,7 @@ func (s *stage) keep(ctx context.Context, w *work, layer layers.Layer, log *step
 	}
 	if w.step.From != nil {
 		from := s.stages[w.step.From].final
-		rec.Uses, rec.Local = []keys.ID{from.Key}, from.Record.Local
+		rec.Uses, rec.Local = []keys.ID{from.Key}, from.Local()
 	}
 	var made *results.Result
 	err = s.Store.WithRoom(ctx, func() (err error) {

@@ -197,7 +197,7 @@ func (x *export) below(ctx context.Context, id keys.ID) error {
 			}
 			return nil
 		}
-		if x.picked[st.Key] != nil {
+		if x.picked[st.Key] != nil || x.local[st.Key] {
 			return nil
 		}
 		if e := x.add(st); e != nil {
@@ -222,9 +222,9 @@ func (x *export) add(r *results.Result) *exported {
 	if x.recent != nil && !x.recent[r.Key] {
 		return nil
 	}
-	if r.Record.Local != "" {
+	if why := r.Local(); why != "" {
 		if !x.local[r.Key] {
-			x.lost = append(x.lost, fmt.Errorf("result %s: %s", r.Key, r.Record.Local))
+			x.lost = append(x.lost, fmt.Errorf("result %s: %s", r.Key, why))
 		}
 		x.local[r.Key] = true
 		return nil
@@ -408,7 +408,11 @@ func (x *export) prepare(ctx context.Context, r *results.Result) error {
 	if err != nil || r.Pulled() == nil {
 		return err
 	}
-	for _, l := range r.Layers() {
+	bottom := r
+	for bottom.Parent != nil {
+		bottom = bottom.Parent
+	}
+	for _, l := range bottom.Record.Layers {
 		if _, ok := x.Places.Store.HasBlob(l.Blob.Digest); ok {
 			continue
 		}

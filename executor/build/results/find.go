@@ -118,8 +118,10 @@ func (p *Places) farther(ctx context.Context, q Query, l loader, n int, best *Re
 func (p *Places) take(ctx context.Context, q Query, l loader, at int, c *registry.Cache, res *registry.Result) (*Result, error) {
 	switch {
 	case len(res.Steps) == 0 || !q.fits(at, len(res.Steps)):
-		p.Warn("cache %s: result %s has %d steps, which does not fit", c.Name(), res.Key, len(res.Steps))
-		c.Refuse(res)
+		if q.Use != nil { // else whoever will use something is to be told
+			p.Warn("cache %s: result %s has %d steps, which does not fit", c.Name(), res.Key, len(res.Steps))
+			c.Refuse(res)
+		}
 		return nil, nil
 	case res.Exit != 0 && !q.Failures:
 		return nil, nil
@@ -129,7 +131,7 @@ func (p *Places) take(ctx context.Context, q Query, l loader, at int, c *registr
 				return nil, err
 			}
 		}
-		if here, _ := l.load(res.Key); here != nil { // then only what the key means was news
+		if here, _ := l.load(res.Key); here != nil && q.fits(at, here.Depth()) { // then only what the key means was news
 			if q.Use == nil {
 				return here, nil
 			}

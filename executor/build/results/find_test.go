@@ -152,7 +152,7 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// A cache whose result of a key has another number of steps is not believed.
+// A cache whose result of a key has another number of steps is not believed. Who only looks leaves it to others to tell.
 func TestFindMisfit(t *testing.T) {
 	t.Parallel()
 	stage, all := fourSteps(t)
@@ -164,6 +164,10 @@ func TestFindMisfit(t *testing.T) {
 	var told []string
 	p.Warned = func(msg string) { told = append(told, msg) }
 	q := results.Query{Keys: []keys.ID{stage.Steps[1].Key}, Depth: 3}
+	if r, err := p.Find(t.Context(), q); r != nil || err != nil || len(told) != 0 {
+		t.Errorf("who looks has found %v, %v; warned %q", r, err, told)
+	}
+	q.Use = func(context.Context, *results.Result) error { return nil }
 	if r, err := p.Find(t.Context(), q); r != nil || err != nil || len(told) != 1 || !strings.Contains(told[0], "does not fit") {
 		t.Errorf("found %v, %v; warned %q", r, err, told)
 	}
@@ -192,5 +196,43 @@ func TestFindWithoutBase(t *testing.T) {
 	}
 	if made != 1 {
 		t.Errorf("the base was made %d times", made)
+	}
+}
+
+// What the store has of a key is no answer if another number of steps led to it.
+func TestAboveMisfit(t *testing.T) {
+	t.Parallel()
+	stage, all := fourSteps(t)
+	p := newPlaces(t)
+	id := stage.Steps[2].Key
+	misfit := all[0].Next(id, layers.Layer{}, results.Record{Op: "(run)"})
+	for _, r := range append(all[:3:3], misfit) {
+		if err := p.Save(r, r.Key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r := p.Above(all[2], id); r != nil {
+		t.Errorf("above %d steps there is one of %d", all[2].Depth(), r.Depth())
+	}
+	if err := p.Save(all[3], id); err != nil {
+		t.Fatal(err)
+	}
+	if r := p.Above(all[2], id); r == nil || r.Depth() != 3 {
+		t.Errorf("above 2 steps there is %v", r)
+	}
+}
+
+// What stands on a result that is for this machine alone is so too, whenever it was made.
+func TestLocal(t *testing.T) {
+	t.Parallel()
+	_, all := fourSteps(t)
+	all[2].Record.Local = "why"
+	for i, want := range []string{"", "", "why", "why", "why"} {
+		if got := all[i].Local(); got != want {
+			t.Errorf("%d: %q", i, got)
+		}
+	}
+	if next := all[3].Next(all[4].Key, layers.Layer{}, results.Record{}); next.Record.Local != "why" {
+		t.Errorf("a new one says %q", next.Record.Local)
 	}
 }

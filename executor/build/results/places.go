@@ -161,8 +161,10 @@ func (p *Places) Above(parent *Result, id keys.ID) *Result {
 	if found, rec := p.Record(id); rec != nil && rec.Parent == parent.Key.String() && rec.ParentID == parent.Record.ID {
 		return &Result{Key: found, Record: rec, Parent: parent} // most often, and nothing below it need be read
 	}
-	r, _ := p.Load(id)
-	return r
+	if r, _ := p.Load(id); r != nil && r.Depth() == parent.Depth()+1 {
+		return r
+	}
+	return nil
 }
 
 // A loader loads results one after the other, and remembers what is lost: in a chain of which a low result is lost, each of

@@ -31,7 +31,7 @@ type Result struct {
 // Next is what a step makes of a result by adding a layer, which may be zero. rec says what the result does not know.
 func (r *Result) Next(key keys.ID, l layers.Layer, rec Record) *Result {
 	rec.Parent, rec.ParentID, rec.ID = r.Key.String(), r.Record.ID, filesID(r.Record.ID, l)
-	rec.Local = cmp.Or(rec.Local, r.Record.Local)
+	rec.Local = cmp.Or(rec.Local, r.Local())
 	if !l.IsZero() {
 		rec.Layers = []layers.Layer{l}
 	}
@@ -97,6 +97,19 @@ func (r *Result) Layers() []layers.Layer {
 		copy(all[n:], s.Record.Layers)
 	}
 	return all
+}
+
+// Local says why no other machine may have a result, or one that it was made of; "" if any may.
+func (r *Result) Local() string {
+	for s := r; s != nil; s = s.Parent {
+		switch p := s.Record.Pulled; {
+		case s.Record.Local != "":
+			return s.Record.Local
+		case p != nil && p.Envelope == nil && s.Here():
+			return "it came from a cache without what says who has made it"
+		}
+	}
+	return ""
 }
 
 // Depth is how many steps led to a result.
