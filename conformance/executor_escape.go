@@ -227,6 +227,7 @@ func testImageLinks(t *testing.T, b *rig) {
 	mounts := []executor.Mount{secret("/run/secrets/token", "t"), b.cache("/var/cache/c", "image-links", ""), secret("/var/cache/c/deep/token", "t")}
 	const look = `cat /run/secrets/token /var/cache/c/deep/token; grep -c builder /etc/hosts; touch /var/cache/c/f /dev/shm/f; echo x > /dev/null
 [ -c /dev/null ] && [ -e /dev/pts/ptmx ] && [ -d /sys/class ] && [ -e /proc/self/status ] && echo whole`
+	base := bareBusybox(t, b.st, time.Unix(0, 0))
 	for _, links := range [][]string{
 		{"dev/pts", "dev/shm", "dev/mqueue", "dev/null", "dev/console", "dev/ptmx", "sys/fs", "proc/sys", "proc/self", "proc/1", "etc", "run", "var", "tmp", "root"},
 		{"sys/fs/cgroup", "etc/hosts", "etc/resolv.conf", "run/secrets", "var/cache"},
@@ -241,7 +242,7 @@ func testImageLinks(t *testing.T, b *rig) {
 			}
 			p := with(script(look), mounts...)
 			p.Network = executor.NetworkHost
-			out, err := try(t, b.open(t, bareBusybox(t, b.st, time.Unix(0, 0), image...)), p)
+			out, err := try(t, b.open(t, base, loadTar(t, b.st, image...)), p)
 			var bad *executor.StartError
 			switch {
 			case errors.As(err, &bad) && out == "":
