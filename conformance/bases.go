@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -29,18 +30,35 @@ func RequireRoot(t testing.TB) {
 	}
 }
 
-// BuildOBX builds the obx command from this tree, with the race detector if the test has it.
+// BuildOBX gives the obx command of this tree, with the race detector if the test has it, in a directory of its own. It is built once.
 func BuildOBX(t testing.TB) string {
 	t.Helper()
 	if dir := os.Getenv(builtVariable); dir != "" {
 		return filepath.Join(dir, "obx")
 	}
+	once, err := builtOBX()
+	if err != nil {
+		t.Fatal(err)
+	}
 	bin := filepath.Join(t.TempDir(), "obx")
-	if err := buildOBX(bin); err != nil {
+	if err := os.Link(once, bin); err != nil {
 		t.Fatal(err)
 	}
 	return bin
 }
+
+// builtOBX is the command that BuildOBX has built. TestMain removes what it is in, by removeBuilt.
+var builtOBX = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "obx-built-")
+	if err != nil {
+		return "", err
+	}
+	removeBuilt = func() { _ = os.RemoveAll(dir) }
+	bin := filepath.Join(dir, "obx")
+	return bin, buildOBX(bin)
+})
+
+var removeBuilt = func() {}
 
 // builtVariable is where the programs of this module are that tests need, for those that have no Go compiler.
 const builtVariable = "OBX_TEST_BUILT"

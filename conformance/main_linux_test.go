@@ -7,5 +7,7 @@ import (
 
 func TestMain(m *testing.M) {
 	Rootless("cmd/obx")
-	os.Exit(m.Run())
+	code := m.Run()
+	removeBuilt()
+	os.Exit(code)
 }
