@@ -345,6 +345,16 @@ func loadTar(t testing.TB, st *cas.Store, entries ...tar.Header) layers.Layer {
 	return loadBytes(t, st, raw.Bytes())
 }
 
+// ChangeBytes is what a directory of changes is as a layer, not compressed.
+func ChangeBytes(t testing.TB, dir string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := layers.WriteChange(t.Context(), &b, dir); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 // DeepTree makes a directory with a file in so many others that no call takes its path. name is the file's.
 func DeepTree(t testing.TB) (dir, name string) {
 	t.Helper()

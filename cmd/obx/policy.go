@@ -35,9 +35,12 @@ const noPolicy = "none"
 
 func (p *policyFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringSliceVar(&p.allow, "allow", nil, "let the spec reach `WHAT`, and nothing else of these: "+strings.Join(allowable()[:len(build.Entitlements)], ", ")+";\nor all; repeatable, or a list with commas (see: obx help policy)")
-	f.BoolVar(&p.untrusted, "untrusted", false, "the spec is somebody else's: allow nothing but what --allow or the policy says, and limit its steps (see: obx help policy)")
-	f.StringVar(&p.policyName, "policy", "", "take what a spec may reach, and the limits of its steps, from `FILE` (default: $OBX_POLICY, else the configuration's; none: no policy)")
+	f.StringSliceVar(&p.allow, "allow", nil, "let the spec reach `WHAT`, and nothing else of these: "+
+		strings.Join(allowable()[:len(build.Entitlements)], ", ")+";\nor all; repeatable, or a list with commas (see: obx help policy)")
+	f.BoolVar(&p.untrusted, "untrusted", false, "the spec is somebody else's: allow nothing but what --allow or the policy says, "+
+		"and limit its steps (see: obx help policy)")
+	f.StringVar(&p.policyName, "policy", "", "take what a spec may reach, and the limits of its steps, from `FILE` "+
+		"(default: $OBX_POLICY, else the configuration's; none: no policy)")
 	fixedValues(cmd, "allow", allowable()...)
 	cmd.MarkFlagFilename("policy", "json")
 }
@@ -158,7 +161,8 @@ func (l policyFileLimits) replace(to *executor.Limits) error {
 		*to = *n
 		return nil
 	}
-	err := errors.Join(size("memory", l.Memory, &to.Memory), size("disk", l.Disk, &to.Disk), count("pids", l.PIDs, &to.PIDs), count("inodes", l.Inodes, &to.Inodes))
+	err := errors.Join(size("memory", l.Memory, &to.Memory), size("disk", l.Disk, &to.Disk),
+		count("pids", l.PIDs, &to.PIDs), count("inodes", l.Inodes, &to.Inodes))
 	if l.PIDs != nil {
 		to.PIDs = explicitPIDs(*l.PIDs)
 	}
@@ -231,7 +235,8 @@ be left out; one that obx does not know is an error. A flag replaces what a poli
 
   "allow"      what is allowed: as --allow (none)
   "limits"     "memory", "cpus", "pids", "timeout", "disk", "inodes": as the flags (` +
-			fmt.Sprintf("memory: %s, or half of the machine's;\n               cpus: no limit; pids: %d; timeout: 2h; disk: %s; inodes: %d", "8g", l.PIDs, "32g", l.Inodes) + `)
+			fmt.Sprintf("memory: %s, or half of the machine's;\n               cpus: no limit; pids: %d; timeout: 2h; disk: %s; inodes: %d",
+				"8g", l.PIDs, "32g", l.Inodes) + `)
 
 A base image that the spec names, and --base does not say the meaning of, is limited as well: its layers to 32 GiB together,
 each to 2,000,000 files, and its download to 2 hours.

@@ -105,7 +105,9 @@ func TestParseErrors(t *testing.T) {
 		{"comment mark in a word", "((from a#|b|#))", "1:8: #| in the bare word a#|b|#: put the word in double quotes, or a space before the comment"},
 		{"end of a comment", "((from a) |#)", "1:11: |# in the bare word |#: put the word in double quotes, or a space before the comment"},
 		{"carriage return", "((from a)\r(shell))", "1:10: carriage return that does not end a line"},
-		{"two bad escapes", `((from "\08") (env "\xgg" "\256"))`, `1:9: bad escape in a string: write \ with three decimal digits, \x with two hexadecimal ones, or \\ for a backslash
+		{"two bad escapes",
+			`((from "\08") (env "\xgg" "\256"))`,
+			`1:9: bad escape in a string: write \ with three decimal digits, \x with two hexadecimal ones, or \\ for a backslash
 1:21: bad escape in a string: write \ with three decimal digits, \x with two hexadecimal ones, or \\ for a backslash
 1:28: bad escape in a string: \256 is more than \255`},
 		{"deep", strings.Repeat("(", maxDepth+1), "1:501: nested deeper than 500 levels"},
@@ -139,20 +141,30 @@ func TestParseErrors(t *testing.T) {
 10:13: expected a number in (uid N), found the word one
 10:26: repeated field gid: the first is at 10:18
 11:11: expected a word or string in (workdir DIR), found (a ...)`},
-		{"capitals", "((from a) (Shell b) (COPY (src a) (dst b)))", "1:12: unknown operation Shell: did you mean shell?\n1:22: unknown operation COPY: did you mean copy?"},
-		{"copy", "((from a) (copy (src b) (dst c d) (from e)) (copy (from (build \"\")) (src f) (dst g)) (copy (dsr h)))", `1:25: expected (dst PATH), found 2 arguments
+		{"capitals",
+			"((from a) (Shell b) (COPY (src a) (dst b)))",
+			"1:12: unknown operation Shell: did you mean shell?\n1:22: unknown operation COPY: did you mean copy?",
+		},
+		{"copy",
+			"((from a) (copy (src b) (dst c d) (from e)) (copy (from (build \"\")) (src f) (dst g)) (copy (dsr h)))",
+			`1:25: expected (dst PATH), found 2 arguments
 1:41: expected (from context) or (from (build NAME)), found the word e: did you mean (from (build e))?
 1:57: empty build name
 1:86: copy without (src PATH...)
 1:86: copy without (dst PATH)
 1:93: unknown field dsr of copy: did you mean dst?`},
-		{"mounts", "((from a) (run (cache (c) ((target /d)) (e (target)) (f (target /f) (target /g)) (h (target /h) (buildkit_options (a b)))) (shell \"\")))", `1:23: cache c without (target DIR)
+		{"mounts",
+			"((from a) (run (cache (c) ((target /d)) (e (target)) (f (target /f) (target /g)) (h (target /h) (buildkit_options (a b)))) (shell \"\")))",
+			`1:23: cache c without (target DIR)
 1:27: expected (ID (target PATH)), found a list of lists
 1:44: expected (target PATH), found 0 arguments
 1:69: repeated field target: the first is at 1:57
 1:97: expected (buildkit_options ((KEY VALUE)...)) with two pairs of parentheses`},
 		{"empty user name", `((from a) (user (name "")))`, "1:17: empty user name"},
-		{"huge number", `((from a) (user (uid 99999999999999999999) (gid 0x_1)))`, "1:22: expected a number in (uid N), found the word 99999999999999999999\n1:49: expected a number in (gid N), found the word 0x_1"},
+		{"huge number",
+			`((from a) (user (uid 99999999999999999999) (gid 0x_1)))`,
+			"1:22: expected a number in (uid N), found the word 99999999999999999999\n1:49: expected a number in (gid N), found the word 0x_1",
+		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := Parse("f", []byte(c.text))

@@ -20,10 +20,13 @@ func TestRecover(t *testing.T) {
 		{"a from that is misspelt", `((form busybox) (run (network hots) (shell x)))`, `1:3: unknown operation form: did you mean from?
 1:31: unknown network hots: (network host) is the host's, without a network field there is none`},
 		{"a build that is misspelt", `((biuld dev ((from a))) (stage docs ((from a))) (from b)
- (copy (from (build dev)) (src a) (dst a)) (copy (from (build docs)) (src a) (dst a)) (copy (from (build dcos)) (src a) (dst a)))`, `1:3: unknown operation biuld: did you mean build?
+ (copy (from (build dev)) (src a) (dst a)) (copy (from (build docs)) (src a) (dst a)) (copy (from (build dcos)) (src a) (dst a)))`,
+			`1:3: unknown operation biuld: did you mean build?
 1:26: unknown operation stage: did you mean build?
 2:99: unknown build dcos: did you mean docs?`},
-		{"what is not understood is not called empty", `((build (e) ((from (x)))) (from (y)) (copy (src (a)) (dst b)) (run (cache (c (target (d)))) (shell x)))`, `1:9: expected a name in (build NAME ((from IMAGE) OPERATION...)), found (e ...)
+		{"what is not understood is not called empty",
+			`((build (e) ((from (x)))) (from (y)) (copy (src (a)) (dst b)) (run (cache (c (target (d)))) (shell x)))`,
+			`1:9: expected a name in (build NAME ((from IMAGE) OPERATION...)), found (e ...)
 1:33: expected a word or string in (from IMAGE), found (y ...)
 1:49: expected a word or string in src, found (a ...)
 1:86: expected a word or string in (target PATH), found (d ...)`},
@@ -55,7 +58,9 @@ func TestRecover(t *testing.T) {
  (run (shell "b")))
  (copy (src ..) (dst y))`, `3:2: a second S-expression: a spec is one, ((from IMAGE) OPERATION...) with parentheses around all of it
 3:13: .. in the source ..: a copy cannot leave the source directory`},
-		{"no outer parentheses", "(from a)\n(run (shell x))\n(copy (src ..) (dst y))", `2:1: a second S-expression: a spec is one, ((from IMAGE) OPERATION...) with parentheses around all of it
+		{"no outer parentheses",
+			"(from a)\n(run (shell x))\n(copy (src ..) (dst y))",
+			`2:1: a second S-expression: a spec is one, ((from IMAGE) OPERATION...) with parentheses around all of it
 3:12: .. in the source ..: a copy cannot leave the source directory`},
 		{"a quote is missing", `((from a)
  (comment "two
@@ -66,14 +71,19 @@ func TestRecover(t *testing.T) {
 6:13: .. in the source ..: a copy cannot leave the source directory`},
 		{"a quote is missing at the end", `((from a) (rnu (shell x)) (run (shell "make)))`, `1:12: unknown operation rnu: did you mean run?
 1:39: string without an end`},
-		{"instructions of a Dockerfile", `((from a) (ENTRYPOINT x) (add a b) (arg X) (volume /x) (env A=b) (inport x))`, `1:12: unknown operation ENTRYPOINT: a spec makes files; what else an image says is for --output
+		{"instructions of a Dockerfile",
+			`((from a) (ENTRYPOINT x) (add a b) (arg X) (volume /x) (env A=b) (inport x))`,
+			`1:12: unknown operation ENTRYPOINT: a spec makes files; what else an image says is for --output
 1:27: unknown operation add: (copy (src PATH...) (dst PATH)) copies files, (run ...) fetches or unpacks them
 1:37: unknown operation arg: a spec has no arguments, (env NAME VALUE) sets a variable
 1:45: unknown operation volume: a directory that outlives a step is a cache, (run (cache (ID (target DIR))) (shell COMMAND))
 1:56: expected (env NAME VALUE), found 1 argument: did you mean (env A b)?
 1:67: unknown operation inport: there are comment, workdir, shell, env, user, run, copy`},
 		{"a carriage return", "((from a)\r(rnu))", "1:10: carriage return that does not end a line\n1:12: unknown operation rnu: did you mean run?"},
-		{"a Dockerfile", "# syntax=docker/dockerfile:1\n\nFROM debian:12 AS dev\nRUN make\n", "3:1: this is a Dockerfile (FROM), and no spec: obx help spec shows how the same is written"},
+		{"a Dockerfile",
+			"# syntax=docker/dockerfile:1\n\nFROM debian:12 AS dev\nRUN make\n",
+			"3:1: this is a Dockerfile (FROM), and no spec: obx help spec shows how the same is written",
+		},
 		{"a Dockerfile with arguments", "arg V=12\nfrom debian:$V\n", "1:1: this is a Dockerfile (ARG), and no spec: obx help spec shows how the same is written"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -12,15 +12,6 @@ import (
 	"github.com/ocurrent/obx/layers"
 )
 
-func layerOf(t *testing.T, dir string) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	if err := layers.WriteChange(t.Context(), &b, dir); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
-
 // TestDeepCaches takes a snapshot of what is deeper than a path, and puts it into another directory.
 func TestDeepCaches(t *testing.T) {
 	if os.Geteuid() != 0 {
@@ -28,11 +19,11 @@ func TestDeepCaches(t *testing.T) {
 	}
 	tmp := t.TempDir()
 	dir, name := conformance.DeepTree(t)
-	want := layerOf(t, dir)
+	want := conformance.ChangeBytes(t, dir)
 	if err := Snapshot(filepath.Join(tmp, "seen"), dir); err != nil {
 		t.Fatal(err)
 	}
-	if got := layerOf(t, filepath.Join(tmp, "seen")); !bytes.Equal(got, want) {
+	if got := conformance.ChangeBytes(t, filepath.Join(tmp, "seen")); !bytes.Equal(got, want) {
 		t.Error("the snapshot differs")
 	}
 	for range 2 { // into nothing, and into the same

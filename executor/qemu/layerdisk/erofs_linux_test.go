@@ -12,17 +12,7 @@ import (
 
 	"github.com/ocurrent/obx/cas/foreign"
 	"github.com/ocurrent/obx/conformance"
-	"github.com/ocurrent/obx/layers"
 )
-
-func layerOf(t *testing.T, dir string) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	if err := layers.WriteChange(t.Context(), &b, dir); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
 
 // TestDeepImage has the host's kernel read the image of a layer that is deeper than a path.
 func TestDeepImage(t *testing.T) {
@@ -61,7 +51,7 @@ func TestDeepImage(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if got := layerOf(t, filepath.Join(mnt, "0")); !bytes.Equal(got, layerOf(t, dir)) {
+	if got := conformance.ChangeBytes(t, filepath.Join(mnt, "0")); !bytes.Equal(got, conformance.ChangeBytes(t, dir)) {
 		t.Error("the image differs")
 	}
 }
