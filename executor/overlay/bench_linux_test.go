@@ -21,7 +21,7 @@ import (
 // plain directory, with the configuration that `runc spec` writes. The ratio of the medians is the figure to look at.
 func BenchmarkStep(b *testing.B) {
 	conformance.RequireRoot(b)
-	st := newStore(b)
+	st := conformance.OpenStore(b)
 	e := newExecutor(b, st)
 	base, err := layers.Unpack(b.Context(), st, conformance.Busybox(b, st))
 	if err != nil {

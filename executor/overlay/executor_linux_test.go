@@ -27,7 +27,7 @@ func openBusybox(t *testing.T, o overlay.Options) executor.Root {
 	t.Helper()
 	conformance.RequireRoot(t)
 	if o.Store == nil {
-		o.Store = newStore(t)
+		o.Store = conformance.OpenStore(t)
 	}
 	e, err := overlay.New(o)
 	if err != nil {
@@ -87,7 +87,7 @@ func TestTerminalEscapes(t *testing.T) {
 
 // TestSupervisorKilled kills the supervisor under a step: that step fails, not as a failed command, and the next one works.
 func TestSupervisorKilled(t *testing.T) {
-	st := newStore(t)
+	st := conformance.OpenStore(t)
 	r := openBusybox(t, overlay.Options{Store: st})
 	done := make(chan error)
 	ctx := t.Context()
@@ -124,7 +124,7 @@ func TestSupervisorKilled(t *testing.T) {
 // TestRuntimeIsMissing asks for one that is not there.
 func TestRuntimeIsMissing(t *testing.T) {
 	conformance.RequireRoot(t)
-	if _, err := overlay.New(overlay.Options{Store: newStore(t), Runtime: "nosuchruntime"}); err == nil || !strings.Contains(err.Error(), "nosuchruntime") {
+	if _, err := overlay.New(overlay.Options{Store: conformance.OpenStore(t), Runtime: "nosuchruntime"}); err == nil || !strings.Contains(err.Error(), "nosuchruntime") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -170,7 +170,7 @@ func TestLacking(t *testing.T) {
 		bin := t.TempDir()
 		calls := filepath.Join(bin, "calls")
 		putRuntimes(t, bin, "echo called >> "+calls+"; echo 'is broken' >&2; exit 1", "crun")
-		st := newStore(t)
+		st := conformance.OpenStore(t)
 		var warned []string
 		for range 2 {
 			r := openBusybox(t, overlay.Options{Store: st, Warn: func(s string) { warned = append(warned, s) }})
@@ -209,7 +209,7 @@ func TestLacking(t *testing.T) {
 
 func TestHealth(t *testing.T) {
 	conformance.RequireRoot(t)
-	st := newStore(t)
+	st := conformance.OpenStore(t)
 	seen := map[string]bool{}
 	for _, c := range overlay.Health(t.Context(), overlay.Options{Store: st}) {
 		t.Logf("%s: %s %v", c.Name, c.Detail, c.Err)
@@ -237,7 +237,7 @@ func TestRootless(t *testing.T) { conformance.RunRootless(t, "^TestExecutor$/^bu
 // TestOneOfTwoCloses has two executors on one store: what one of them removes, the other does not need.
 func TestOneOfTwoCloses(t *testing.T) {
 	conformance.RequireRoot(t)
-	st := newStore(t)
+	st := conformance.OpenStore(t)
 	base := conformance.Busybox(t, st)
 	run := func(e *overlay.Executor) {
 		t.Helper()
@@ -303,7 +303,7 @@ func TestRunHere(t *testing.T) {
 		}
 		return string(b)
 	}
-	st := newStore(t)
+	st := conformance.OpenStore(t)
 	e := newExecutor(t, st)
 	before := mounts()
 	dir := t.TempDir()

@@ -43,20 +43,6 @@ func lack(number uint32) {
 	}
 }
 
-func newStore(t testing.TB) *cas.Store {
-	t.Helper()
-	st, err := cas.Open(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return st
-}
-
 func newExecutor(t testing.TB, st *cas.Store) *overlay.Executor {
 	t.Helper()
 	e, err := overlay.New(overlay.Options{Store: st})

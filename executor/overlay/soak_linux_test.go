@@ -36,7 +36,7 @@ func TestSoak(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	st := newStore(t)
+	st := conformance.OpenStore(t)
 	base := conformance.Busybox(t, st)
 	open := func() *overlay.Executor {
 		e, err := overlay.New(overlay.Options{Store: st, Runtime: overlay.Builtin})
