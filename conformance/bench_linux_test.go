@@ -143,13 +143,11 @@ func BenchmarkSteps20(b *testing.B) {
 	x.run("((from busybox))", "")
 	floor := x.runtimeFloor(20)
 	for b.Loop() {
-		b.StopTimer()
 		empty := median(5, func(int) time.Duration { return x.run("((from busybox))", "") })
 		n := 0
 		cold := median(5, func(int) time.Duration { n++; return x.run(steps(20, fmt.Sprint(" ", b.N, n)), "") })
 		x.run(steps(20, ""), "")
 		cached := median(11, func(int) time.Duration { return x.run(steps(20, ""), "") })
-		b.StartTimer()
 		b.ReportMetric(cold/20, "ms/step")
 		b.ReportMetric(floor, "floor-ms/step")
 		b.ReportMetric(cold/20/floor, "x-floor")
@@ -162,11 +160,9 @@ func BenchmarkSteps20(b *testing.B) {
 func BenchmarkSteps400(b *testing.B) {
 	x := newBench(b, 4)
 	for b.Loop() {
-		b.StopTimer()
 		few := x.run(steps(100, " few"), "").Seconds() * 1e3 / 100
 		many := x.run(steps(400, " many"), "").Seconds() * 1e3 / 400
 		cached := x.run(steps(400, " many"), "")
-		b.StartTimer()
 		b.ReportMetric(many, "ms/step")
 		b.ReportMetric(few, "floor-ms/step")
 		b.ReportMetric(many/few, "x-floor")
@@ -194,7 +190,6 @@ func BenchmarkCopy10k(b *testing.B) {
 	const spec = `((from busybox) (shell /bin/sh -c) (comment "%d") (copy (src .) (dst /src/)) (run (shell "find /src -type f | wc -l")))`
 	n := 0
 	for b.Loop() {
-		b.StopTimer()
 		floor := median(3, func(int) time.Duration {
 			n++
 			start := time.Now()
@@ -210,7 +205,6 @@ func BenchmarkCopy10k(b *testing.B) {
 			b.Fatal(err)
 		}
 		changed := x.run(fmt.Sprintf(spec, n), src, "--salt", fmt.Sprint(n))
-		b.StartTimer()
 		b.ReportMetric(cold, "cold-ms")
 		b.ReportMetric(floor, "floor-ms")
 		b.ReportMetric(cold/floor, "x-floor")

@@ -75,14 +75,12 @@ func BenchmarkCacheHit(b *testing.B) {
 	x := newCacheBench(b, 4)
 	x.fresh(steps(20, ""), x.repo("hit", false)...)
 	for b.Loop() {
-		b.StopTimer()
 		x.proxy.Counts()
 		x.fresh(steps(20, ""), append(x.repo("hit", true), "--progress", "plain")...)
 		counts := x.proxy.Counts()
 		hit := median(21, func(int) time.Duration {
 			return x.fresh(steps(20, ""), append(x.repo("hit", false), "--progress", "plain")...)
 		})
-		b.StartTimer()
 		b.ReportMetric(hit, "ms")
 		b.ReportMetric(float64(Total(counts).Requests), "requests")
 		b.ReportMetric(float64(Total(counts).Received), "bytes")
@@ -96,7 +94,6 @@ func BenchmarkCacheResume(b *testing.B) {
 	x.fresh(last(steps(19, "")), x.repo("resume", false)...)
 	spec := strings.TrimSuffix(steps(19, ""), ")") + ` (run (shell "echo %s >> /log")))`
 	for b.Loop() {
-		b.StopTimer()
 		x.proxy.Counts()
 		x.fresh(fmt.Sprintf(spec, x.number()), x.repo("resume", true)...)
 		counts := x.proxy.Counts()
@@ -106,7 +103,6 @@ func BenchmarkCacheResume(b *testing.B) {
 		resume := median(7, func(int) time.Duration {
 			return x.fresh(fmt.Sprintf(spec, x.number()), x.repo("resume", false)...)
 		})
-		b.StartTimer()
 		b.ReportMetric(resume, "ms")
 		b.ReportMetric(pull, "ms-without-push")
 		b.ReportMetric(float64(Total(counts).Requests), "requests")
@@ -128,7 +124,6 @@ func BenchmarkCacheResumeBase(b *testing.B) {
 	blob := largestLayer(b, layout)
 	spec = strings.TrimSuffix(spec, ")") + ` (run (shell "echo %s >> /log")))`
 	for b.Loop() {
-		b.StopTimer()
 		floor := median(3, func(int) time.Duration {
 			dir := filepath.Join(x.dir, "floor"+x.number())
 			if err := os.Mkdir(dir, 0o755); err != nil {
@@ -145,7 +140,6 @@ func BenchmarkCacheResumeBase(b *testing.B) {
 		resume := median(3, func(int) time.Duration {
 			return x.fresh(fmt.Sprintf(spec, x.number()), append(x.repo("large", false), base...)...)
 		})
-		b.StartTimer()
 		b.ReportMetric(resume, "ms")
 		b.ReportMetric(floor, "floor-ms")
 		b.ReportMetric(resume/floor, "x-floor")
@@ -201,7 +195,6 @@ func BenchmarkCacheCold(b *testing.B) {
 	x := newCacheBench(b, 8)
 	slow := strings.ReplaceAll(steps(20, ""), "echo", "sleep 0.2; echo")
 	for b.Loop() {
-		b.StopTimer()
 		cold := func(spec string, n int) (with, without float64) {
 			var a, c []float64
 			for range n { // one of each in turn: other load hits both
@@ -221,7 +214,6 @@ func BenchmarkCacheCold(b *testing.B) {
 		slowWith, slowWithout := cold(slow, 3)
 		twenty, counts := count(20)
 		forty, _ := count(40)
-		b.StartTimer()
 		b.ReportMetric(with, "ms")
 		b.ReportMetric(with/without, "x-without")
 		b.ReportMetric(float64(forty-twenty)/20, "requests/step")
@@ -260,13 +252,11 @@ func BenchmarkCacheBusy(b *testing.B) {
 		return step, middle(times)
 	}
 	for b.Loop() {
-		b.StopTimer()
 		x.proxy.SetRate(0)
 		free, _ := build("free")
 		x.proxy.SetRate(20)
 		x.proxy.Counts()
 		busy, whole := build("busy")
-		b.StartTimer()
 		b.ReportMetric(busy, "steps-ms")
 		b.ReportMetric(busy/free, "x-free")
 		b.ReportMetric(whole, "build-ms")
@@ -284,7 +274,6 @@ func BenchmarkCacheLarge(b *testing.B) {
  (run (shell "head -c 1073741824 /dev/urandom > /incompressible"))
  (run (shell "yes 'The quick brown fox jumps over the lazy dog 0123456789' | head -c 1073741824 > /compressible"))`
 	for b.Loop() {
-		b.StopTimer()
 		settle := func() { command(b, "sync") } // what was written before is not for the next one to wait for
 		settle()
 		without := x.warm(spec+")", "--salt", x.number())
@@ -316,7 +305,6 @@ func BenchmarkCacheLarge(b *testing.B) {
 			b.ReportMetric(floor.Seconds(), "resume-floor-s")
 			b.ReportMetric(resume.Seconds()/floor.Seconds(), "resume-x-floor")
 		}
-		b.StartTimer()
 		b.ReportMetric(cold.Seconds(), "s")
 		b.ReportMetric(cold.Seconds()/without.Seconds(), "x-without")
 		b.ReportMetric(resume.Seconds(), "resume-s")
@@ -340,7 +328,6 @@ func BenchmarkCacheMachines(b *testing.B) {
 		return name, Total(x.proxy.Counts()).Sent, took
 	}
 	for b.Loop() {
-		b.StopTimer()
 		name, eight, _ := pushed(steps(8, ""), machines)
 		_, four, _ := pushed(steps(4, ""), machines)
 		resume := func(flags []string) float64 {
@@ -353,7 +340,6 @@ func BenchmarkCacheMachines(b *testing.B) {
 		diskName, diskTwo, whole := pushed(debian(2), onDisk)
 		_, diskOne, _ := pushed(debian(1), onDisk)
 		diskResume := x.fresh(last(debian(2)), append(onDisk, append(x.repo(diskName, false), "--push", "never")...)...)
-		b.StartTimer()
 		b.ReportMetric(float64(eight-four)/4, "pushed-bytes/step")
 		b.ReportMetric(vm, "resume-ms")
 		b.ReportMetric(vm/container, "resume-x-container")

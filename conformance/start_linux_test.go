@@ -100,13 +100,11 @@ func BenchmarkStart(b *testing.B) {
 	}
 	start(b, cached)
 	for b.Loop() {
-		b.StopTimer()
 		var run, floor []started
 		for range 40 {
 			floor = append(floor, start(b, []string{hello}))
 			run = append(run, start(b, cached))
 		}
-		b.StartTimer()
 		wall := func(s started) float64 { return s.wall.Seconds() * 1e3 }
 		cpu := func(s started) float64 { return s.cpu.Seconds() * 1e3 }
 		faults := func(s started) float64 { return float64(s.faults) }
